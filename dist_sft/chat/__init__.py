@@ -1,0 +1,1 @@
+"""A row becomes a conversation, a conversation becomes tokens and loss weights. No torch, no Ray."""

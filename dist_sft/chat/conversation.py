@@ -1,0 +1,75 @@
+"""What a row means, whatever format it came in.
+
+file row ─ chat/formats ─> Conversation | Document ─ chat/encode ─> EncodedSample
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a function. arguments: a JSON object, or the text that the row held if it was not one."""
+
+    name: str
+    arguments: dict[str, Any] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.
+
+    content    text; "" where the turn is only tool calls
+    reasoning  text that came before the answer, or None
+    weight     loss weight from the row, which overrides the role's; None: the role's
+    """
+
+    role: Role
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, and the JSON schemas of the tools that the assistant may call."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Plain text, all of it learned: continued pre-training or replay."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """One conversation as the model sees it.
+
+    tokens   int32[T]    ids of the template rendered whole
+    weights  float32[T]  loss weight of predicting token t from those before it; weights[0] is 0
+    """
+
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def supervised(self) -> int:
+        """Number of tokens with a weight above 0."""
+        return int(np.count_nonzero(self.weights))
+
+    @property
+    def total_weight(self) -> float:
+        return float(self.weights.sum(dtype=np.float64))

@@ -1,0 +1,1 @@
+"""Words that all layers use: errors, seeds, files, values that cross a boundary."""

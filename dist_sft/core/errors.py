@@ -1,0 +1,92 @@
+"""What can go wrong, for a person to read: what, where, and how to mend it.
+
+    SftError
+    ├── ConfigError       the run file, an override, or the DeepSpeed JSON
+    ├── DataError         a file that cannot be read, an empty data set
+    │   └── RowError      one row: bad JSON, a wrong role, a mask that cannot be proved
+    ├── TemplateError     a chat template that cannot say what we must know
+    ├── ModelError        a model or tokenizer that cannot be loaded or trained as asked
+    ├── ClusterError      too few GPUs or CPUs, a stale build lock, a worker that died
+    ├── CheckpointError   a checkpoint that cannot be written, found or trusted
+    ├── TrainingError     a loss that is not finite, an engine that is not the one asked for
+    └── MissingExtra      an optional package that a command needs
+
+An error crosses process borders (Ray, multiprocessing) as itself.
+"""
+
+
+class SftError(Exception):
+    """The user's fault or the world's, never ours: ours is an `assert`.
+
+    what: one sentence.  where: file:line, row, key, rank or node; may be empty.  fix: what to do; may be empty.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}\n  fix: {self.fix}" if self.fix else head
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+def _rebuild(kind: type[SftError], what: str, where: str, fix: str) -> SftError:
+    return kind(what, where=where, fix=fix)
+
+
+class ConfigError(SftError):
+    """The run file, an override, or the DeepSpeed JSON."""
+
+
+class DataError(SftError):
+    """A file that cannot be read, or a data set with nothing in it."""
+
+
+class RowError(DataError):
+    """One row that cannot become a sample.
+
+    reason is a short key under which the ledger counts it, e.g. "bad_json", "wrong_role", "nothing_supervised".
+    """
+
+    def __init__(self, what: str, *, reason: str, where: str = "", fix: str = "") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_row, (type(self), self.what, self.reason, self.where, self.fix)
+
+    def at(self, where: str) -> "RowError":
+        """The same error, with a place in front of the place that it already names."""
+        return type(self)(self.what, reason=self.reason, where=f"{where}: {self.where}" if self.where else where,
+                          fix=self.fix)
+
+
+def _rebuild_row(kind: type[RowError], what: str, reason: str, where: str, fix: str) -> RowError:
+    return kind(what, reason=reason, where=where, fix=fix)
+
+
+class TemplateError(SftError):
+    """A chat template that cannot render a row, or cannot say where the answers are."""
+
+
+class ModelError(SftError):
+    """A model or tokenizer that cannot be loaded, or not trained as asked."""
+
+
+class ClusterError(SftError):
+    """Too few GPUs or CPUs, a stale build lock, a worker that died."""
+
+
+class CheckpointError(SftError):
+    """A checkpoint that cannot be written, found or trusted."""
+
+
+class TrainingError(SftError):
+    """A loss that is not finite, an engine that is not the one asked for."""
+
+
+class MissingExtra(SftError):
+    """An optional package that this needs is not installed."""
