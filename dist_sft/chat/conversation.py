@@ -57,10 +57,12 @@ class EncodedSample:
 
     tokens   int32[T]    ids of the template rendered whole
     weights  float32[T]  loss weight of predicting token t from those before it; weights[0] is 0
+    cut      tokens that truncation took off the end (0: the sample is whole)
     """
 
     tokens: NDArray[np.int32]
     weights: NDArray[np.float32]
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
