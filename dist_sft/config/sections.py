@@ -7,24 +7,34 @@ cannot change what is learned. All others may not, see `learned`.
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.config import JsonDict
 
-EXECUTION = {"execution": True}
+EXECUTION: JsonDict = {"execution": True}
 """Mark of a setting that changes only how fast, where, or how visibly a run goes."""
 
 Role = Literal["system", "user", "assistant", "tool"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a running average: 1 would never forget."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class RunSection(Section):
     """run: which run this is."""
 
-    name: str = Field("sft", description="name in W&B and in logs", json_schema_extra=EXECUTION)
-    dir: str = Field("runs/sft", description="folder that gets checkpoints, logs, the ledger", json_schema_extra=EXECUTION)
-    seed: int = Field(0, description="of the order, the noise and dropout")
+    name: str = Field(default="sft", min_length=1, description="name in W&B and in logs", json_schema_extra=EXECUTION)
+    dir: str = Field(
+        default="runs/sft",
+        min_length=1,
+        description="folder that gets checkpoints, logs, the ledger",
+        json_schema_extra=EXECUTION,
+    )
+    seed: int = Field(default=0, description="of the order, the noise and dropout")
 
 
 class FullTuning(Section):
@@ -40,7 +50,9 @@ class LoraTuning(Section):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | tuple[str, ...] = Field("all-linear", description="module names, or all-linear (all but the head)")
+    targets: str | tuple[str, ...] = Field(
+        default="all-linear", description="module names, or all-linear (all but the head)"
+    )
 
 
 class Neftune(Section):
@@ -53,120 +65,148 @@ class Neftune(Section):
 class ModelSection(Section):
     """model: what is tuned, and how it is computed."""
 
-    path: str = Field(description="hub id or folder")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    path: str = Field(min_length=1, description="hub id or folder")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "segments", "varlen"] = Field(
-        "auto", description="how samples of a pack are kept apart", json_schema_extra=EXECUTION
+        default="auto", description="how samples of a pack are kept apart", json_schema_extra=EXECUTION
     )
     tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning()
     neftune: Neftune | None = None
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations: less memory, 1/3 more time", json_schema_extra=EXECUTION
+        default=False, description="recompute activations: less memory, 1/3 more time", json_schema_extra=EXECUTION
     )
 
 
 class Source(Section):
     """data.sources[i]: rows from one place."""
 
-    path: str = Field(description="file, folder, glob, fsspec URL, or hub:owner/name for a data set of the hub")
-    format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text"
-    ] = Field("auto", description="of the rows; auto looks at each row's keys")
-    split: str = Field("train", description="of a hub data set")
+    path: str = Field(
+        min_length=1, description="file, folder, glob, fsspec URL, or hub:owner/name for a data set of the hub"
+    )
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text"] = Field(
+        default="auto", description="of the rows; auto looks at each row's keys"
+    )
+    split: str = Field(
+        default="train", min_length=1, description="of a hub data set, or of a file or folder with several"
+    )
+    subset: str | None = Field(default=None, description="configuration of a hub data set, e.g. main of openai/gsm8k")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set")
 
 
 class LossWeights(Section):
     """data.loss: which tokens are learned, and how much each counts."""
 
-    roles: dict[Role, NonNegativeFloat] = Field({"assistant": 1.0}, description="weight by role; roles not named get 0")
-    turns: Literal["all", "last"] = Field("all", description="last: only messages after the last user message")
-    reasoning: bool = Field(True, description="false: reasoning parts are context, not learned")
+    roles: dict[Role, NonNegativeFloat] = Field(
+        default={"assistant": 1.0}, description="weight by role; roles not named get 0"
+    )
+    turns: Literal["all", "last"] = Field(default="all", description="last: only messages after the last user message")
+    reasoning: bool = Field(default=True, description="false: reasoning parts are context, not learned")
 
 
 class DataSection(Section):
     """data: which conversations, and how they become tokens."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
-    template: str = Field("auto", description="auto (the tokenizer's), chatml, llama3, roles, or a .jinja file")
-    role_names: dict[str, Role] = Field({}, description="what a role is called in the files, e.g. {bot: assistant}")
+    template: str = Field(default="auto", description="auto (the tokenizer's), chatml, llama3, roles, or a .jinja file")
+    role_names: dict[str, Role] = Field(
+        default={}, description="what a role is called in the files, e.g. {bot: assistant}"
+    )
     loss: LossWeights = LossWeights()
-    context_length: PositiveInt = Field(4096, description="longest sample, tokens")
+    context_length: PositiveInt = Field(default=4096, description="longest sample, tokens")
     overlong: Literal["drop", "truncate", "error"] = "drop"
-    bad_rows: Literal["error", "drop"] = Field("error", description="of a row that cannot become a sample; drops are counted")
-    max_bad_share: Fraction = Field(0.1, description="with bad_rows=drop: stop when more than this share of rows is bad")
+    bad_rows: Literal["error", "drop"] = Field(
+        default="error", description="of rows that cannot become a sample; drops are counted"
+    )
+    max_bad_share: Fraction = Field(
+        default=0.1, description="with bad_rows=drop: stop when more than this share of rows is bad"
+    )
 
 
 class Optimizer(Section):
     """train.optimizer: AdamW (Loshchilov & Hutter, 2019) or SGD, as torch computes them."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = Field(0.0, description="on matrices only: not on norms and biases")
-    momentum: Fraction = Field(0.0, description="of sgd")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="on matrices only: not on norms and biases")
+    momentum: Decay = Field(default=0.0, description="of sgd")
 
 
 class TrainSection(Section):
     """train: the steps."""
 
-    samples_per_step: PositiveInt = Field(64, description="conversations per optimizer step, over all ranks")
-    tokens_per_pack: PositiveInt = Field(8192, description="most tokens in one forward pass of a rank", json_schema_extra=EXECUTION)
-    packing: bool = Field(True, description="false: one sample per forward pass", json_schema_extra=EXECUTION)
-    micro_steps: PositiveInt = Field(1, description="fewest forward passes per step and rank", json_schema_extra=EXECUTION)
-    epochs: PositiveFloat | None = Field(None, description="passes over the data; this or steps")
-    steps: PositiveInt | None = Field(None, description="optimizer steps; this or epochs")
+    samples_per_step: PositiveInt = Field(default=64, description="conversations per optimizer step, over all ranks")
+    tokens_per_pack: PositiveInt = Field(
+        default=8192, description="most tokens in one forward pass of a rank", json_schema_extra=EXECUTION
+    )
+    packing: bool = Field(default=True, description="false: one sample per forward pass", json_schema_extra=EXECUTION)
+    micro_steps: PositiveInt = Field(
+        default=1, description="fewest forward passes per step and rank", json_schema_extra=EXECUTION
+    )
+    epochs: PositiveFloat | None = Field(default=None, description="passes over the data; this or steps")
+    steps: PositiveInt | None = Field(default=None, description="optimizer steps; this or epochs")
     optimizer: Optimizer = Optimizer()
     learning_rate: PositiveFloat = 1e-5
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup: NonNegativeFloat = Field(0.03, description="share of all steps if below 1, else a number of steps")
-    decay: NonNegativeFloat = Field(0.2, description="of wsd: share of all steps (or number of steps) that decay at the end")
-    min_learning_rate: NonNegativeFloat = Field(0.0, description="where the decay ends")
-    clip: NonNegativeFloat = Field(1.0, description="largest norm of the whole gradient; 0: no clipping")
+    warmup: NonNegativeFloat = Field(default=0.03, description="share of all steps if below 1, else a number of steps")
+    decay: NonNegativeFloat = Field(
+        default=0.2, description="of wsd: share of all steps (or number of steps) that decay at the end"
+    )
+    min_learning_rate: NonNegativeFloat = Field(default=0.0, description="where the decay ends")
+    clip: NonNegativeFloat = Field(default=1.0, description="largest norm of the whole gradient; 0: no clipping")
 
 
 class EvalSection(Section):
     """eval: loss on held-out rows, and early stopping."""
 
-    source: Source | None = Field(None, description="a path, or a source as in data.sources")
-    every: PositiveInt = Field(100, description="steps")
-    samples: PositiveInt | None = Field(None, description="at most this many rows")
-    patience: NonNegativeInt | None = Field(None, description="stop after this many evaluations without improvement")
-    min_delta: NonNegativeFloat = Field(0.0, description="nats per token that count as improvement")
+    source: Source | None = Field(default=None, description="a path, or a source as in data.sources")
+    every: PositiveInt = Field(default=100, description="steps")
+    samples: PositiveInt | None = Field(default=None, description="at most this many rows")
+    patience: NonNegativeInt | None = Field(
+        default=None, description="stop after this many evaluations without improvement"
+    )
+    min_delta: NonNegativeFloat = Field(default=0.0, description="nats per token that count as improvement")
 
 
 class CheckpointSection(Section):
     """checkpoint: what survives."""
 
-    every: PositiveInt = Field(100, description="steps; the last step is always saved", json_schema_extra=EXECUTION)
-    keep: PositiveInt = Field(2, description="newest checkpoints that are kept", json_schema_extra=EXECUTION)
+    every: PositiveInt = Field(
+        default=100, description="steps; the last step is always saved", json_schema_extra=EXECUTION
+    )
+    keep: PositiveInt = Field(default=2, description="newest checkpoints that are kept", json_schema_extra=EXECUTION)
 
 
 class ClusterSection(Section):
     """cluster: what Ray is asked for."""
 
-    address: str | None = Field(None, description="of a Ray cluster; none: RAY_ADDRESS, else a local Ray", json_schema_extra=EXECUTION)
-    workers: PositiveInt = Field(1, description="ranks", json_schema_extra=EXECUTION)
-    gpus_per_worker: NonNegativeFloat = Field(1, description="0: train on CPU", json_schema_extra=EXECUTION)
-    cpus_per_worker: PositiveFloat = Field(1, json_schema_extra=EXECUTION)
-    max_failures: NonNegativeInt = Field(0, description="restarts of the worker group after a fault", json_schema_extra=EXECUTION)
+    address: str | None = Field(
+        default=None, description="of a Ray cluster; none: RAY_ADDRESS, else a local Ray", json_schema_extra=EXECUTION
+    )
+    workers: PositiveInt = Field(default=1, description="ranks", json_schema_extra=EXECUTION)
+    gpus_per_worker: NonNegativeFloat = Field(default=1, description="0: train on CPU", json_schema_extra=EXECUTION)
+    cpus_per_worker: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
+    max_failures: NonNegativeInt = Field(
+        default=0, description="restarts of the worker group after a fault", json_schema_extra=EXECUTION
+    )
 
 
 class WandbSection(Section):
     """tracking.wandb."""
 
-    project: str = Field("dist-sft", json_schema_extra=EXECUTION)
-    entity: str | None = Field(None, json_schema_extra=EXECUTION)
-    group: str | None = Field(None, json_schema_extra=EXECUTION)
-    tags: tuple[str, ...] = Field((), json_schema_extra=EXECUTION)
-    mode: Literal["online", "offline", "disabled"] = Field("online", json_schema_extra=EXECUTION)
+    project: str = Field(default="dist-sft", json_schema_extra=EXECUTION)
+    entity: str | None = Field(default=None, json_schema_extra=EXECUTION)
+    group: str | None = Field(default=None, json_schema_extra=EXECUTION)
+    tags: tuple[str, ...] = Field(default=(), json_schema_extra=EXECUTION)
+    mode: Literal["online", "offline", "disabled"] = Field(default="online", json_schema_extra=EXECUTION)
 
 
 class TrackingSection(Section):
     """tracking: where figures go besides the console and metrics.jsonl."""
 
-    wandb: WandbSection | None = Field(None, json_schema_extra=EXECUTION)
-    log_every: PositiveInt = Field(1, description="steps per console line", json_schema_extra=EXECUTION)
+    wandb: WandbSection | None = Field(default=None, json_schema_extra=EXECUTION)
+    log_every: PositiveInt = Field(default=1, description="steps per console line", json_schema_extra=EXECUTION)
 
 
 class RunConfig(Section):
@@ -180,6 +220,6 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     cluster: ClusterSection = ClusterSection()
     deepspeed: str | dict[str, Any] = Field(
-        "ds_configs/zero3.json", description="a DeepSpeed JSON, or its content", json_schema_extra=EXECUTION
+        default="ds_configs/zero3.json", description="a DeepSpeed JSON, or its content", json_schema_extra=EXECUTION
     )
     tracking: TrackingSection = TrackingSection()

@@ -1,0 +1,190 @@
+"""Conversation | Document -> tokens and loss weights: the template's own ids, and a mask with a proof.
+
+    render twice (marks) -> where the row's strings are -> what is learned, in characters -> tokens, by offsets
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_sft.chat.anatomy import study
+from dist_sft.chat.conversation import Conversation, Document, EncodedSample
+from dist_sft.chat.marks import locate
+from dist_sft.chat.render import TODAY, Renderer
+from dist_sft.chat.spans import WeightedSpan, row_spans, supervised
+from dist_sft.chat.templates import ChatTemplate, choose
+from dist_sft.chat.tokens import RowText, TextEncoder, Tokens
+from dist_sft.chat.vocabulary import Vocabulary
+from dist_sft.config.sections import LossWeights
+from dist_sft.core.errors import RowError
+from dist_sft.core.files import stable_hash
+
+VERSION = 1
+"""Of this package's way to encode: part of every fingerprint, to be raised when ids or weights change."""
+
+Item = Conversation | Document
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPiece:
+    """One token for a person to read: its share of the text, id, loss weight. The texts joined are the whole text."""
+
+    text: str
+    id: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A text that waits for its tokens. learned: in characters, in order; None: a document, all of it."""
+
+    row: RowText
+    learned: list[WeightedSpan] | None
+
+
+class Encoder:
+    """Everything that turns rows into samples, for one tokenizer, template and loss. Pickles as its settings."""
+
+    def __init__(self, vocabulary: Vocabulary, template: str | ChatTemplate, loss: LossWeights, context_length: int,
+                 overlong: str) -> None:
+        """
+        Args:
+            template: as data.template, or one that was chosen already.
+            overlong: drop, error (both: RowError "overlong") or truncate.
+        Raises:
+            TemplateError: no such template, or one that cannot say where answers begin and end.
+        """
+        self.template = choose(template, vocabulary) if isinstance(template, str) else template
+        self._settings = (vocabulary, self.template, loss, context_length, overlong)
+        self._vocabulary, self._loss, self._context_length, self._overlong = vocabulary, loss, context_length, overlong
+        self._renderer = Renderer(self.template.source, vocabulary.special_tokens)
+        self._anatomy = study(self._renderer, vocabulary)
+        self._texts = TextEncoder(vocabulary, self._anatomy.words)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Encoder, self._settings
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides a sample, given its row."""
+        vocabulary, template, loss, context_length, overlong = self._settings
+        return stable_hash([VERSION, vocabulary.fingerprint, template.source, loss.model_dump(mode="json"),
+                            context_length, overlong, TODAY.isoformat()])
+
+    def encode(self, item: Item) -> EncodedSample:
+        """One sample. Raises: RowError, see `encode_batch`."""
+        (result,) = self.encode_batch([item])
+        if isinstance(result, RowError):
+            raise result
+        return result
+
+    def encode_batch(self, items: Sequence[Item]) -> list[EncodedSample | RowError]:
+        """Samples in the order of the items; a RowError where an item cannot become one.
+
+        Reasons: template_refused, private_use, not_rendered, spans_not_found, generation_tags, empty_answer,
+        control_token, straddles, stop_not_supervised, nothing_supervised, overlong.
+        """
+        return [self._sample(found) for found in self._tokens(items)]
+
+    def render(self, item: Item) -> str:
+        """The text whose tokens a sample holds (a document's begin and end tokens left out)."""
+        return item.text if isinstance(item, Document) else self._renderer.render(item)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens included."""
+        return self._texts.decode(ids)
+
+    def preview(self, item: Item) -> list[TokenPiece]:
+        """Every token of a sample as a person reads it, before any truncation. Raises: RowError."""
+        (found,) = self._tokens([item])
+        if isinstance(found, RowError):
+            raise found
+        plan, tokens = found
+        pieces: list[TokenPiece] = []
+        shown = 0
+        weights = self._weights(plan, tokens)
+        for token, (start, end), weight in zip(tokens.ids, tokens.offsets, weights, strict=True):
+            text = self.text_of([token]) if start == end else plan.row.text[shown:end]
+            pieces.append(TokenPiece(text, int(token), float(weight)))
+            shown = max(shown, end)
+        return pieces
+
+    def _tokens(self, items: Sequence[Item]) -> list[tuple[_Plan, Tokens] | RowError]:
+        plans = [self._plan(item) for item in items]
+        encoded = iter(self._texts.encode([plan.row for plan in plans if isinstance(plan, _Plan)]))
+        return [plan if isinstance(plan, RowError) else self._framed(plan, next(encoded)) for plan in plans]
+
+    def _plan(self, item: Item) -> _Plan | RowError:
+        try:
+            if isinstance(item, Document):
+                return _Plan(RowText(item.text, ((0, len(item.text)),)), None)
+            found = locate(self._renderer, item, self._texts.suspect)
+            learned = supervised(item, found, self._renderer, self._anatomy, self._loss)
+            return _Plan(RowText(found.text, tuple(row_spans(found))), learned)
+        except RowError as error:
+            return error
+
+    def _framed(self, plan: _Plan, tokens: Tokens | RowError) -> tuple[_Plan, Tokens] | RowError:
+        """A plan with its tokens; a document's between those that begin and end a text."""
+        if isinstance(tokens, RowError):
+            return tokens
+        if plan.learned is not None:
+            return plan, tokens
+        eos = self._vocabulary.id_of("eos_token")
+        if eos is None:
+            return RowError("the tokenizer has no eos_token to end a document with", reason="no_eos",
+                            fix="set eos_token in tokenizer_config.json")
+        before, size = self._texts.document_prefix, len(plan.row.text)
+        ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array([eos], np.int32)])
+        return plan, Tokens(ids, [(0, 0)] * len(before) + tokens.offsets + [(size, size)])
+
+    def _sample(self, found: tuple[_Plan, Tokens] | RowError) -> EncodedSample | RowError:
+        """Weights, length and the last proofs of one row."""
+        if isinstance(found, RowError):
+            return found
+        plan, tokens = found
+        try:
+            weights = self._weights(plan, tokens)
+        except RowError as error:
+            return error
+        cut = max(0, len(weights) - self._context_length)
+        if cut and self._overlong != "truncate":
+            return RowError(f"{len(weights)} tokens, {cut} more than fit", reason="overlong",
+                            fix=f"data.context_length={len(weights)}, data.overlong=truncate, or data.overlong=drop")
+        kept = len(weights) - cut
+        if not weights[:kept].any():
+            return RowError("nothing is learned from it" + (" once it is truncated" if cut else ""),
+                            reason="nothing_supervised", fix="remove the row, or see data.loss and its loss_weight")
+        return EncodedSample(tokens.ids[:kept].copy(), weights[:kept].copy(), cut)
+
+    def _weights(self, plan: _Plan, tokens: Tokens) -> NDArray[np.float32]:
+        """float32[T]. Raises: RowError: straddles, stop_not_supervised."""
+        weights = np.full(len(tokens.ids), 1.0 if plan.learned is None else 0.0, np.float32)
+        for span in plan.learned or ():
+            first, last = _token_range(tokens.offsets, span)
+            if span.stop and not (last > first and self._texts.is_control(int(tokens.ids[last - 1]))):
+                raise RowError(f"the stop token of messages[{span.message}] is not learned", reason="stop_not_supervised",
+                               fix="choose another data.template")
+            weights[first:last] = span.weight
+        weights[:1] = 0
+        return weights
+
+
+def _token_range(offsets: Sequence[tuple[int, int]], span: WeightedSpan) -> tuple[int, int]:
+    """Tokens [first, last) of a span of characters.
+
+    A token over the border of an answer is an error: at inference the prompt ends where the answer begins. One over the
+    border of a question or a tool's result counts if it begins inside.
+    """
+    first = bisect_left(offsets, (span.start,))
+    last = bisect_left(offsets, (span.end,))
+    over_start = first > 0 and offsets[first - 1][1] > span.start
+    over_end = last > first and offsets[last - 1][1] > span.end
+    if span.stop and (over_start or over_end):
+        raise RowError(f"one token holds both the {'start' if over_start else 'end'} of messages[{span.message}] and the "
+                       "template's text beside it", reason="straddles",
+                       fix="take the blanks off the ends of that message, or choose a template that trims")
+    return first, last

@@ -1,0 +1,157 @@
+"""Text -> ids and their places in the text; what a row says never becomes a control token.
+
+Control tokens are the tokens that steer a model: special ones, those that the chat template writes itself (`<think>`,
+`<tool_call>`) and those that look like them (`<|fim_prefix|>`). Ordinary added tokens (Gemma's "\\n\\n") are text.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from dist_sft.chat.vocabulary import Vocabulary
+from dist_sft.core.errors import RowError
+
+_LOOKS_LIKE_CONTROL = re.compile(r"<\|.+\|>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as tokens.
+
+    ids      int32[T]
+    offsets  T pairs (start, end), in characters of the text; a character of several tokens is in each of them
+    """
+
+    ids: NDArray[np.int32]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class RowText:
+    """A text to be encoded, and which parts of it come from a row: (start, end), in order, in characters."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+class TextEncoder:
+    """The Rust tokenizer, with its control tokens under lock. Holds the tokenizer; not to be shared by threads."""
+
+    def __init__(self, vocabulary: Vocabulary, words: Iterable[str]) -> None:
+        """words: all that the chat template writes by itself."""
+        control = control_tokens(vocabulary, words)
+        self.suspect = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
+        self._tokenizer = Tokenizer.from_str(_locked(vocabulary.backend, control))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._is_control = np.zeros(self._tokenizer.get_vocab_size(with_added_tokens=True), np.bool_)
+        self._is_control[[vocabulary.ids[token] for token in control]] = True
+        self._newline = self._tokenizer.encode("\n", add_special_tokens=False).ids
+        self.document_prefix = self._added_before_text()
+
+    def encode(self, rows: Sequence[RowText]) -> list[Tokens | RowError]:
+        """Tokens of each text, or why it has none.
+
+        Texts without a control token inside their row parts get the ids of the text encoded whole.
+        """
+        clean = [i for i, row in enumerate(rows) if not any(self._cuts(row))]
+        encodings = self._tokenizer.encode_batch([rows[i].text for i in clean], add_special_tokens=False)
+        tokens = dict(zip(clean, map(_tokens, encodings), strict=True))
+        return [self._checked(row, tokens.get(i) or self._in_pieces(row)) for i, row in enumerate(rows)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens included."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def is_control(self, token: int) -> bool:
+        return bool(self._is_control[token])
+
+    def _cuts(self, row: RowText) -> Iterable[tuple[int, int]]:
+        return (match.span() for start, end in row.spans for match in self.suspect.finditer(row.text, start, end))
+
+    def _in_pieces(self, row: RowText) -> Tokens:
+        """The row's control strings encoded as text, all between them as ever."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        position = 0
+        for start, end in (*self._cuts(row), (len(row.text), len(row.text))):
+            for low, high, as_text in ((position, start, False), (start, end, True)):
+                piece_ids, piece_offsets = self._piece(row.text[low:high], as_text, first=not ids)
+                ids += piece_ids
+                offsets += [(low + a, low + b) for a, b in piece_offsets]
+            position = end
+        return Tokens(np.array(ids, np.int32), offsets)
+
+    def _piece(self, text: str, as_text: bool, first: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a piece as it would be in the middle of a text: SentencePiece puts a blank before a first word."""
+        self._tokenizer.encode_special_tokens = as_text
+        try:
+            if not text:
+                return [], []
+            if not first:
+                behind = self._tokenizer.encode("\n" + text, add_special_tokens=False)
+                skip = len(self._newline)
+                if behind.ids[:skip] == self._newline and behind.offsets[skip - 1][1] == 1:
+                    return behind.ids[skip:], [(a - 1, b - 1) for a, b in behind.offsets[skip:]]
+            alone = self._tokenizer.encode(text, add_special_tokens=False)
+            return alone.ids, alone.offsets
+        finally:
+            self._tokenizer.encode_special_tokens = False
+
+    def _checked(self, row: RowText, tokens: Tokens) -> Tokens | RowError:
+        """The promise: no control token holds a character of the row."""
+        for at in np.flatnonzero(self._is_control[tokens.ids]):
+            start, end = tokens.offsets[at]
+            if any(start < b and a < end for a, b in row.spans):
+                return RowError(f"text of the row would become the control token {row.text[start:end]!r}",
+                                reason="control_token", fix="remove that text from the row")
+        return tokens
+
+    def _added_before_text(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a plain text by itself: a begin-of-text token, or nothing."""
+        bare = self._tokenizer.encode("x", add_special_tokens=False).ids
+        full = self._tokenizer.encode("x", add_special_tokens=True).ids
+        at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return tuple(full[:at])
+
+
+def control_tokens(vocabulary: Vocabulary, words: Iterable[str]) -> frozenset[str]:
+    """Texts of the added tokens that no row may use."""
+    written = "\0".join(words)
+    return frozenset(
+        token.content
+        for token in vocabulary.added_tokens
+        if token.special
+        or (token.content.strip() and (token.content in written or _LOOKS_LIKE_CONTROL.fullmatch(token.content)))
+    )
+
+
+def _tokens(encoding: Encoding) -> Tokens:
+    return Tokens(np.array(encoding.ids, np.int32), encoding.offsets)
+
+
+def _locked(backend: str, control: frozenset[str]) -> str:
+    """The tokenizer's JSON in which the control tokens, and no others, obey `encode_special_tokens`, and offsets tell
+    the truth about blanks."""
+    parts = json.loads(backend)
+    for token in parts["added_tokens"]:
+        token["special"] = token["content"] in control
+    _keep_blanks(parts.get("post_processor"))
+    return json.dumps(parts, ensure_ascii=False)
+
+
+def _keep_blanks(part: Any) -> None:
+    if isinstance(part, dict):
+        if "trim_offsets" in part:
+            part["trim_offsets"] = False
+        for inner in part.values():
+            _keep_blanks(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            _keep_blanks(inner)

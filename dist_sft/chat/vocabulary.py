@@ -1,0 +1,77 @@
+"""All that is known of a tokenizer, as a value: no transformers, no file, cheap to send to another process.
+
+model/tokenizer ─ load_vocabulary ─> Vocabulary ─> chat/encode
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dist_sft.core.errors import ModelError
+from dist_sft.core.files import write_json
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that the tokenizer finds before it splits text. special: it steers the model, it is not text."""
+
+    content: str
+    id: int
+    special: bool
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer.
+
+    backend         the JSON of its `tokenizers.Tokenizer`: the loaded one's, which may differ from tokenizer.json
+    chat_template   Jinja source, or None
+    special_tokens  text by name: bos_token, eos_token, pad_token, ...; what templates see under these names
+    size            number of ids, added tokens included
+    """
+
+    backend: str
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    size: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides ids."""
+        parts = (self.backend, self.chat_template or "", json.dumps(self.special_tokens, sort_keys=True))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def added_tokens(self) -> tuple[AddedToken, ...]:
+        named = set(self.special_tokens.values())
+        added = json.loads(self.backend)["added_tokens"]
+        return tuple(
+            AddedToken(one["content"], one["id"], one["special"] or one["content"] in named) for one in added
+        )
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Id by text, of added tokens only."""
+        return {token.content: token.id for token in self.added_tokens}
+
+    def id_of(self, name: str) -> int | None:
+        """Id of a named token, e.g. id_of("eos_token"); None if there is none."""
+        return self.ids.get(self.special_tokens.get(name, ""))
+
+    def save(self, path: Path) -> None:
+        """Write to one file, atomically."""
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> "Vocabulary":
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: the file is missing or is not a vocabulary.
+        """
+        try:
+            return Vocabulary(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"not a saved vocabulary: {error}", where=str(path), fix="delete it and run again") from None

@@ -1,0 +1,1 @@
+"""From a run file to running ranks: Ray, the run folder, what each worker assembles."""

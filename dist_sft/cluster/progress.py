@@ -1,0 +1,71 @@
+"""What the driver shows while the ranks train: it reads metrics.jsonl, which rank 0 writes."""
+
+import json
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dist_sft.tracking.sinks import Console
+
+
+class Follower:
+    """A progress bar and a line per record, for as long as the block lasts.
+
+    path     metrics.jsonl
+    attempt  only what follows the start record of this attempt is shown
+    every    steps per line
+    """
+
+    def __init__(self, path: Path, attempt: str, every: int) -> None:
+        self.path, self.attempt, self.every = path, attempt, every
+        self._offset = 0
+        self._started = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
+                   TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Terminal(), transient=False)
+        self._task = self._bar.add_task("starting", total=None)
+        self._lines: Console | None = None
+
+    def __enter__(self) -> "Follower":
+        self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._bar.stop()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.2):
+            self._poll()
+        self._poll()
+
+    def _poll(self) -> None:
+        """Show what is new. A file that has become shorter was cut back by a restart, and is read again."""
+        if not self.path.exists():
+            return
+        if self.path.stat().st_size < self._offset:
+            self._offset, self._started = 0, False
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            lines = file.read().split(b"\n")[:-1]
+        self._offset += sum(len(line) + 1 for line in lines)
+        for line in lines:
+            self._show(json.loads(line))
+
+    def _show(self, record: dict[str, Any]) -> None:
+        if record.get("attempt") == self.attempt:
+            self._started = True
+            self._lines = Console(record["steps"], self.every, self._bar.console.print)
+            self._bar.update(self._task, description="training", total=record["steps"], completed=record["step"])
+        elif self._started and self._lines:
+            if record["kind"] == "step":
+                self._bar.update(self._task, completed=record["step"])
+            self._lines.write(record)

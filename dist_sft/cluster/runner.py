@@ -1,0 +1,171 @@
+"""Run `assembly.work` on as many ranks as the run file asks for, through Ray Train.
+
+RunConfig -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every rank -> RunResult
+"""
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_sft.cluster.progress import Follower
+from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import ClusterError, SftError
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    outcome  "finished" or "stopped early"
+    ledger   rows that were dropped or cut, by reason
+    """
+
+    outcome: str
+    run_dir: Path
+    ledger: dict[str, int]
+    steps: int
+    resumed_at: int
+
+
+def train(config: RunConfig) -> RunResult:
+    """Run, or go on with, what a run file describes. Raises SftError; whatever a rank raised arrives as itself."""
+    import ray
+
+    _quiet()
+    run_dir = Path(config.run.dir).absolute()
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(run_dir)})})
+    with _lock(run_dir):
+        started = not ray.is_initialized()
+        if started:
+            _connect(config)
+        try:
+            _check_resources(config, ray.cluster_resources())
+            return _fit(config, run_dir)
+        finally:
+            if started:
+                ray.shutdown()
+
+
+def _fit(config: RunConfig, run_dir: Path) -> RunResult:
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    attempt, wanted = uuid.uuid4().hex[:12], config.cluster
+    gpu = wanted.gpus_per_worker > 0
+    trainer = TorchTrainer(
+        _train_function,
+        train_loop_config={"settings": config.model_dump(mode="json"), "attempt": attempt},
+        scaling_config=ScalingConfig(
+            num_workers=wanted.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": wanted.cpus_per_worker, **({"GPU": wanted.gpus_per_worker} if gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RayRunConfig(
+            name=f"{config.run.name}-{attempt}",
+            storage_path=str(run_dir / "ray"),
+            failure_config=FailureConfig(max_failures=wanted.max_failures),
+        ),
+    )
+    with Follower(run_dir / "metrics.jsonl", attempt, config.tracking.log_every):
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _cause(error) from error
+    returned: dict[str, Any] = result.return_value or {}
+    return RunResult(run_dir=run_dir, **returned)
+
+
+def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
+    """Runs in each Ray Train worker; imports there, for the driver needs neither torch nor DeepSpeed."""
+    from dist_sft.cluster.assembly import work
+
+    return work(**settings)
+
+
+def _connect(config: RunConfig) -> None:
+    """Join the cluster that the run file or RAY_ADDRESS names, or start a local Ray."""
+    import ray
+
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    environment = _worker_environment(config)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            include_dashboard=False if address is None else None,
+            runtime_env={"env_vars": environment},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"Ray cannot be reached: {str(error).splitlines()[0]}",
+            where=address or "local Ray",
+            fix="check cluster.address and RAY_ADDRESS, or unset both to start a local Ray",
+        ) from error
+
+
+def _worker_environment(config: RunConfig) -> dict[str, str]:
+    """Variables of every worker. One thread per CPU that Ray gives it."""
+    threads = str(max(1, int(config.cluster.cpus_per_worker)))
+    variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    if config.cluster.gpus_per_worker == 0:
+        variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return variables
+
+
+def _quiet() -> None:
+    """Ray Train's controller tells at length what our own lines say."""
+    for name, value in (
+        ("RAY_TRAIN_ENABLE_PRINT_PATCH", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"),
+        ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _check_resources(config: RunConfig, have: dict[str, float]) -> None:
+    wanted = config.cluster
+    for name, each, key in (("GPU", wanted.gpus_per_worker, "gpus"), ("CPU", wanted.cpus_per_worker, "cpus")):
+        need = each * wanted.workers
+        if need > have.get(name, 0.0):
+            raise ClusterError(
+                f"{wanted.workers} workers with {each:g} {name}s each need {need:g}; Ray has {have.get(name, 0.0):g}",
+                where=f"cluster.workers={wanted.workers}",
+                fix=f"lower cluster.workers or cluster.{key}_per_worker"
+                + (" (0 trains on CPU)" if name == "GPU" else " (0.5 lets two workers share a CPU)"),
+            )
+
+
+def _cause(error: BaseException) -> SftError:
+    """The user's error inside what Ray wraps around it; a worker that died without one is an error of the cluster."""
+    seen: list[BaseException] = [error]
+    for current in seen:
+        if isinstance(current, SftError):
+            return current
+        inner = [*getattr(current, "worker_failures", {}).values(), getattr(current, "controller_failure", None),
+                 getattr(current, "cause", None), current.__cause__]
+        seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
+    return ClusterError(
+        f"a worker failed: {error}",
+        fix="the newest whole checkpoint is untouched: run the same command again to go on from it",
+    )
+
+
+def _lock(run_dir: Path) -> Any:
+    """One driver per run folder: two would write the same checkpoints. The kernel drops the lock with the process."""
+    import filelock
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir / ".lock", timeout=0)
+    try:
+        return lock.acquire()
+    except filelock.Timeout:
+        raise ClusterError(
+            "another dist-sft is training in this folder", where=str(run_dir), fix="wait for it, or use another run.dir"
+        ) from None

@@ -1,0 +1,71 @@
+"""`key=value` from the command line, put into the values of a run file.
+
+Keys are dotted, with list indices (`data.sources.0.path=x.jsonl`); values are YAML (`model.tuning={kind: lora}`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dist_sft.config.document import Document, Path, dotted, parse_yaml
+from dist_sft.core.errors import ConfigError
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
+    """A document with the overrides in it, in order; what they set is placed at "override 'key=value'".
+
+    Raises:
+        ConfigError: not key=value, a value that is not YAML, or a key that leads through a plain value.
+    """
+    value, places = with_shorthand(document.value), dict(document.places)
+    for override in overrides:
+        where = f"override '{override}'"
+        path, new = _parse(override, where)
+        for old in [place for place in places if place[: len(path)] == path]:
+            del places[old]
+        for key, place in new.places.items():
+            places[(*path, *key)] = place
+        value = with_shorthand(_set(value, path, 0, new.value, where))
+    return Document(value, places)
+
+
+def with_shorthand(value: Any) -> Any:
+    """Write out what may be written short: a source that is only its path."""
+    if not isinstance(value, dict):
+        return value
+    data, evaluation = value.get("data"), value.get("eval")
+    if isinstance(data, dict) and "sources" in data:
+        sources = data["sources"] if isinstance(data["sources"], list) else [data["sources"]]
+        value = {**value, "data": {**data, "sources": [_source(source) for source in sources]}}
+    if isinstance(evaluation, dict) and "source" in evaluation:
+        value = {**value, "eval": {**evaluation, "source": _source(evaluation["source"])}}
+    return value
+
+
+def _source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _parse(override: str, where: str) -> tuple[Path, Document]:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError("not key=value", where=where, fix="write e.g. train.learning_rate=1e-5")
+    return tuple(int(part) if part.isdecimal() else part for part in parts), parse_yaml(text, where, lines=False)
+
+
+def _set(value: Any, path: Path, depth: int, new: Any, where: str) -> Any:
+    """A copy of value in which the part at path[depth:] is new; missing sections are made."""
+    if depth == len(path):
+        return new
+    part, here = path[depth], dotted(path[:depth])
+    if isinstance(value, list):
+        if not isinstance(part, int) or part > len(value):
+            raise ConfigError(
+                f"{here} has {len(value)} entries, and no entry {part}", where=where, fix=f"use 0 to {len(value)}"
+            )
+        inner = value[part] if part < len(value) else None
+        return [*value[:part], _set(inner, path, depth + 1, new, where), *value[part + 1 :]]
+    if value is None or isinstance(value, dict):
+        section = value or {}
+        return {**section, str(part): _set(section.get(str(part)), path, depth + 1, new, where)}
+    raise ConfigError(f"{here} is {value!r}, which has no parts", where=where, fix=f"set {here} itself")

@@ -1,0 +1,162 @@
+"""What pydantic found wrong -> sentences with a place and a way out.
+
+run.yaml:9: model.tuning.rnak is not a setting
+  fix: did you mean 'rank'?
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic_core import ErrorDetails, ValidationError
+
+from dist_sft.config.document import Document, Path, dotted
+from dist_sft.config.settings import holds, nearest, section_at, sections_in, suggestion
+from dist_sft.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a run file: the setting it is about, what is wrong, how to mend it."""
+
+    path: Path
+    what: str
+    fix: str = ""
+
+
+def as_error(problems: Sequence[Problem], document: Document, of: str = "the run file") -> ConfigError:
+    """All problems as one error, each at its line; a single one is the error itself."""
+    errors = [ConfigError(problem.what, where=document.where(problem.path), fix=problem.fix) for problem in problems]
+    if len(errors) == 1:
+        return errors[0]
+    return ConfigError(f"{len(errors)} problems in {of}\n" + "\n".join(str(error) for error in errors))
+
+
+def from_pydantic(error: ValidationError, document: Document) -> list[Problem]:
+    """Problems in the order of the settings; the branches of a union are joined into one."""
+    by_path: dict[Path, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        by_path.setdefault(_real_path(details, document.value), []).append(details)
+    return [_problem(path, details, document.value) for path, details in by_path.items()]
+
+
+def _real_path(details: ErrorDetails, value: Any) -> Path:
+    """pydantic's loc without the names of union branches, which no run file holds."""
+    path: list[str | int] = []
+    for i, part in enumerate(details["loc"]):
+        last = i == len(details["loc"]) - 1
+        if holds(value, part):
+            value = value[part]
+            path.append(part)
+        elif last and details["type"] == "missing":
+            path.append(part)
+    if details["type"].startswith("union_tag"):
+        path.append(details["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+def _problem(path: Path, errors: list[ErrorDetails], value: Any) -> Problem:
+    key, first = dotted(path) or "the run file", errors[0]
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "extra_forbidden":
+        return Problem(path, f"{key} is not a setting", suggestion(path, value))
+    if kind == "missing":
+        return Problem(path, f"{key} is missing", _describe(path, value))
+    if kind == "union_tag_not_found":
+        return Problem(path, f"{key} is missing", f"add {path[-1]}: one of {_tags(_kinds(path, value))}")
+    if kind == "union_tag_invalid":
+        return _not_one_of(path, key, context["tag"], context["expected_tags"])
+    if kind == "literal_error":
+        given = path[-1] if first["loc"][-1] == "[key]" else first["input"]
+        return _not_one_of(path, key, given, context["expected"])
+    if kind in ("too_short", "string_too_short"):
+        return Problem(path, f"{key} is empty", _describe(path, value))
+    wanted = " or ".join(dict.fromkeys(_wanted(error) for error in errors))
+    return Problem(path, f"{key} is {show(first['input'])}, not {wanted}", _retype(errors, wanted))
+
+
+def _kinds(path: Path, value: Any) -> list[str]:
+    """The kinds of section that may stand where path, a discriminator, is missing."""
+    parent = section_at(path[:-2], value)
+    field = parent.model_fields.get(str(path[-2])) if parent and len(path) > 1 else None
+    candidates = sections_in(field.annotation) if field else []
+    return [get_args(section.model_fields[str(path[-1])].annotation)[0] for section in candidates]
+
+
+def _not_one_of(path: Path, key: str, given: Any, expected: str) -> Problem:
+    names = [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
+    near = nearest(str(given), names)
+    fix = f"did you mean '{near}'?" if near else f"use {_tags(names)}"
+    return Problem(path, f"{key} is {show(given)}, not one of {', '.join(names)}", fix)
+
+
+def _tags(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a section of key: value",
+    "model": "a section of key: value",
+    "model_attributes": "a section of key: value",
+}
+_BOUNDS = {
+    "greater_than": ("a number above", "gt"),
+    "greater_than_equal": ("a number of at least", "ge"),
+    "less_than": ("a number below", "lt"),
+    "less_than_equal": ("a number of at most", "le"),
+}
+
+
+def _wanted(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _BOUNDS:
+        words, bound = _BOUNDS[kind]
+        return f"{words} {context[bound]:g}"
+    if kind == "finite_number":
+        return "a finite number"
+    if kind in ("too_long", "missing_positional_only_argument"):
+        return f"a list of {context.get('max_length', 'fewer')} entries"
+    for ending in ("_type", "_parsing", "_from_float"):
+        if kind.endswith(ending) and kind.removesuffix(ending) in _KINDS:
+            return _KINDS[kind.removesuffix(ending)]
+    return error["msg"]
+
+
+def _retype(errors: list[ErrorDetails], wanted: str) -> str:
+    """How to write the value that was meant, where that can be told."""
+    given = errors[0]["input"]
+    if wanted == "a whole number" and isinstance(given, float) and given.is_integer():
+        return f"write {int(given)}"
+    if "text" in wanted and isinstance(given, (int, float, bool)):
+        return f'write "{show(given)}" with quotes'
+    if wanted in ("a number", "a whole number") and isinstance(given, str) and _is_number(given):
+        return "write it without quotes"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _describe(path: Path, value: Any) -> str:
+    section = section_at(path[:-1], value)
+    field = section.model_fields.get(str(path[-1])) if section else None
+    return f"add {dotted(path)}" + (f": {field.description}" if field and field.description else "")
+
+
+def show(value: Any) -> str:
+    """A value as a run file writes it, shortened."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"'{text}'" if isinstance(value, str) else text

@@ -1,0 +1,37 @@
+"""What a run measures: told by the loop, written by tracking."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer update.
+
+    step        updates done, from 1 on: the number that names checkpoints
+    loss        nats per unit of weight (per supervised token where all weights are 1), whole step, all ranks
+    grad_norm   of the whole gradient before clipping
+    tokens, supervised   of the whole step
+    seconds, waited      wall-clock of the step, and the part of it spent waiting for data
+    balance     estimated time of the step over that of a perfectly balanced one
+    flops       forward and backward of the whole step
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    supervised: int
+    seconds: float
+    waited: float
+    balance: float
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Loss on the held-out rows after `step` updates, nats per unit of weight; tokens that were scored."""
+
+    step: int
+    loss: float
+    tokens: int

@@ -1,0 +1,1 @@
+"""What a step holds: sources, order, packing, ledger. numpy; no torch, no Ray."""

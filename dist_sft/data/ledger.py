@@ -1,0 +1,79 @@
+"""What was not learned, and why: every row is delivered, cut, or listed here.
+
+The file holds one JSON line per row: {"step", "position", "where", "reason", "what"}. Lines of steps that a resumed
+run does again are forgotten first, so that a crash neither loses nor repeats one.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from dist_sft.core.errors import DataError
+from dist_sft.core.files import atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row that was dropped ("overlong", "bad_json", ...) or shortened ("truncated")."""
+
+    step: int
+    position: int
+    where: str
+    reason: str
+    what: str
+
+
+@dataclass
+class Ledger:
+    """The entries so far; `path` is where they are kept, None to keep them in memory only."""
+
+    path: Path | None = None
+    entries: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def resume(cls, path: Path, step: int, write: bool) -> "Ledger":
+        """The ledger as it stood when `step` was about to begin. write: this process keeps the file."""
+        entries = [entry for entry in read(path) if entry.step < step]
+        if write:
+            with atomic(path) as file:
+                file.writelines(_line(entry) for entry in entries)
+        return cls(path if write else None, entries)
+
+    def add(self, entries: list[Entry]) -> None:
+        self.entries += entries
+        if self.path and entries:
+            with self.path.open("ab") as file:
+                file.writelines(_line(entry) for entry in entries)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Rows by reason."""
+        return Counter(entry.reason for entry in self.entries)
+
+    def check_share(self, positions: int, limit: float) -> None:
+        """Refuse to go on when more than this share of the rows so far was bad (over-long rows are not bad).
+
+        Waits for 100 rows, so that one bad row at the start does not end a run.
+        """
+        bad = sum(entry.reason not in ("overlong", "truncated") for entry in self.entries)
+        if positions >= 100 and bad > limit * positions:
+            first = next(entry for entry in self.entries if entry.reason not in ("overlong", "truncated"))
+            raise DataError(
+                f"{bad} of the first {positions} rows are bad, more than data.max_bad_share={limit:g} allows; "
+                f"the first: {first.what}",
+                where=first.where,
+                fix="mend the rows that ledger.jsonl lists, or raise data.max_bad_share",
+            )
+
+
+def read(path: Path) -> list[Entry]:
+    """The entries of a ledger file; none if there is no file. A torn last line, left by a crash, is not an entry."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [Entry(**json.loads(line)) for line in lines]
+
+
+def _line(entry: Entry) -> bytes:
+    return json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n"

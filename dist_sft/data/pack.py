@@ -1,0 +1,78 @@
+"""The values that reach a rank.
+
+EncodedSample, StepPlan -> Pack -> StepShare
+
+Axes: K samples and T tokens of a pack, M micro-steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_sft.chat.conversation import EncodedSample
+from dist_sft.data.order import SampleId
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Whole samples side by side, no padding between or after them.
+
+    tokens     int32[T]    ids
+    weights    float32[T]  loss weight of predicting token t from those before it; 0 at each sample's first token
+    positions  int32[T]    restart at 0 with each sample
+    cu_seqlens int32[K+1]  where samples begin and end
+    samples    SampleId[K] source and row; () for a dummy pack, which is one token of weight 0
+    """
+
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    positions: NDArray[np.int32]
+    cu_seqlens: NDArray[np.int32]
+    samples: tuple[SampleId, ...]
+
+    @property
+    def real_tokens(self) -> int:
+        return len(self.tokens) if self.samples else 0
+
+
+def build_pack(ids: Sequence[SampleId], samples: Sequence[EncodedSample]) -> Pack:
+    """Lay samples side by side; without any, the dummy pack that keeps a rank in step with the others."""
+    if not samples:
+        one = np.zeros(1, np.int32)
+        return Pack(one, np.zeros(1, np.float32), one, np.array([0, 1], np.int32), ())
+    lengths = [len(sample) for sample in samples]
+    weights = np.concatenate([sample.weights for sample in samples])
+    ends = np.cumsum([0, *lengths], dtype=np.int32)
+    assert not weights[ends[:-1]].any(), "the first token of a sample is predicted from nothing"
+    return Pack(
+        tokens=np.concatenate([sample.tokens for sample in samples]),
+        weights=weights,
+        positions=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        cu_seqlens=ends,
+        samples=tuple(ids),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepShare:
+    """What one rank computes in one step, and what it must know of the whole step.
+
+    packs        Pack[M], one per micro-step; M is the same on every rank
+    samples      SampleId of the whole step, all ranks
+    weight       sum of loss weights over the whole step, all ranks; the loss is divided by it
+    tokens       tokens of the whole step
+    squares      sum of squared lengths of the samples of the whole step, for the cost of attention
+    supervised   tokens of the whole step with a weight above 0
+    balance      time of the step over that of a perfectly balanced one, by estimated cost
+    """
+
+    step: int
+    packs: tuple[Pack, ...]
+    samples: tuple[SampleId, ...]
+    weight: float
+    tokens: int
+    squares: int
+    supervised: int
+    balance: float

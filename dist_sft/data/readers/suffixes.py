@@ -1,0 +1,74 @@
+"""Which reader reads a file: told by its name."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from dist_sft.core.errors import DataError
+from dist_sft.data.readers.arrow import read_arrow, read_parquet
+from dist_sft.data.readers.base import File, Reader, Rows
+from dist_sft.data.readers.json_array import read_json
+from dist_sft.data.readers.jsonl import JsonLines
+from dist_sft.data.readers.plain_text import read_text
+from dist_sft.data.readers.table_text import read_csv, read_tsv
+
+READERS: dict[str, Reader] = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".txt": read_text,
+}
+
+
+def _zstd(data: bytes) -> bytes:
+    return bytes(pa.CompressedInputStream(pa.BufferReader(data), "zstd").read())
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _zstd,
+}
+
+
+def suffixes(name: str) -> tuple[str, str]:
+    """The suffix of the format and that of the compression, "" for none: "a.jsonl.gz" -> (".jsonl", ".gz")."""
+    lower = name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if lower.endswith(suffix)), "")
+    stem = lower.removesuffix(compression)
+    return next((suffix for suffix in READERS if stem.endswith(suffix)), ""), compression
+
+
+def read(file: File, file_name: str) -> Rows:
+    """Rows of a file.
+
+    Args:
+        file_name: what its suffix is taken from; file.name may have more to it.
+    Raises:
+        DataError: an unknown suffix, a broken compression, or what the reader raises.
+    """
+    suffix, compression = suffixes(file_name)
+    if not suffix:
+        raise DataError(
+            "a file of unknown format", where=file.name, fix=f"name it {', '.join(READERS)}, or with .gz after that"
+        )
+    if compression:
+        file = File(file.name, _decompressed(file, compression), file.split)
+    return READERS[suffix](file)
+
+
+def _decompressed(file: File, compression: str) -> memoryview:
+    try:
+        return memoryview(COMPRESSIONS[compression](bytes(file.content)))
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        what = f"no whole {compression} file: {error}"
+        raise DataError(what, where=file.name, fix="write or copy it again; was it cut off?") from None

@@ -1,0 +1,53 @@
+"""What the layers must know of the pack that runs through them.
+
+Attention, noise and dropout sit deep inside a model that somebody else wrote. They read the pack from one object that
+is attached to their modules, so that no argument has to travel through the model's own code. The pack stays in place
+until the next forward pass, so that activations which are recomputed in the backward pass see the same one.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_sft.core import seeds
+from dist_sft.data.pack import Pack
+
+
+@dataclass
+class PackContext:
+    """The pack of the current forward pass.
+
+    ends        [0, ..., T], where samples begin and end, as Python integers
+    cu_seqlens  int32[K+1], the same on the device
+    longest     tokens of the longest sample
+    positions   int64[T], restart at 0 with each sample
+    lengths     int64[T], tokens of the sample that a token belongs to
+    keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
+    """
+
+    ends: list[int] = field(default_factory=lambda: [0])
+    cu_seqlens: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int32))
+    longest: int = 0
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    keys: Tensor | None = None
+
+    def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
+        """Make `pack` the current one. step None: evaluation."""
+        lengths = np.diff(pack.cu_seqlens).astype(np.int64)
+        self.ends = pack.cu_seqlens.tolist()
+        self.cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device)
+        self.longest = int(lengths.max())
+        self.positions = torch.from_numpy(pack.positions.astype(np.int64)).to(device)
+        self.lengths = torch.from_numpy(np.repeat(lengths, lengths)).to(device)
+        self.keys = None
+        if step is not None:
+            keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples] or [0]
+            self.keys = torch.from_numpy(np.repeat(np.array(keys, np.uint64).view(np.int64), lengths)).to(device)
+
+    def attach(self, model: nn.Module) -> None:
+        """Let every module of a model find this context as `module.pack_context`."""
+        for module in model.modules():
+            object.__setattr__(module, "pack_context", self)

@@ -1,0 +1,48 @@
+"""What a token costs: for balancing packs, and for model FLOPs utilisation.
+
+Kaplan et al., 2020, section 2.1, without the embedding: a forward pass takes 2 * P FLOPs per token for P weights in
+matrices, plus 2 * layers * width per token and per token attended to (q k^T and a v); half of the square is causal.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0}
+"""Dense bf16 peak of GPUs by a part of their name, from the vendor's data sheets."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """weights: in the matrices that every token goes through; attention: layers * heads * head size."""
+
+    weights: float
+    attention: float
+
+    @property
+    def quadratic(self) -> float:
+        """A sample of L tokens costs as much as L + quadratic * L**2 tokens without attention."""
+        return self.attention / self.weights
+
+    def flops(self, tokens: float, squares: float) -> float:
+        """Forward and backward (twice the forward) of samples with these sums of lengths and of squared lengths."""
+        return 6 * (self.weights * tokens + self.attention * squares)
+
+
+def model_cost(config: PretrainedConfig) -> ModelCost:
+    """Estimate from the architecture; no weights are read. Mixtures of experts count the active ones."""
+    text = config.get_text_config()
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    experts = getattr(text, "num_experts_per_tok", None) or 1
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    weights = layers * (attention + 3 * hidden * inner * experts)
+    return ModelCost(float(weights), float(layers * heads * head_dim))
+
+
+def peak_flops(device_name: str) -> float | None:
+    """bf16 FLOP/s of a GPU, or None where it is not known."""
+    return next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if name in device_name), None)

@@ -1,0 +1,121 @@
+"""Load a model in shards, adapt it, and prepare it for packs.
+
+config -> PackedModel (the engine is built around its module)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from dist_sft.config.sections import LoraTuning, ModelSection
+from dist_sft.core import seeds
+from dist_sft.core.errors import ModelError
+from dist_sft.model import attention, noise
+from dist_sft.model.context import PackContext
+from dist_sft.model.packed import PackedModel
+
+
+def load_config(settings: ModelSection) -> PretrainedConfig:
+    """The model's architecture; reads no weights. Raises ModelError."""
+    folder = Path(settings.path)
+    if settings.path.startswith((".", "/")) and not (folder / "config.json").is_file():
+        raise ModelError(
+            "there is no model here" if folder.is_dir() else "there is no such folder",
+            where=settings.path,
+            fix="model.path is a hub id, or a folder with config.json, weights and tokenizer",
+        )
+    try:
+        return AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"the model cannot be loaded: {_first_line(error)}",
+            where=settings.path,
+            fix="check model.path: a hub id (and HF_TOKEN if it is gated), or a folder with config.json and weights",
+        ) from error
+
+
+def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: torch.device) -> PackedModel:
+    """The model of a run, ready for deepspeed.initialize.
+
+    Under ZeRO-3 each parameter is partitioned as it is created (zero.Init), so no rank ever holds the whole model.
+    Raises ModelError.
+    """
+    config = load_config(settings)
+    _refuse_attention_dropout(config, settings.path)
+    attention.register()
+    partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            settings.path,
+            revision=settings.revision,
+            config=config,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=attention.choose(settings.attention, device.type),
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the model cannot be loaded: {_first_line(error)}",
+            where=settings.path,
+            fix="the folder needs config.json and weights of a causal language model that transformers knows",
+        ) from error
+    model.config.use_cache = False  # with a cache, samples of a pack see each other
+    if isinstance(settings.tuning, LoraTuning):
+        model = with_adapters(model, settings.tuning, seed)
+    if settings.gradient_checkpointing:
+        _checkpoint_activations(model, settings, zero3=partitioned.is_zero3())
+    pack = PackContext()
+    if settings.neftune:
+        noise.add_neftune(model.get_input_embeddings(), pack, settings.neftune)
+    noise.replace_dropout(model, pack)
+    pack.attach(model)
+    return PackedModel(model, pack, seed, device)
+
+
+def with_adapters(model: nn.Module, tuning: LoraTuning, seed: int) -> nn.Module:
+    """Low-rank adapters that start the same on every rank and in every world."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = tuning.targets if isinstance(tuning.targets, str) else list(tuning.targets)
+    torch.manual_seed(seeds.key(seed, "lora") % 2**63)
+    settings = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # peft divides it by r; any number will do
+        lora_dropout=tuning.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    except ValueError as error:
+        linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(
+            f"LoRA cannot be put there: {_first_line(error)}",
+            where=f"model.tuning.targets={tuning.targets}",
+            fix=f"use all-linear, or some of: {', '.join(linear)}",
+        ) from error
+
+
+def _checkpoint_activations(model: nn.Module, settings: ModelSection, zero3: bool) -> None:
+    """Recompute activations. Re-entrant under ZeRO-3, whose parameters have no shape between two uses."""
+    model.gradient_checkpointing_enable({"use_reentrant": zero3})  # type: ignore[operator]
+    if isinstance(settings.tuning, LoraTuning):
+        model.enable_input_require_grads()  # type: ignore[operator]
+
+
+def _refuse_attention_dropout(config: PretrainedConfig, where: str) -> None:
+    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
+        if getattr(config, name, 0.0):
+            raise ModelError(
+                f"{name} is {getattr(config, name)}: dropout on attention weights is not supported",
+                where=f"{where}/config.json",
+                fix=f"set {name} to 0",
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,52 @@
+"""A tokenizer of transformers -> Vocabulary, and back into an export folder.
+
+hub id or folder ─ load_vocabulary ─> Vocabulary ─> chat/encode;  save_tokenizer ─> export
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dist_sft.chat.vocabulary import Vocabulary
+from dist_sft.core.errors import ModelError
+
+
+def load_vocabulary(path: str, revision: str | None = None) -> Vocabulary:
+    """The tokenizer of a model, as AutoTokenizer loads it (which may change what tokenizer.json says).
+
+    Raises:
+        ModelError: no tokenizer there, or one without a Rust backend.
+    """
+    tokenizer = _load(path, revision)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError("the tokenizer has no tokenizer.json (Rust backend)", where=path,
+                         fix="convert it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)")
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    named = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    return Vocabulary(backend.to_str(), template or None, named, len(tokenizer))
+
+
+def save_tokenizer(path: str, template: str, folder: Path, revision: str | None = None) -> None:
+    """Write a model's tokenizer into a folder, with a chat template in place of its own.
+
+    Args:
+        path: hub id or folder of the model that was tuned.
+        template: Jinja source of the template that the tuning used, see `Encoder.template`.
+        folder: where `AutoTokenizer.from_pretrained` shall find it.
+    """
+    tokenizer = _load(path, revision)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def _load(path: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer  # 4 s and 250 MB: only where a tokenizer is really loaded
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ModelError(f"no tokenizer can be loaded: {first_line}", where=path,
+                         fix="set model.path to a folder with tokenizer.json, or to a hub id that this machine can reach") from error

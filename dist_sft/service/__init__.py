@@ -1,0 +1,1 @@
+"""Encode ahead and hand each rank its share of a step."""

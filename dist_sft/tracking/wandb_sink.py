@@ -1,0 +1,54 @@
+"""Weights & Biases: the run's figures, without anything that is nobody's business."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dist_sft.config.sections import RunSection, WandbSection
+
+
+class Wandb:
+    """One W&B run per run folder; a resumed run goes on with it.
+
+    facts are already redacted: W&B stores a config as it is. Its own collection of argv, code and machine data is off.
+    """
+
+    def __init__(self, settings: WandbSection, run: RunSection, folder: Path, facts: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            tags=list(settings.tags),
+            name=run.name,
+            id=_run_id(folder),
+            resume="allow",
+            mode=settings.mode,
+            dir=folder,
+            config=facts,
+            settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off"),
+        )
+        for kind in ("step", "eval"):
+            self._run.define_metric(f"{kind}/*", step_metric="step")
+
+    def write(self, record: dict[str, Any]) -> None:
+        if (kind := record["kind"]) == "note":
+            return
+        figures = {f"{kind}/{key}": value for key, value in record.items() if key not in ("kind", "step")}
+        self._run.log({"step": record["step"], **figures})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _run_id(folder: Path) -> str:
+    """The id that this run folder has at W&B, made at the first start."""
+    import wandb
+
+    path = folder / "run_id"
+    if not path.exists():
+        path.write_text(wandb.util.generate_id())
+    return path.read_text().strip()

@@ -1,0 +1,46 @@
+"""Where the time of a step goes."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from dist_sft.core.results import StepResult
+from dist_sft.data.pack import StepShare
+
+
+@dataclass
+class StepClock:
+    """Times steps from the moment that the loop asks for data; evaluation and saving are not counted.
+
+    flops  (tokens, sum of squared lengths) -> forward and backward of these samples
+    """
+
+    flops: Callable[[float, float], float]
+    _asked: float = 0.0
+    _received: float = 0.0
+
+    def waiting_for(self, shares: Iterable[StepShare]) -> Iterator[StepShare]:
+        """The same shares; the time until each arrives is the time waited."""
+        iterator = iter(shares)
+        while True:
+            self._asked = time.monotonic()
+            share = next(iterator, None)
+            if share is None:
+                return
+            self._received = time.monotonic()
+            yield share
+
+    def result(self, share: StepShare, loss: float, norm: float, rate: float) -> StepResult:
+        """Everything about the step that has just ended."""
+        return StepResult(
+            step=share.step + 1,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=share.tokens,
+            supervised=share.supervised,
+            seconds=time.monotonic() - self._asked,
+            waited=self._received - self._asked,
+            balance=share.balance,
+            flops=self.flops(share.tokens, share.squares),
+        )

@@ -1,0 +1,54 @@
+"""Fine-tuning, start to end. Read this first.
+
+A step is a set of samples. The service hands this rank its packs of the step, the engine turns them into one update
+that equals that of the unpacked batch, and all that must survive a crash is the number of updates done.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dist_sft.config.sections import RunConfig
+from dist_sft.data.pack import StepShare
+from dist_sft.train.clock import StepClock
+from dist_sft.train.engine import update
+from dist_sft.train.evaluate import EarlyStopping, evaluate
+from dist_sft.train.parts import Checkpoints, StepService, TokenLosses, Tracker
+from dist_sft.train.schedule import learning_rate
+
+
+@dataclass
+class Training:
+    """What a run works with."""
+
+    config: RunConfig
+    engine: Any
+    model: TokenLosses
+    service: StepService
+    held_out: list[StepShare]
+    checkpoints: Checkpoints
+    tracker: Tracker
+    clock: StepClock
+
+
+def train(run: Training, done: int, state: dict[str, Any]) -> Literal["finished", "stopped early"]:
+    """Do the updates that are left. done: those a checkpoint holds; state: what it kept besides, {} at the start."""
+    steps, stopping = len(run.service), EarlyStopping.of(run.config.eval, state)
+    if run.held_out and done == 0:
+        run.tracker.evaluation(evaluate(run.engine, run.model, run.held_out, done))
+
+    for share in run.clock.waiting_for(run.service.shares(done)):
+        rate = learning_rate(run.config.train, share.step, steps)
+        loss, norm = update(run.engine, run.model, share, rate)
+        done = share.step + 1
+        run.tracker.step(run.clock.result(share, loss, norm, rate))
+
+        stop = False
+        if run.held_out and (done % run.config.eval.every == 0 or done == steps):
+            held_out = evaluate(run.engine, run.model, run.held_out, done)
+            run.tracker.evaluation(held_out)
+            stop = stopping.should_stop(held_out.loss)
+        if stop or done == steps or done % run.config.checkpoint.every == 0:
+            run.checkpoints.save(run.engine, done, stopping.state)
+        if stop:
+            return "stopped early"
+    return "finished"

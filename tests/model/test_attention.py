@@ -1,0 +1,122 @@
+"""Attention inside samples only, for every model type that we can build here."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers import GemmaConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from dist_sft.chat.conversation import EncodedSample
+from dist_sft.core.errors import ModelError
+from dist_sft.data.order import SampleId
+from dist_sft.data.pack import build_pack
+from dist_sft.model import attention
+from dist_sft.model.context import PackContext
+from dist_sft.model.isolation import check_isolation
+from dist_sft.model.packed import PackedModel
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen2-sliding": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
+    "mistral-sliding": MistralConfig(**SMALL, sliding_window=4),
+    "gemma": GemmaConfig(**SMALL, head_dim=8),
+    "gemma2-softcap": Gemma2Config(**SMALL, head_dim=8, sliding_window=4, query_pre_attn_scalar=8),
+    "gemma3-sliding": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4, query_pre_attn_scalar=8),
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0, n_positions=128),
+}
+
+
+def build(config, implementation=attention.SEGMENTS):
+    attention.register()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    model.config.use_cache = False
+    context = PackContext()
+    context.attach(model)
+    return PackedModel(model.eval(), context, seed=0, device=torch.device("cpu"))
+
+
+def samples(*lengths):
+    rng = np.random.default_rng(0)
+    return [
+        EncodedSample(rng.integers(0, 97, n).astype(np.int32), np.r_[0, np.ones(n - 1)].astype(np.float32))
+        for n in lengths
+    ]
+
+
+def pack(parts):
+    return build_pack([SampleId(i, 0, i) for i in range(len(parts))], parts)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_pack_gives_each_sample_the_logits_that_transformers_gives_it_alone(name):
+    model = build(CONFIGS[name])
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
+    plain.load_state_dict(model.module.state_dict())
+    parts = samples(11, 3, 17)
+    whole = pack(parts)
+    packed = model.logits(model.module, whole, None, torch.arange(len(whole.tokens)))
+    for part, start in zip(parts, whole.cu_seqlens, strict=False):
+        alone = plain(torch.from_numpy(part.tokens).long()[None]).logits[0]
+        torch.testing.assert_close(packed[start : start + len(part)], alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_isolation_is_proved(name):
+    model = build(CONFIGS[name])
+    assert check_isolation(model, model.module, 97) < 1e-5
+
+
+def test_a_model_that_lets_samples_see_each_other_is_refused():
+    model = build(CONFIGS["llama"], implementation="sdpa")
+    model.module.config.use_cache = True
+
+    def leak(**kwargs):
+        return model.module(**{**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])})
+
+    with pytest.raises(ModelError, match="samples of a pack see each other"):
+        check_isolation(model, leak, 97)
+
+
+def test_each_sample_of_a_pack_gets_the_gradient_it_has_alone():
+    model = build(CONFIGS["qwen3"])
+    parts = samples(11, 3, 17)
+
+    def gradient(packs):
+        model.module.zero_grad()
+        for one in packs:
+            nll, weights = model.token_losses(model.module, one, 0)
+            (nll * weights).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.module.parameters()])
+
+    together, apart = gradient([pack(parts)]), gradient([pack([part]) for part in parts])
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+
+
+def test_token_losses_are_those_of_the_supervised_positions_only():
+    model = build(CONFIGS["llama"])
+    tokens = np.array([4, 8, 15, 16, 23], np.int32)
+    weights = np.array([0, 0, 1, 0, 0.5], np.float32)
+    nll, kept = model.token_losses(model.module, pack([EncodedSample(tokens, weights)]), None)
+    logits = model.module.eval()(torch.from_numpy(tokens).long()[None], use_cache=False).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits[[1, 3]], torch.tensor([15, 23]), reduction="none")
+    torch.testing.assert_close(nll, expected)
+    assert kept.tolist() == [1, 0.5]
+
+
+def test_a_pack_with_nothing_supervised_has_zero_weight_but_runs_the_whole_model():
+    model = build(CONFIGS["llama"])
+    nll, weights = model.token_losses(model.module, pack([]), 0)
+    (nll * weights).sum().backward()
+    assert weights.tolist() == [0]
+    assert all(p.grad is not None and not p.grad.any() for p in model.module.parameters())
+
+
+def test_varlen_on_a_cpu_is_refused():
+    with pytest.raises(ModelError, match="needs a CUDA device"):
+        attention.choose("varlen", "cpu")
