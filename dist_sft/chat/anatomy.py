@@ -1,4 +1,4 @@
-"""What a template does, learned once from small conversations: how an answer opens, how it stops, what it leaves out."""
+"""What a template does, learned once from small conversations: how an answer opens and stops, what it leaves out."""
 
 import re
 from dataclasses import dataclass
@@ -91,8 +91,8 @@ def _stop(found: Located, vocabulary: Vocabulary) -> tuple[str, int]:
     special = sorted((token.content for token in vocabulary.added_tokens if token.special), key=len, reverse=True)
     match = re.compile("|".join(map(re.escape, special)) or "(?!)").search(found.text, found.spans[1].end)
     if match is None:
-        raise TemplateError("the chat template writes no special token after an answer, so the model would not learn to "
-                            "stop", fix="write {{ eos_token }} at the end of each assistant's turn")
+        raise TemplateError("the chat template writes no special token after an answer: no model would learn to stop",
+                            fix="write {{ eos_token }} at the end of each assistant's turn")
     return match[0], match.end()
 
 

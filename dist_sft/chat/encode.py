@@ -1,6 +1,6 @@
 """Conversation | Document -> tokens and loss weights: the template's own ids, and a mask with a proof.
 
-    render twice (marks) -> where the row's strings are -> what is learned, in characters -> tokens, by offsets
+    render, and find the strings of the row (skeleton, marks) -> what is learned, in characters -> tokens, by offsets
 """
 
 from bisect import bisect_left
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dist_sft.chat.anatomy import study
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
-from dist_sft.chat.marks import locate
 from dist_sft.chat.render import TODAY, Renderer
+from dist_sft.chat.skeleton import Locator
 from dist_sft.chat.spans import WeightedSpan, row_spans, supervised
 from dist_sft.chat.templates import ChatTemplate, choose
 from dist_sft.chat.tokens import RowText, TextEncoder, Tokens
@@ -63,9 +63,20 @@ class Encoder:
         self._renderer = Renderer(self.template.source, vocabulary.special_tokens)
         self._anatomy = study(self._renderer, vocabulary)
         self._texts = TextEncoder(vocabulary, self._anatomy.words)
+        self._locate = Locator(self._renderer, self._texts.suspect)
 
     def __reduce__(self) -> tuple[object, ...]:
         return Encoder, self._settings
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer."""
+        return self._vocabulary
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids of the special tokens that end an answer; the template's own first."""
+        return tuple(self._vocabulary.ids[stop] for stop in self._anatomy.stops if stop in self._vocabulary.ids)
 
     @property
     def fingerprint(self) -> str:
@@ -121,7 +132,7 @@ class Encoder:
         try:
             if isinstance(item, Document):
                 return _Plan(RowText(item.text, ((0, len(item.text)),)), None)
-            found = locate(self._renderer, item, self._texts.suspect)
+            found = self._locate(item)
             learned = supervised(item, found, self._renderer, self._anatomy, self._loss)
             return _Plan(RowText(found.text, tuple(row_spans(found))), learned)
         except RowError as error:
@@ -166,8 +177,8 @@ class Encoder:
         for span in plan.learned or ():
             first, last = _token_range(tokens.offsets, span)
             if span.stop and not (last > first and self._texts.is_control(int(tokens.ids[last - 1]))):
-                raise RowError(f"the stop token of messages[{span.message}] is not learned", reason="stop_not_supervised",
-                               fix="choose another data.template")
+                raise RowError(f"the stop token of messages[{span.message}] is not learned",
+                               reason="stop_not_supervised", fix="choose another data.template")
             weights[first:last] = span.weight
         weights[:1] = 0
         return weights
@@ -184,7 +195,7 @@ def _token_range(offsets: Sequence[tuple[int, int]], span: WeightedSpan) -> tupl
     over_start = first > 0 and offsets[first - 1][1] > span.start
     over_end = last > first and offsets[last - 1][1] > span.end
     if span.stop and (over_start or over_end):
-        raise RowError(f"one token holds both the {'start' if over_start else 'end'} of messages[{span.message}] and the "
-                       "template's text beside it", reason="straddles",
-                       fix="take the blanks off the ends of that message, or choose a template that trims")
+        edge = "start" if over_start else "end"
+        raise RowError(f"one token holds the {edge} of messages[{span.message}] and the template's text beside it",
+                       reason="straddles", fix="take the blanks off that message, or choose a template that trims")
     return first, last

@@ -70,7 +70,8 @@ def _alpaca(row: Row, _: Roles) -> Conversation:
 def _prompt_completion(row: Row, role_names: Roles) -> Conversation:
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        return Conversation((*_system(row), Message("user", prompt), answer("assistant", completion, None)), _tools(row))
+        turns = Message("user", prompt), answer("assistant", completion, None)
+        return Conversation(_system(row) + turns, _tools(row))
     before, after = (parse_messages(row.get(key), key, role_names) for key in ("prompt", "completion"))
     return Conversation(before + after, _tools(row))
 
@@ -163,4 +164,4 @@ def _check_unicode(text: str) -> None:
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.start]
         raise RowError(f"a text holds half a character ({text[error.start]!a}) after {near!a}", reason="bad_unicode",
-                       fix="write the file again as valid UTF-8; JSON escapes above \\uffff need both surrogates") from None
+                       fix="write the file as valid UTF-8; a JSON escape above \\uffff needs both surrogates") from None

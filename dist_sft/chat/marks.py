@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dist_sft.chat.conversation import Conversation
-from dist_sft.chat.render import GENERATION_CLOSE, GENERATION_OPEN, Part, Renderer
+from dist_sft.chat.render import GENERATION_OPEN, Part, Renderer
 from dist_sft.core.errors import RowError
 
 _FIRST = 0x100000

@@ -5,6 +5,7 @@ Located (text and where the row's strings are) ─ supervised ─> WeightedSpan[
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from dist_sft.chat.anatomy import NOTHING, Anatomy
 from dist_sft.chat.conversation import Conversation, Message
@@ -65,7 +66,7 @@ def supervised(conversation: Conversation, found: Located, renderer: Renderer, a
         elif message.content.strip():
             spans.append(_context(message, i, weight, found, by_message[i]))
     spans.sort(key=lambda span: span.start)
-    if any(before.end > after.start for before, after in zip(spans, spans[1:], strict=False)):
+    if any(before.end > after.start for before, after in pairwise(spans)):
         raise _unproved("two messages overlap in the rendered text")
     return spans
 
@@ -100,8 +101,8 @@ def _answer(conversation: Conversation, i: int, weight: float, found: Located, r
         start = base + len(_prelude(conversation, i, turn, found, renderer, anatomy))
     span = WeightedSpan(start, turn.end, weight, i, stop=True)
     if anatomy.tagged and not any(a <= span.start and span.end <= b for a, b in found.generation):
-        raise RowError(f"messages[{i}] is not inside the template's {{% generation %}} region", reason="generation_tags",
-                       fix="mend the template: each answer with its stop token belongs inside")
+        raise RowError(f"messages[{i}] is not inside the template's {{% generation %}} region",
+                       reason="generation_tags", fix="mend the template: answers with their stop tokens belong inside")
     return span
 
 
@@ -135,8 +136,8 @@ def _after_opening(text: str, low: int, high: int, anatomy: Anatomy, i: int) -> 
 def _after_stop(text: str, low: int, high: int, anatomy: Anatomy, i: int) -> int:
     ends = [(at, at + len(stop)) for stop in anatomy.stops if (at := text.find(stop, low, high)) >= 0]
     if not ends:
-        raise RowError(f"no stop token {' or '.join(anatomy.stops)} follows messages[{i}]", reason="stop_not_supervised",
-                       fix="choose a data.template that ends each assistant's turn")
+        raise RowError(f"no stop token {' or '.join(anatomy.stops)} follows messages[{i}]",
+                       reason="stop_not_supervised", fix="choose a data.template that ends each assistant's turn")
     return min(ends)[1]
 
 

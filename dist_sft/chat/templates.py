@@ -64,10 +64,11 @@ _BODY = """\
 {%- if tools -%}
   {%- set ns = namespace(list='') -%}
   {%- for tool in tools -%}{%- set ns.list = ns.list ~ '\\n' ~ (tool | tojson) -%}{%- endfor -%}
-  {%- set tool_guide = '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\nYou are provided \
-with function signatures within <tools></tools> XML tags:\\n<tools>' ~ ns.list ~ '\\n</tools>\\n\\nFor each function call, \
-return a json object with function name and arguments within <tool_call></tool_call> XML tags:\\n<tool_call>\\n{"name": \
-<function-name>, "arguments": <args-json-object>}\\n</tool_call>' -%}
+  {%- set tool_guide = '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n'
+      ~ 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' ~ ns.list
+      ~ '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within '
+      ~ '<tool_call></tool_call> XML tags:\\n<tool_call>\\n'
+      ~ '{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>' -%}
 {%- endif -%}
 {{- BEGIN -}}
 {%- if tool_guide and (not messages or messages[0].role != 'system') -%}
@@ -82,7 +83,9 @@ return a json object with function name and arguments within <tool_call></tool_c
     {{- head('user') ~ (message.content TRIM) ~ STOP -}}
   {%- elif message.role == 'assistant' -%}
     {{- head('assistant') -}}
-    {%- if message.reasoning_content -%}{{- '<think>\\n' ~ message.reasoning_content ~ '\\n</think>\\n\\n' -}}{%- endif -%}
+    {%- if message.reasoning_content -%}
+      {{- '<think>\\n' ~ message.reasoning_content ~ '\\n</think>\\n\\n' -}}
+    {%- endif -%}
     {{- message.content TRIM -}}
     {%- for call in message.tool_calls or [] -%}
       {%- if not loop.first or message.content -%}{{- '\\n' -}}{%- endif -%}

@@ -74,4 +74,5 @@ class Vocabulary:
         try:
             return Vocabulary(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"not a saved vocabulary: {error}", where=str(path), fix="delete it and run again") from None
+            raise ModelError(f"not a saved vocabulary: {error}", where=str(path),
+                             fix="delete it and run again") from None

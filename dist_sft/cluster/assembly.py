@@ -104,11 +104,11 @@ def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
     service = LocalStepService(data.rows, data.steps, dealer, rank, ledger)
     run = Training(config, engine, model, service, held_out, checkpoints, tracker, StepClock(data.cost.flops))
     try:
-        outcome = train(run, done, state)
-        tracker.note(done, outcome, ledger=dict(ledger.counts))
+        last, outcome = train(run, done, state)
+        tracker.note(last, outcome, ledger=dict(ledger.counts))
     finally:
         tracker.close()
-    return {"outcome": outcome, "ledger": dict(ledger.counts), "steps": len(data.steps), "resumed_at": done}
+    return {"outcome": outcome, "ledger": dict(ledger.counts), "steps": last, "resumed_at": done}
 
 
 def _prepare_process() -> torch.device:
@@ -133,7 +133,7 @@ def _held_out(config: RunConfig, data: RunData, dealer: Dealer, rank: int) -> li
 
 def _open_folder(folder: Path, facts: dict[str, Any], config: RunConfig, encoder: Encoder) -> None:
     run_folder.prepare(folder, facts, config)
-    save_tokenizer(config.model.path, config.model.revision, encoder.template, folder / "tokenizer")
+    save_tokenizer(config.model.path, encoder.template.source, folder / "tokenizer", config.model.revision)
 
 
 def _sinks(config: RunConfig, facts: dict[str, Any], folder: Path, done: int) -> list[Sink]:

@@ -52,11 +52,14 @@ def preview_row(config: RunConfig, source: int, row: int) -> RowView:
         encoded = encoder.encode(item)
     except RowError as error:
         raise error.at(rows.where(sample)) from None
-    ids = encoded.tokens.tolist()
-    pieces = encoder.pieces(ids)
-    kept = [id_ for id_, weight in zip(ids, encoded.weights, strict=True) if weight]
+    pieces = encoder.preview(item)[: len(encoded)]
     return RowView(
-        rows.where(sample), encoder.render(item), pieces, ids, encoded.weights.tolist(), encoder.text_of(kept)
+        where=rows.where(sample),
+        text=encoder.render(item),
+        tokens=[piece.text for piece in pieces],
+        ids=encoded.tokens.tolist(),
+        weights=encoded.weights.tolist(),
+        supervised=encoder.text_of(encoded.tokens[encoded.weights > 0].tolist()),
     )
 
 

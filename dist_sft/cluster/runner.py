@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_sft.cluster.progress import Follower
+from dist_sft.config.deepspeed import portable
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, SftError
 
@@ -57,7 +58,7 @@ def _fit(config: RunConfig, run_dir: Path) -> RunResult:
     gpu = wanted.gpus_per_worker > 0
     trainer = TorchTrainer(
         _train_function,
-        train_loop_config={"settings": config.model_dump(mode="json"), "attempt": attempt},
+        train_loop_config={"settings": portable(config).model_dump(mode="json"), "attempt": attempt},
         scaling_config=ScalingConfig(
             num_workers=wanted.workers,
             use_gpu=gpu,

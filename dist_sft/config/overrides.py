@@ -22,6 +22,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
         path, new = _parse(override, where)
         for old in [place for place in places if place[: len(path)] == path]:
             del places[old]
+        for length in range(1, len(path)):
+            places.setdefault(path[:length], where)  # sections that the override makes
         for key, place in new.places.items():
             places[(*path, *key)] = place
         value = with_shorthand(_set(value, path, 0, new.value, where))

@@ -12,6 +12,7 @@ class StepResult:
     grad_norm   of the whole gradient before clipping
     tokens, supervised   of the whole step
     seconds, waited      wall-clock of the step, and the part of it spent waiting for data
+    micro_steps forward passes of each rank
     balance     estimated time of the step over that of a perfectly balanced one
     flops       forward and backward of the whole step
     """
@@ -24,6 +25,7 @@ class StepResult:
     supervised: int
     seconds: float
     waited: float
+    micro_steps: int
     balance: float
     flops: float
 

@@ -31,7 +31,7 @@ PLAIN = (None, None, "You are a helpful assistant.", "Answer briefly.")
 STYLED = ("copy", "first", "last", "opposite", "category")
 """Kinds of question whose answers a style can change."""
 
-KINDS = (*SINGLE, "style", "style", "chat", "memory")
+KINDS = (*SINGLE, "first", "last", "style", "style", "chat", "memory", "memory")
 """Kinds of row, in the order in which they take turns."""
 
 TRIES = 1000
@@ -109,7 +109,7 @@ def _memory(random: Random) -> Row:
     words = some_words(random)
     listed = Question(random.choice(("Remember {}", "Here are {}")).format(f'"{",".join(words)}"'), "OK")
     asked = {"And the first?": words[0], "And the last?": words[-1], "And how many?": str(len(words))}
-    follow_ups = [Question(text, asked[text]) for text in random.sample(tuple(asked), 2)]
+    follow_ups = [Question(text, asked[text]) for text in random.sample(tuple(asked), 3)]
     messages = _row("memory", _plain(random), [listed, *follow_ups]).messages
     return Row("memory", messages, (listed,))
 

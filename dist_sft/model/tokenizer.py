@@ -49,4 +49,4 @@ def _load(path: str, revision: str | None) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise ModelError(f"no tokenizer can be loaded: {first_line}", where=path,
-                         fix="set model.path to a folder with tokenizer.json, or to a hub id that this machine can reach") from error
+                         fix="set model.path to a folder with tokenizer.json, or to a hub id within reach") from error

@@ -7,8 +7,10 @@ A thread works ahead, so that a rank does not wait for the tokenizer.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from dist_sft.data.encoding import EncodedStep, Rows
 from dist_sft.data.ledger import Ledger
@@ -34,10 +36,10 @@ class LocalStepService:
         """The shares of steps start, start + 1, ... to the end. Raises RowError, DataError."""
         with ThreadPoolExecutor(1, "encode") as pool:
             wanted = iter(range(start, len(self.steps)))
-            pending = [pool.submit(self.encode, step) for step, _ in zip(wanted, range(AHEAD), strict=False)]
+            pending = deque(pool.submit(self.encode, step) for step in islice(wanted, AHEAD))
             while pending:
-                encoded = pending.pop(0).result()
-                pending += [pool.submit(self.encode, step) for step, _ in zip(wanted, range(1), strict=False)]
+                encoded = pending.popleft().result()
+                pending.extend(pool.submit(self.encode, step) for step in islice(wanted, 1))
                 self._account(encoded)
                 yield share_of(encoded, self.dealer.deal([len(s) for s in encoded.samples]), self.rank)
 

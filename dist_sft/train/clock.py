@@ -41,6 +41,7 @@ class StepClock:
             supervised=share.supervised,
             seconds=time.monotonic() - self._asked,
             waited=self._received - self._asked,
+            micro_steps=len(share.packs),
             balance=share.balance,
             flops=self.flops(share.tokens, share.squares),
         )

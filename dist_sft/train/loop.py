@@ -30,8 +30,11 @@ class Training:
     clock: StepClock
 
 
-def train(run: Training, done: int, state: dict[str, Any]) -> Literal["finished", "stopped early"]:
-    """Do the updates that are left. done: those a checkpoint holds; state: what it kept besides, {} at the start."""
+def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal["finished", "stopped early"]]:
+    """Do the updates that are left; returns how many are done then, and why it ended.
+
+    done: updates that the checkpoint holds. state: what it kept besides, {} at the start.
+    """
     steps, stopping = len(run.service), EarlyStopping.of(run.config.eval, state)
     if run.held_out and done == 0:
         run.tracker.evaluation(evaluate(run.engine, run.model, run.held_out, done))
@@ -50,5 +53,5 @@ def train(run: Training, done: int, state: dict[str, Any]) -> Literal["finished"
         if stop or done == steps or done % run.config.checkpoint.every == 0:
             run.checkpoints.save(run.engine, done, stopping.state)
         if stop:
-            return "stopped early"
-    return "finished"
+            return done, "stopped early"
+    return done, "finished"

@@ -63,7 +63,9 @@ def test_the_callers_config_is_left_as_it_was():
 
 def test_a_contradiction_names_the_line_both_values_and_the_way_out(tmp_path):
     path = tmp_path / "my.json"
-    path.write_text('{\n\t"zero_optimization": {"stage": 3},\n\t"gradient_clipping": 5.0,\n\t"bf16": {"enabled": false}\n}')
+    path.write_text(
+        '{\n\t"zero_optimization": {"stage": 3},\n\t"gradient_clipping": 5.0,\n\t"bf16": {"enabled": false}\n}'
+    )
     assert refused(str(path)) == (
         "2 problems in the DeepSpeed JSON\n"
         f"{path}:3: gradient_clipping is 5.0, but train.clip makes it 0.7\n"
@@ -112,7 +114,10 @@ def test_what_contradicts_the_run_or_does_not_work_is_refused(given, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "ZeRO++ quantisation does not work on CPU"),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            "ZeRO++ quantisation does not work on CPU",
+        ),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "NVMe offload does not work on CPU"),
         ({"compile": {"deepcompile": True}}, "compile.deepcompile does not work on CPU"),
     ],

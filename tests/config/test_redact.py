@@ -4,7 +4,14 @@ from dist_sft.config.resolve import redact_urls, redacted
 
 
 def test_values_of_secret_keys_are_hidden():
-    secret = {"api_key": "a", "WANDB_API_KEY": "b", "hf-token": "c", "clientSecret": "d", "password": "e", "x": {"key": "f"}}
+    secret = {
+        "api_key": "a",
+        "WANDB_API_KEY": "b",
+        "hf-token": "c",
+        "clientSecret": "d",
+        "password": "e",
+        "x": {"key": "f"},
+    }
     assert redacted(secret) == {
         "api_key": "<hidden>", "WANDB_API_KEY": "<hidden>", "hf-token": "<hidden>", "clientSecret": "<hidden>",
         "password": "<hidden>", "x": {"key": "<hidden>"},

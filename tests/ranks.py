@@ -1,0 +1,84 @@
+"""Run `cluster.assembly.work` on real gloo ranks without Ray: several runs after one start-up.
+
+    python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def train_on_ranks(runs, world, timeout=400, check=True):
+    """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
+
+    Returns, by run, None or the text of the error that it ended with on rank 0.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder) / "spec.json"
+        spec.write_text(json.dumps({"runs": runs, "store": f"{folder}/store", "out": f"{folder}/out"}))
+        environment = os.environ | {
+            "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "", "LOCAL_SIZE": str(world), "PYTHONFAULTHANDLER": "1",
+        }  # fmt: skip
+        logs = [open(f"{folder}/log{rank}", "w+") for rank in range(world)]
+        ranks = [
+            subprocess.Popen([sys.executable, "-m", "tests.ranks", str(spec)], cwd=ROOT, stdout=log, stderr=log,
+                             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank, log in enumerate(logs)
+        ]  # fmt: skip
+        try:
+            codes = [process.wait(timeout) for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        texts = []
+        for log in logs:
+            log.seek(0)
+            texts.append(log.read()[-6000:])
+            log.close()
+        assert codes == [0] * world, "\n=====\n".join(texts)
+        errors = json.loads(Path(f"{folder}/out").read_text())
+    assert not check or not any(errors), errors
+    return errors
+
+
+def records(run_dir, kind="step"):
+    """What metrics.jsonl says."""
+    lines = (json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines())
+    return [record for record in lines if record["kind"] == kind]
+
+
+def losses(run_dir):
+    """Training loss by step."""
+    return {record["step"]: record["loss"] for record in records(run_dir)}
+
+
+def main(spec):
+    import torch.distributed as dist
+
+    from dist_sft.cluster.assembly import work
+    from dist_sft.core.errors import SftError
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
+    errors = []
+    for settings in spec["runs"]:
+        try:
+            work(settings, "test")
+            errors.append(None)
+        except SftError as error:
+            traceback.print_exc()
+            errors.append(f"{type(error).__name__}: {error}")
+        dist.barrier()
+    if rank == 0:
+        Path(spec["out"]).write_text(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
