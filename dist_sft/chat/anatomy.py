@@ -43,15 +43,17 @@ def study(renderer: Renderer, vocabulary: Vocabulary) -> Anatomy:
     try:
         one = render_marked(renderer, Conversation((_ASK, _SAY)), NOTHING)
         two = render_marked(renderer, Conversation((_ASK, _SAY, _ASK, _SAY)), NOTHING)
-        prompt = _generation_prompt(renderer)
+        asked = render_marked(renderer, Conversation((_ASK,)), NOTHING)
+        prompted = render_marked(renderer, Conversation((_ASK,)), NOTHING, prompt=True)
     except RowError as error:
         raise TemplateError(f"the chat template cannot write a question and an answer: {error.what}",
                             fix="choose another data.template") from None
     if len(one.spans) != 2 or len(two.spans) != 4:
         raise TemplateError("the chat template leaves out the question or the answer, or writes it twice",
                             fix="choose another data.template")
-    openings = dict.fromkeys(_opening(found, 2 * k, prompt) for found, k in ((one, 0), (two, 0), (two, 1)))
     stop, end = _stop(one, vocabulary)
+    prompt = _generation_prompt(asked, prompted, stop)
+    openings = dict.fromkeys(_opening(found, 2 * k, prompt) for found, k in ((one, 0), (two, 0), (two, 1)))
     if one.generation and not any(a <= one.spans[1].start and end <= b for a, b in one.generation):
         raise TemplateError(f"the chat template's {{% generation %}} region leaves out the answer or its {stop}",
                             fix=f"let {{% endgeneration %}} follow {stop}: the model must learn to stop")
@@ -66,13 +68,16 @@ def study(renderer: Renderer, vocabulary: Vocabulary) -> Anatomy:
     )
 
 
-def _generation_prompt(renderer: Renderer) -> str:
-    asked = Conversation((_ASK,))
-    before, after = (render_marked(renderer, asked, NOTHING, prompt=prompt).text for prompt in (False, True))
-    if not after.startswith(before) or not after[len(before) :].strip():
+def _generation_prompt(asked: Located, prompted: Located, stop: str) -> str:
+    """What the template adds when an answer is awaited; or, if nothing, how it closes a question (`[/INST]`)."""
+    before, after = asked.text, prompted.text
+    prompt = after[len(before) :] if after.startswith(before) else ""
+    if after == before and len(asked.spans) == 1:
+        prompt = before[asked.spans[0].end :]
+    if not prompt.strip() or (after == before and stop in prompt):
         raise TemplateError("the chat template has no generation prompt, so nothing says where an answer begins",
                             fix="let it write the opening of an assistant's turn `if add_generation_prompt`")
-    return after[len(before) :]
+    return prompt
 
 
 def _opening(found: Located, question: int, prompt: str) -> str:

@@ -130,6 +130,8 @@ class Encoder:
 
     def _plan(self, item: Item) -> _Plan | RowError:
         try:
+            if isinstance(item, Document) and not item.text.strip():
+                raise RowError("its text is empty", reason="nothing_supervised", fix="remove the row")
             if isinstance(item, Document):
                 return _Plan(RowText(item.text, ((0, len(item.text)),)), None)
             found = self._locate(item)

@@ -64,7 +64,7 @@ class Renderer:
             return (self._marked if mark else self._plain).render(
                 self._special_tokens, **template_input(conversation, mark), documents=None, add_generation_prompt=prompt
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise RowError(f"the chat template refuses this row: {error}", reason="template_refused",
                            fix="change the row, or choose another data.template") from None
 

@@ -97,8 +97,9 @@ def _answer(conversation: Conversation, i: int, weight: float, found: Located, r
     turn = _turn(found, i, anatomy)
     start = turn.start
     if turn.reasoned is None or not loss.reasoning:
-        base = turn.reasoned or turn.start
-        start = base + len(_prelude(conversation, i, turn, found, renderer, anatomy))
+        prelude = _prelude(conversation, i, turn, found, renderer, anatomy)
+        blank = prelude.isspace()  # as Llama 2 has it: a part of the answer's first token
+        start = (turn.reasoned or turn.start) + (0 if blank else len(prelude))
     span = WeightedSpan(start, turn.end, weight, i, stop=True)
     if anatomy.tagged and not any(a <= span.start and span.end <= b for a, b in found.generation):
         raise RowError(f"messages[{i}] is not inside the template's {{% generation %}} region",

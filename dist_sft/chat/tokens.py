@@ -50,7 +50,7 @@ class TextEncoder:
         self._tokenizer = Tokenizer.from_str(_locked(vocabulary.backend, control))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._is_control = np.zeros(self._tokenizer.get_vocab_size(with_added_tokens=True), np.bool_)
+        self._is_control = np.zeros(max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1, np.bool_)
         self._is_control[[vocabulary.ids[token] for token in control]] = True
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False).ids
         self.document_prefix = self._added_before_text()

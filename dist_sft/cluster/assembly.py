@@ -114,7 +114,7 @@ def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
 def _prepare_process() -> torch.device:
     """Settings of this process; the device that it trains on."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
-    wait_for_builds(lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+    wait_for_builds(say=lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
     import deepspeed
 
     deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=timedelta(minutes=30))

@@ -15,8 +15,11 @@ FRESH = 300.0
 """Seconds for which a lock that nobody here holds may belong to a build on another node with the same home."""
 
 
-def wait_for_builds(say: Callable[[str], None], fresh: float = FRESH) -> None:
-    """Return when no build is locked. Raises ClusterError for a lock that nobody will ever remove."""
+def wait_for_builds(fresh: float = FRESH, say: Callable[[str], None] = lambda text: None) -> None:
+    """Return when no lock is left that might be stale. Raises ClusterError for one that nobody will ever remove.
+
+    fresh: seconds; 0 where all ranks are on this node, whose processes are known.
+    """
     told = False
     while locks := [lock for lock in _locks() if not _is_held(lock)]:
         lock = locks[0]

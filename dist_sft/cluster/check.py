@@ -15,7 +15,7 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     """What was looked at, by name. Raises the first SftError that a run would end with."""
     world, device = config.cluster.workers, "cuda" if config.cluster.gpus_per_worker else "cpu"
     merged = deepspeed_config(config, world, device)
-    wait_for_builds(lambda text: None)
+    wait_for_builds(fresh=0)
     data = RunData.of(config)
     data.rows.probe(data.steps)
     count = min(PROBE, data.steps.positions)

@@ -60,10 +60,13 @@ class Follower:
         for line in lines:
             self._show(json.loads(line))
 
+    def _print(self, line: str) -> None:
+        self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def _show(self, record: dict[str, Any]) -> None:
         if record.get("attempt") == self.attempt:
             self._started = True
-            self._lines = Console(record["steps"], self.every, self._bar.console.print)
+            self._lines = Console(record["steps"], self.every, self._print)
             self._bar.update(self._task, description="training", total=record["steps"], completed=record["step"])
         elif self._started and self._lines:
             if record["kind"] == "step":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.progress import Follower
 from dist_sft.config.deepspeed import portable
 from dist_sft.config.sections import RunConfig
@@ -92,6 +93,8 @@ def _connect(config: RunConfig) -> None:
     import ray
 
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        wait_for_builds(fresh=0)
     environment = _worker_environment(config)
     try:
         ray.init(

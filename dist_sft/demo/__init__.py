@@ -1,1 +1,1 @@
-"""What `launchers/local` trains on: generated chats, a small model from random weights, and a score of what it learned."""
+"""What `launchers/local` trains on: generated chats, a small model from random weights, a score of what it learned."""

@@ -1,11 +1,12 @@
 """What a model answers to held-out rows, and how many answers are exactly right.
 
-    model folder, Row[N] -> Answer[N] -> {kind: share of exact matches}
+model folder, Row[N] -> Answer[N] -> {kind: share of exact matches}
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,14 +34,13 @@ def ask(folder: Path, rows: Sequence[Row]) -> list[Answer]:
     """Greedy answers of the model in a folder, in the order of the rows."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     words = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # its types refuse .to()
+    model.to(device).eval()
     answers: list[Answer] = []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        prompts = words.apply_chat_template(
-            [row.prompt for row in batch],
-            add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True,
-        ).to(device)  # fmt: skip
+        chats = [words.apply_chat_template(row.prompt, add_generation_prompt=True, tokenize=False) for row in batch]
+        prompts = words(chats, add_special_tokens=False, padding=True, return_tensors="pt").to(device)
         with torch.inference_mode():
             tokens = model.generate(**prompts, do_sample=False, max_new_tokens=LONGEST)
         texts = words.batch_decode(tokens[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)

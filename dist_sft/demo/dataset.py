@@ -28,10 +28,10 @@ STYLES: dict[str, Callable[[str], str]] = {
 PLAIN = (None, None, "You are a helpful assistant.", "Answer briefly.")
 """System prompts that change nothing; None: no system prompt."""
 
-STYLED = ("copy", "first", "last", "opposite", "category")
+STYLED = ("copy", "last", "opposite", "category")
 """Kinds of question whose answers a style can change."""
 
-KINDS = (*SINGLE, "first", "last", "style", "style", "chat", "memory", "memory")
+KINDS = (*SINGLE, "style", "style", "chat", "memory", "memory")
 """Kinds of row, in the order in which they take turns."""
 
 TRIES = 1000
@@ -100,15 +100,18 @@ def _styled(random: Random) -> Row:
     """One or two questions, all answered in the style that the system prompt demands."""
     system = random.choice(tuple(STYLES))
     asked = [SINGLE[name](random) for name in random.sample(STYLED, random.randint(1, 2))]
-    row = _row("style", system, [Question(question.text, STYLES[system](question.answer)) for question in asked])
-    return row
+    return _row("style", system, [Question(question.text, STYLES[system](question.answer)) for question in asked])
 
 
 def _memory(random: Random) -> Row:
     """A list of words, then questions about it."""
     words = some_words(random)
     listed = Question(random.choice(("Remember {}", "Here are {}")).format(f'"{",".join(words)}"'), "OK")
-    asked = {"And the first?": words[0], "And the last?": words[-1], "And how many?": str(len(words))}
+    asked = {
+        "And the last?": words[-1],
+        "And the last in capitals?": words[-1].upper(),
+        "And how many?": str(len(words)),
+    }
     follow_ups = [Question(text, asked[text]) for text in random.sample(tuple(asked), 3)]
     messages = _row("memory", _plain(random), [listed, *follow_ups]).messages
     return Row("memory", messages, (listed,))

@@ -1,6 +1,6 @@
 """A small chat model from random weights, and a tokenizer that knows the demo's words.
 
-    texts, seed -> folder that `AutoModelForCausalLM` and `AutoTokenizer` load
+texts, seed -> folder that `AutoModelForCausalLM` and `AutoTokenizer` load
 """
 
 from collections.abc import Iterable
@@ -17,12 +17,9 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-VOCABULARY = 1024
-WIDTH = 128
-LAYERS = 3
-TIED = True
-THETA = 10000.0
-HEADS = 4
+VOCABULARY, WIDTH, LAYERS, HEADS = 1024, 128, 2, 4
+THETA = 100.0
+"""Base of the rotary positions. In chats so short, the usual 10000 makes it slow to learn what stands next to what."""
 CONTEXT = 256
 """Longest conversation, tokens."""
 
@@ -51,7 +48,7 @@ def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def model(seed: int, words: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 of about a million parameters; the same weights for the same seed."""
+    """A Qwen3 of half a million parameters; the same weights for the same seed."""
     config = Qwen3Config(
         vocab_size=len(words),
         hidden_size=WIDTH,
@@ -63,10 +60,10 @@ def model(seed: int, words: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         max_position_embeddings=CONTEXT,
         initializer_range=WIDTH**-0.5,  # not 0.02: embeddings that small drown in the noise of NEFTune
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
-        tie_word_embeddings=TIED,
+        tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=words.convert_tokens_to_ids(END),
-        pad_token_id=words.convert_tokens_to_ids(PAD),
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

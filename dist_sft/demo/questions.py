@@ -39,12 +39,6 @@ def capitals(random: Random) -> Question:
     return _phrase(random, word, word.upper(), "Capitals of {}", "Write {} in capitals", "Turn {} into capitals")
 
 
-def first(random: Random) -> Question:
-    """Find the first word of a list."""
-    words = some_words(random)
-    return _phrase(random, ",".join(words), words[0], "First of {}", "What is first in {}?")
-
-
 def last(random: Random) -> Question:
     """Find the last word of a list."""
     words = some_words(random)
@@ -55,7 +49,13 @@ def opposite(random: Random) -> Question:
     """Know the opposite of an adjective."""
     word, other = random.sample(random.choice(OPPOSITES), 2)
     return _phrase(
-        random, word, other, "Opposite of {}", "What is not {}?", "Give the opposite of {}", "What is the opposite of {}?"
+        random,
+        word,
+        other,
+        "Opposite of {}",
+        "What is not {}?",
+        "Give the opposite of {}",
+        "What is the opposite of {}?",
     )
 
 
@@ -63,7 +63,13 @@ def category(random: Random) -> Question:
     """Know what kind of thing a noun names."""
     kind = random.choice(tuple(CATEGORIES))
     return _phrase(
-        random, random.choice(CATEGORIES[kind]), kind, "Kind of {}", "What is {}?", "What kind is {}?", "Which group has {}?"
+        random,
+        random.choice(CATEGORIES[kind]),
+        kind,
+        "Kind of {}",
+        "What is {}?",
+        "What kind is {}?",
+        "Which group has {}?",
     )
 
 
@@ -86,14 +92,14 @@ def sort(random: Random) -> Question:
 
 
 SINGLE: dict[str, Callable[[Random], Question]] = {
-    "copy": copy, "capitals": capitals, "first": first, "last": last, "opposite": opposite, "category": category,
+    "copy": copy, "capitals": capitals, "last": last, "opposite": opposite, "category": category,
     "successor": successor, "count": count, "sort": sort,
 }  # fmt: skip
 
 
 def some_words(random: Random) -> list[str]:
-    """Two to four different words."""
-    return random.sample(WORDS, random.randint(2, 4))
+    """Two to four different nouns."""
+    return random.sample(NOUNS, random.randint(2, 4))
 
 
 def _phrase(random: Random, subject: str, answer: str, *phrasings: str) -> Question:

@@ -1,6 +1,7 @@
 """Weights & Biases: the run's figures, without anything that is nobody's business."""
 
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ class Wandb:
 
 def _run_id(folder: Path) -> str:
     """The id that this run folder has at W&B, made at the first start."""
-    import wandb
-
     path = folder / "run_id"
     if not path.exists():
-        path.write_text(wandb.util.generate_id())
+        path.write_text(uuid.uuid4().hex[:12])
     return path.read_text().strip()

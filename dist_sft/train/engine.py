@@ -69,6 +69,8 @@ def update(engine: Any, model: TokenLosses, share: StepShare, learning_rate: flo
             _guard("loss", float(loss), share.step, share.samples)
             norm = _norm_without_zero(engine)
         engine.step()
+    if not engine.was_step_applied():  # DeepSpeed skips an update with gradients that are not finite
+        _guard("gradient norm", math.nan, share.step, share.samples)
     norm = norm if norm is not None else float(engine.get_global_grad_norm())
     _guard("gradient norm", norm, share.step, share.samples)
     return float(loss) / world, norm

@@ -85,7 +85,7 @@ def test_values_that_agree_and_autos_are_welcome():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4, but the run file (train.samples_pe"),
+        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4, but the run file (train.samples_pe"),  # noqa: E501
         ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps is 8, but the run file"),
         ({"train_batch_size": 64}, "train_batch_size is 64, but the run file"),
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op is 'sum', but the loss"),
@@ -104,7 +104,7 @@ def test_values_that_agree_and_autos_are_welcome():
          "weights are silently not saved makes it true"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param needs ZeRO stage 3"),
         ({"zero_optimization": {"stage": 3, "cpu_offload": True}}, "cpu_offload is an old name"),
-        ({"data_types": {"grad_accum_dtype": "fp32"}}, "cannot accumulate fp32 gradients of a bf16 model at ZeRO stage 0"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "cannot accumulate fp32 gradients of a bf16 model at ZeRO stage 0"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_contradicts_the_run_or_does_not_work_is_refused(given, message):

@@ -140,14 +140,14 @@ def test_all_problems_are_reported_at_once(run_file):
         ("train.samples_per_step=1.5", "train.samples_per_step is 1.5, not a whole number"),
         ("train.samples_per_step=1e3", "write 1000"),
         ("train.samples_per_step=true", "train.samples_per_step is true, not a whole number"),
-        ("train.samples_per_step='8'", "train.samples_per_step is '8', not a whole number\n  fix: write it without quotes"),
+        ("train.samples_per_step='8'", "train.samples_per_step is '8', not a whole number\n  fix: write it without quotes"),  # noqa: E501
         ("train.learning_rate=.nan", "train.learning_rate is NaN, not a finite number"),
         ("train.packing=yes", "train.packing is 'yes', not true or false"),
         ("train.optimizer.betas=[0.9]", "train.optimizer.betas"),
         ("train.optimizer.betas=[0.9, 1.0]", "train.optimizer.betas.1 is 1.0, not a number below 1"),
         ("run.name=5", "run.name is 5, not text\n  fix: write \"5\" with quotes"),
         ("model.tuning.targets=5", "model.tuning.targets is 5, not text or a list"),
-        ("model.tuning={kind: lroa}", "model.tuning.kind is 'lroa', not one of full, lora\n  fix: did you mean 'lora'?"),
+        ("model.tuning={kind: lroa}", "model.tuning.kind is 'lroa', not one of full, lora\n  fix: did you mean 'lora'?"),  # noqa: E501
         ("model.tuning={rank: 8}", "model.tuning.kind is missing\n  fix: add kind: one of full or lora"),
         ("data.role_names.bot=helper", "data.role_names.bot is 'helper', not one of system, user, assistant, tool"),
         ("data.loss.roles.gpt=1", "data.loss.roles.gpt is 'gpt', not one of system, user, assistant, tool"),

@@ -86,7 +86,7 @@ def test_a_row_that_is_not_json_costs_only_itself(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": }\n{"a": 3}\n')
     assert bad_row(tmp_path / "a.jsonl", 1) == (
         "bad_json",
-        f"{tmp_path}/a.jsonl:3: not JSON: Expecting value: line 1 column 7 (char 6)\n  fix: one whole JSON object per line",
+        f"{tmp_path}/a.jsonl:3: not JSON: Expecting value: line 1 column 7 (char 6)\n  fix: one whole JSON object per line",  # noqa: E501
     )
     assert open_source(Source(path=str(tmp_path / "a.jsonl")))[2] == {"a": 3}
 
@@ -124,6 +124,8 @@ def test_half_a_character_is_refused(tmp_path):
         rf"{tmp_path}/a.jsonl:2: half a character: \ud83d without its other half" + "\n  fix: remove it from the row",
     )
     assert bad_row(tmp_path / "a.json", 0)[0] == "bad_unicode"
+    (tmp_path / "lower.jsonl").write_text('{"a": "\\udc00"}')
+    assert bad_row(tmp_path / "lower.jsonl", 0)[0] == "bad_unicode"
     assert open_source(Source(path=str(tmp_path / "a.jsonl")))[0] == {"a": [{"b": "😀"}]}
 
 

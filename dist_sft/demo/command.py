@@ -1,0 +1,108 @@
+"""The demo from end to end: make chats and a model, score it, train it with the cluster's code, export, score again.
+
+folder/
+  train.jsonl  held_out.jsonl  model/  run.yaml     made here; `dist-sft train run.yaml` is the same run
+  run/                                              checkpoints, metrics, ledger, offline W&B
+  export/                                           what transformers loads
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
+
+from dist_sft.cluster.export import export
+from dist_sft.cluster.runner import train
+from dist_sft.config.load import load_config
+from dist_sft.core.errors import ConfigError, TrainingError
+from dist_sft.demo import dataset, model, run_file
+from dist_sft.demo.answers import Answer, ask, score, score_by_kind
+from dist_sft.demo.dataset import Row
+
+TRAINING_ROWS, HELD_OUT_ROWS = 12_000, 256
+LEARNED = 0.6
+"""Share of exact matches below which the demo has failed."""
+
+
+def run(folder: Path, seed: int = 0) -> None:
+    """Make everything in a folder afresh, and print what the model learned.
+
+    Raises:
+        ConfigError: the folder holds something else than an earlier demo.
+        TrainingError: the model learned too little.
+    """
+    console, begin = Console(), time.monotonic()
+    disable_progress_bar()  # of transformers: a bar for each loading of a small model
+    folder = folder.resolve()
+    _start_afresh(folder)
+    held_out = _make(folder, seed)
+    console.print(f"made {TRAINING_ROWS} chats, {len(held_out)} held-out ones and a small model in {folder}")
+    before = ask(folder / "model", held_out)
+    console.print(f"before training: {score(before):.0%} of the held-out answers are exactly right")
+    config = load_config(folder / "run.yaml")
+    train(config)
+    exported = export(Path(config.run.dir), folder / "export")
+    after = ask(exported, held_out)
+    console.print(scores(before, after), examples(before, after))
+    console.print(f"{exported} is a model for transformers; {time.monotonic() - begin:.0f} s in all")
+    if score(after) < LEARNED:
+        raise TrainingError(
+            f"the demo learned too little: {score(after):.0%} of the held-out answers are exactly right",
+            where=str(folder),
+            fix=f"look at run/metrics.jsonl: something is broken, for {LEARNED:.0%} is far below the usual",
+        )
+
+
+def scores(before: Sequence[Answer], after: Sequence[Answer]) -> Table:
+    """Exact match by kind, before and after."""
+    table = Table(title="exact match on held-out questions")
+    table.add_column("kind", footer="all")
+    table.add_column("before", justify="right", footer=f"{score(before):.0%}")
+    table.add_column("after", justify="right", footer=f"{score(after):.0%}")
+    table.show_footer = True
+    untrained, trained = score_by_kind(before), score_by_kind(after)
+    for kind in sorted(trained):
+        table.add_row(kind, f"{untrained[kind]:.0%}", f"{trained[kind]:.0%}")
+    return table
+
+
+def examples(before: Sequence[Answer], after: Sequence[Answer]) -> Table:
+    """One held-out chat of each kind, and what the model says to it before and after."""
+    table = Table("chat", "right", "before", "after", title="answers", show_lines=True)
+    first_of = {answer.row.kind: index for index, answer in reversed(list(enumerate(after)))}
+    for _, index in sorted(first_of.items()):
+        row = after[index].row
+        chat = "\n".join(f"{turn['role']}: {turn['content']}" for turn in row.prompt)
+        table.add_row(*map(_plain, (chat, row.answer, before[index].text, after[index].text)))
+    return table
+
+
+def _plain(text: str, longest: int = 120) -> str:
+    """Printable text of limited length, without rich's markup: an untrained model says anything."""
+    shown = "".join(letter if letter.isprintable() or letter == "\n" else "·" for letter in text)
+    return shown[:longest].replace("[", r"\[")
+
+
+def _start_afresh(folder: Path) -> None:
+    """Empty the folder of an earlier demo; refuse any other that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / "run.yaml").is_file() or not (folder / "held_out.jsonl").is_file():
+            raise ConfigError("this holds something else than a demo", where=str(folder), fix="name a new folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _make(folder: Path, seed: int) -> list[Row]:
+    """Write data, model and run file; the held-out rows."""
+    held_out = dataset.conversations(seed, HELD_OUT_ROWS, held_out=True)
+    dataset.write(folder / "held_out.jsonl", held_out)
+    run_file.write(folder, seed, torch.cuda.device_count())
+    rows = dataset.conversations(seed, TRAINING_ROWS, held_out=False)
+    dataset.write(folder / "train.jsonl", rows)
+    model.save(folder / "model", seed, (turn["content"] for row in rows for turn in row.messages))
+    return held_out
