@@ -5,8 +5,9 @@ instead of raising it in the middle of a collective, where the other ranks would
 that could run code.
 """
 
+import contextlib
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 
 from dist_sft.checkpoint.layout import Shard
 from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import sha256
+from dist_sft.core.files import room, sha256
 
 TRUSTED = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -39,6 +40,17 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
         self.written: dict[str, Shard] = {}
         self.error: str | None = None
 
+    @contextlib.contextmanager
+    def used_by(self, engine: Any) -> Iterator[None]:
+        """Give an engine this file access for a while, and keep it from copying its conversion script."""
+        usual, engine.checkpoint_engine = engine.checkpoint_engine, self
+        engine._copy_recovery_script = lambda folder: None
+        try:
+            yield
+        finally:
+            engine.checkpoint_engine = usual
+            del engine._copy_recovery_script
+
     def save(self, state_dict: Any, path: str) -> None:
         if self.error:
             return
@@ -58,13 +70,15 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
 
 def describe(error: Exception, folder: Path) -> str:
     """An error of a write, and how much room there is."""
-    free = shutil.disk_usage(folder).free / 2**20
-    return f"{str(error).splitlines()[0]} ({free:.0f} MiB free in {folder})"
+    return f"{str(error).splitlines()[0]} ({room(folder)})"
 
 
 def refuse_code(path: Path) -> None:
     """Raise CheckpointError if loading this file could run code that is not DeepSpeed's own."""
-    unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(TRUSTED)
+    try:
+        unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(TRUSTED)
+    except ValueError as error:
+        raise CheckpointError(f"the shard cannot be read: {error}", where=str(path)) from error
     if unknown:
         raise CheckpointError(
             f"the shard names {', '.join(sorted(unknown))}, which no checkpoint of ours does",

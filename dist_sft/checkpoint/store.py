@@ -46,13 +46,10 @@ class CheckpointStore:
         partial = final.with_name(f"{final.name}.partial")
         _together(lambda: self._clear(final, partial))
         files = ShardFiles(dist.get_rank())
-        usual, engine.checkpoint_engine = engine.checkpoint_engine, files
-        try:
+        with files.used_by(engine):
             engine.save_checkpoint(
                 str(partial), tag=SHARDS, save_latest=False, exclude_frozen_parameters=self.adapter
             )
-        finally:
-            engine.checkpoint_engine = usual
         shards = _agree(files, partial)
         manifest = Manifest(step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, state, shards)
         _together(lambda: self._commit(manifest, partial, final))
@@ -106,13 +103,10 @@ class CheckpointStore:
             )
 
     def _load_into(self, engine: Any, folder: Path) -> None:
-        usual, engine.checkpoint_engine = engine.checkpoint_engine, ShardFiles(dist.get_rank())
-        try:
+        with ShardFiles(dist.get_rank()).used_by(engine):
             loaded, _ = engine.load_checkpoint(
                 str(folder), tag=SHARDS, load_module_strict=not self.adapter, load_lr_scheduler_states=False
             )
-        finally:
-            engine.checkpoint_engine = usual
         assert loaded, f"DeepSpeed found nothing in {folder}"
 
 

@@ -5,6 +5,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import DataSection, RunConfig, Source
 from dist_sft.core.errors import SftError
+from dist_sft.core.files import writing
 from dist_sft.data.encoding import Rows
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.order import Steps
@@ -86,7 +88,7 @@ def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
     folder = Path(config.run.dir)
     fingerprints = {**data.rows.fingerprints, "encoder": data.encoder.fingerprint}
     facts = run_folder.facts(config, fingerprints, list(data.encoder.stop_ids))
-    _on_rank_0(lambda: _open_folder(folder, facts, config, data.encoder))
+    _on_rank_0(folder, lambda: _open_folder(folder, facts, config, data.encoder))
 
     merged = deepspeed_config(config, world, device.type)
     model = load(config.model, merged, config.run.seed, device)
@@ -148,12 +150,13 @@ def _peak(device: torch.device) -> float | None:
     return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
-def _on_rank_0(action: Any) -> None:
-    """Rank 0 acts; an error of it is raised on every rank."""
+def _on_rank_0(folder: Path, action: Callable[[], None]) -> None:
+    """Rank 0 acts on a folder; an error of it is raised on every rank."""
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            action()
+            with writing(folder):
+                action()
         except SftError as error:
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0)

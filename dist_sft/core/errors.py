@@ -8,6 +8,7 @@
     ├── ModelError        a model or tokenizer that cannot be loaded or trained as asked
     ├── ClusterError      too few GPUs or CPUs, a stale build lock, a worker that died
     ├── CheckpointError   a checkpoint that cannot be written, found or trusted
+    ├── StorageError      the run folder cannot be written
     ├── TrainingError     a loss that is not finite, an engine that is not the one asked for
     └── MissingExtra      an optional package that a command needs
 
@@ -82,6 +83,10 @@ class ClusterError(SftError):
 
 class CheckpointError(SftError):
     """A checkpoint that cannot be written, found or trusted."""
+
+
+class StorageError(SftError):
+    """The run folder cannot be written: a full disk, a read-only file system."""
 
 
 class TrainingError(SftError):

@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from dist_sft.core.errors import StorageError
 
 
 @contextlib.contextmanager
@@ -22,6 +25,24 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError that names the file and the room that is left."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written: {error.strerror or error} ({room(path.parent)})",
+            where=str(path),
+            fix="make room and run the same command again: it goes on from the newest whole checkpoint",
+        ) from error
+
+
+def room(folder: Path) -> str:
+    """How much the file system of a folder can still take, for a message."""
+    return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB free in {folder}"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dist_sft.core.errors import DataError
-from dist_sft.core.files import atomic
+from dist_sft.core.files import atomic, writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Ledger:
     def add(self, entries: list[Entry]) -> None:
         self.entries += entries
         if self.path and entries:
-            with self.path.open("ab") as file:
+            with writing(self.path), self.path.open("ab") as file:
                 file.writelines(_line(entry) for entry in entries)
 
     @property

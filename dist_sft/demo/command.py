@@ -78,13 +78,16 @@ def examples(before: Sequence[Answer], after: Sequence[Answer]) -> Table:
     for _, index in sorted(first_of.items()):
         row = after[index].row
         chat = "\n".join(f"{turn['role']}: {turn['content']}" for turn in row.prompt)
-        table.add_row(*map(_plain, (chat, row.answer, before[index].text, after[index].text)))
+        said = (before[index].text, after[index].text)
+        table.add_row(_plain(chat, 400), _plain(row.answer), *map(_plain, said))
     return table
 
 
-def _plain(text: str, longest: int = 120) -> str:
+def _plain(text: str, longest: int = 24) -> str:
     """Printable text of limited length, without rich's markup: an untrained model says anything."""
-    shown = "".join(letter if letter.isprintable() or letter == "\n" else "·" for letter in text)
+    shown = "".join(
+        letter if (letter.isprintable() and letter != "\ufffd") or letter == "\n" else "·" for letter in text
+    )
     return shown[:longest].replace("[", r"\[")
 
 

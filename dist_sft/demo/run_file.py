@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-STEPS = 400
+STEPS = 250
 SAMPLES_PER_STEP = 64
 
 
@@ -23,8 +23,8 @@ def write(folder: Path, seed: int, gpus: int) -> Path:
             "warmup": 0.05,
             "optimizer": {"betas": [0.9, 0.98]},
         },
-        "eval": {"source": {"path": str(folder / "held_out.jsonl")}, "every": 100},
-        "checkpoint": {"every": 200},
+        "eval": {"source": {"path": str(folder / "held_out.jsonl")}, "every": 50},
+        "checkpoint": {"every": 125},
         "cluster": {"workers": min(2, gpus) or 2, "gpus_per_worker": min(1, gpus)},
         "deepspeed": "ds_configs/zero3.json" if gpus else "ds_configs/cpu_debug.json",
         "tracking": {"wandb": {"project": "dist-sft-demo", "mode": "offline"}, "log_every": 10},

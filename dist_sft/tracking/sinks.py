@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from dist_sft.core.files import writing
+
 
 class Sink(Protocol):
     """Takes one record: {"kind": "step" | "eval" | "note", "step": int, figures ...}."""
@@ -24,10 +26,11 @@ class JsonLines:
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step] if step else []
         path.write_bytes(b"".join(kept))
-        self._file = path.open("ab", buffering=0)
+        self.path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"time": round(time.time(), 3), **record}).encode() + b"\n")
+        with writing(self.path):
+            self._file.write(json.dumps({"time": round(time.time(), 3), **record}).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()

@@ -185,10 +185,11 @@ def test_a_truncated_answer_gets_no_stop_token(tiny):
 
 
 def test_control_tokens_in_a_document_are_text(tiny):
-    enc = encoder(tiny, CHATML)
+    enc = encoder(tiny, THINKING)
     sample = enc.encode(Document(f"a{END}b<think>"))
     assert enc.text_of(sample.tokens) == f"a{END}b<think>{END}"
-    assert np.count_nonzero(sample.tokens == tiny.ids[END]) == 1 and tiny.ids["<think>"] in tiny.ids.values()
+    assert np.count_nonzero(sample.tokens == tiny.ids[END]) == 1 and tiny.ids["<think>"] not in sample.tokens
+    assert sample.weights[0] == 0 and (sample.weights[1:] == 1).all()
 
 
 def test_an_encoder_travels_as_its_settings_and_its_fingerprint_tells_them_apart(tiny):

@@ -1,0 +1,182 @@
+"""A run that was stopped goes on as if nothing had happened; a checkpoint that cannot be trusted is not used."""
+
+import json
+import pickle
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_sft.checkpoint.consolidate import consolidated
+from dist_sft.checkpoint.layout import Manifest, newest, whole_steps
+from dist_sft.checkpoint.shards import refuse_code
+from dist_sft.core.errors import CheckpointError
+from tests.ranks import losses, records, train_on_ranks
+
+STEPS, WORLD = 6, 2
+
+
+def settings(tiny_run, folder, steps=STEPS, **more):
+    """Everything on that could leave a trace outside the step number: noise, dropout, Adam, early stopping, drops."""
+    return tiny_run | {
+        "run": {"name": "resume", "dir": str(folder), "seed": 1},
+        "model": tiny_run["model"] | {"neftune": {"alpha": 5}},
+        "data": tiny_run["data"] | {"context_length": 110},
+        "train": tiny_run["train"] | {"steps": steps, "learning_rate": 0.01},
+        "eval": {"source": tiny_run["data"]["sources"][0], "every": 2, "patience": 50, "samples": 8},
+        "checkpoint": {"every": 1, "keep": 99},
+        "cluster": {"workers": WORLD, "gpus_per_worker": 0},
+        "deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_run, tmp_path_factory):
+    """A run that nobody stopped, with a checkpoint of every step."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_on_ranks([settings(tiny_run, folder)], WORLD)
+    return folder
+
+
+def stopped_after(whole, folder, step):
+    """A run folder as it stood when the run was killed at some time after the checkpoint of `step`."""
+    shutil.copytree(whole, folder)
+    for later in range(step + 1, STEPS + 1):
+        shutil.rmtree(folder / "checkpoints" / f"step_{later:08d}")
+    return folder
+
+
+def moved(tiny_run, folder):
+    return settings(tiny_run, folder)
+
+
+@pytest.mark.xdist_group("resume")
+def test_after_a_stop_at_any_step_the_rest_is_bit_for_bit_the_same(tiny_run, whole, tmp_path):
+    folders = [stopped_after(whole, tmp_path / str(step), step) for step in range(1, STEPS)]
+    (folders[0] / "checkpoints" / "step_00000002.partial" / "shards").mkdir(parents=True)
+    train_on_ranks([settings(tiny_run, folder) for folder in folders], WORLD)
+    expected = consolidated(newest(whole))
+    for folder in folders:
+        assert losses(folder) == losses(whole)
+        assert [r["loss"] for r in records(folder, "eval")] == [r["loss"] for r in records(whole, "eval")]
+        assert (folder / "ledger.jsonl").read_bytes() == (whole / "ledger.jsonl").read_bytes()
+        weights = consolidated(newest(folder))
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert not list((folder / "checkpoints").glob("*.partial"))
+    assert json.loads((whole / "ledger.jsonl").read_text().splitlines()[0])["reason"] == "overlong"
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE = {
+    "a flipped bit": lambda folder: flip(next((folder / "shards").glob("*optim_states.pt"))),
+    "a truncated shard": lambda folder: cut(next((folder / "shards").glob("*model_states.pt"))),
+    "a missing shard": lambda folder: next((folder / "shards").glob("*optim_states.pt")).unlink(),
+    "a missing manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "a torn manifest": lambda folder: cut(folder / "manifest.json"),
+}
+
+
+@pytest.mark.xdist_group("resume")
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_used(tiny_run, whole, tmp_path):
+    folders = {}
+    for damage, do in DAMAGE.items():
+        folders[damage] = stopped_after(whole, tmp_path / damage.replace(" ", "_"), 4)
+        do(folders[damage] / "checkpoints" / "step_00000004")
+    train_on_ranks([settings(tiny_run, folder) for folder in folders.values()], WORLD)
+    for damage, folder in folders.items():
+        starts = [r["step"] for r in records(folder, "note") if r["text"] == "start"]
+        assert starts[-1] == 3, damage
+        assert losses(folder) == losses(whole), damage
+        assert (folder / "checkpoints" / "step_00000004.bad" / "reason.txt").read_text().strip(), damage
+
+
+@pytest.mark.xdist_group("resume")
+def test_what_cannot_be_resumed_is_refused_with_the_reason(tiny_run, whole, tmp_path):
+    base = settings(tiny_run, tmp_path / "run")
+    stopped_after(whole, tmp_path / "run", 3)
+    other_rows = tmp_path / "other.jsonl"
+    other_rows.write_text(Path(base["data"]["sources"][0]["path"]).read_text() + "\n")
+    changes = {
+        "train.learning_rate was 0.01, is 0.02": base | {"train": base["train"] | {"learning_rate": 0.02}},
+        "run.seed was 1, is 2": base | {"run": base["run"] | {"seed": 2}},
+        "data.context_length was 110, is 120": base | {"data": base["data"] | {"context_length": 120}},
+        "ZeRO-2": base | {"deepspeed": {"zero_optimization": {"stage": 2}}},
+    }
+    errors = train_on_ranks(list(changes.values()), WORLD, check=False)
+    for expected, error in zip(changes, errors, strict=True):
+        assert expected in error and "fix:" in error
+    assert whole_steps(tmp_path / "run" / "checkpoints") == [1, 2, 3]
+
+
+@pytest.mark.xdist_group("resume")
+def test_a_changed_file_of_rows_is_refused(tiny_run, whole, tmp_path):
+    run = stopped_after(whole, tmp_path / "run", 3)
+    facts = json.loads((run / "run.json").read_text())
+    (name,) = [name for name in facts["learned"]["fingerprints"] if name != "encoder"]
+    facts["learned"]["fingerprints"][name] = "another"
+    (run / "run.json").write_text(json.dumps(facts))
+    (error,) = train_on_ranks([settings(tiny_run, run)], WORLD, check=False)
+    assert "would learn something else" in error and name in error
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.xdist_group("resume")
+def test_a_full_disk_ends_the_run_and_leaves_the_last_whole_checkpoint(tiny_run, whole, small_disk):
+    shutil.copytree(whole / "checkpoints" / "step_00000001", small_disk / "run/checkpoints/step_00000001")
+    for name in ("run.json", "ledger.jsonl"):
+        shutil.copy(whole / name, small_disk / "run" / name)
+    (error,) = train_on_ranks([settings(tiny_run, small_disk / "run")], WORLD, check=False)
+    assert error.startswith("CheckpointError") and "cannot be written" in error
+    assert "No space left on device" in error or "MiB free" in error
+    assert "make room" in error
+    steps = whole_steps(small_disk / "run" / "checkpoints")
+    assert steps and not list((small_disk / "run" / "checkpoints").glob("*.partial"))
+    assert consolidated(newest(small_disk / "run"))
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny_run, tmp_path):
+    run = settings(tiny_run, tmp_path / "run", steps=4, checkpoint={"every": 1, "keep": 2},
+                   cluster={"workers": 1, "gpus_per_worker": 0})  # fmt: skip
+    train_on_ranks([run], 1)
+    assert whole_steps(tmp_path / "run" / "checkpoints") == [3, 4]
+    assert Manifest.read(newest(tmp_path / "run")).step == 4
+
+
+def test_a_shard_that_would_run_code_is_refused(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return print, ("this ran",)
+
+    torch.save({"module": Code()}, tmp_path / "shard.pt")
+    with pytest.raises(CheckpointError, match="builtins.print"):
+        refuse_code(tmp_path / "shard.pt")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(CheckpointError):
+        refuse_code(tmp_path / "plain.pkl")
+
+
+def test_a_run_folder_without_a_checkpoint_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in this run folder"):
+        newest(tmp_path)

@@ -1,0 +1,104 @@
+"""SIGKILL to the driver and all its workers, through the real command and a real Ray; then the same command again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.ranks import ROOT, losses, records
+
+COMMAND = (Path(sys.executable).with_name("dist-sft"), "train")
+STEPS = 16
+
+
+def settings(tiny_run, folder):
+    return tiny_run | {
+        "run": {"name": "kill", "dir": str(folder), "seed": 2},
+        "model": tiny_run["model"] | {"neftune": {"alpha": 5}},
+        "train": tiny_run["train"] | {"steps": STEPS, "learning_rate": 0.005},
+        "checkpoint": {"every": 3},
+        "cluster": {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 0.5},
+        "deepspeed": "ds_configs/cpu_debug.json",
+    }
+
+
+def start(tiny_run, folder, log):
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings(tiny_run, folder)))
+    return subprocess.Popen([*COMMAND, path], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finish(tiny_run, folder):
+    with open(folder.with_suffix(".log"), "w+") as log:
+        code = start(tiny_run, folder, log).wait(300)
+        log.seek(0)
+        assert code == 0, log.read()
+
+
+def kill_everything(driver):
+    """The driver first, then everything that it had started: nothing gets a chance to tidy up."""
+    family = [driver, *psutil.Process(driver.pid).children(recursive=True)]
+    for process in family:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    driver.wait()
+    psutil.wait_procs(family[1:], timeout=30)
+
+
+def kill_after(tiny_run, folder, step, delay=0.0):
+    """Run until metrics.jsonl has `step`, wait a little, and kill."""
+    with open(folder.with_suffix(".log"), "w") as log:
+        driver = start(tiny_run, folder, log)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and driver.poll() is None:
+            if Path(folder, "metrics.jsonl").exists() and max([0, *losses_so_far(folder)]) >= step:
+                break
+            time.sleep(0.02)
+        assert driver.poll() is None, Path(log.name).read_text()
+        time.sleep(delay)
+        kill_everything(driver)
+
+
+def losses_so_far(folder):
+    try:
+        return losses(folder)
+    except ValueError:  # a line that is being written
+        return {}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill") / "whole"
+    finish(tiny_run, folder)
+    return folder
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(tiny_run, whole, tmp_path):
+    folder = tmp_path / "killed"
+    kill_after(tiny_run, folder, step=8)
+    finish(tiny_run, folder)
+    assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
+    assert list(losses(folder)) == list(range(1, STEPS + 1))
+    assert [r["step"] for r in records(folder, "note") if r["text"] == "start"] == [0, 6]
+
+
+@pytest.mark.soak
+@pytest.mark.xdist_group("ray")
+def test_killed_again_and_again_at_random_moments(tiny_run, whole, tmp_path):
+    rng = random.Random(0)
+    for round_ in range(6):
+        folder = tmp_path / f"round{round_}"
+        for step in sorted(rng.sample(range(1, STEPS - 1), 2)):
+            kill_after(tiny_run, folder, step, delay=rng.random() * 0.5)
+        finish(tiny_run, folder)
+        assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
