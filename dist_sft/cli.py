@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Supervised fine-tuning that people can trust. A step is a set of conversations; everything else is execution.",
+    help="Supervised fine-tuning that people can trust: a step is a set of conversations, everything else is execution.",
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run file")]
@@ -118,7 +118,9 @@ def export(
 
 @app.command(epilog="Example: `dist-sft demo runs/demo`")
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="gets data, model, run and export")] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="gets data, model, run and export")] = Path(
+        "runs/demo"
+    ),
     seed: Annotated[int, typer.Option(help="of the data, the model and the run")] = 0,
 ) -> None:
     """Make a small data set and model, train it the way a cluster would, and show what it learned."""

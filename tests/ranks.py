@@ -1,6 +1,6 @@
 """Run `cluster.assembly.work` on real gloo ranks without Ray: several runs after one start-up.
 
-    python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
+python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
 """
 
 import json
@@ -23,10 +23,13 @@ def train_on_ranks(runs, world, timeout=400, check=True):
         spec = Path(folder) / "spec.json"
         spec.write_text(json.dumps({"runs": runs, "store": f"{folder}/store", "out": f"{folder}/out"}))
         environment = os.environ | {
-            "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false",
-            "CUDA_VISIBLE_DEVICES": "", "LOCAL_SIZE": str(world), "PYTHONFAULTHANDLER": "1",
-        }  # fmt: skip
-        logs = [open(f"{folder}/log{rank}", "w+") for rank in range(world)]
+            "WORLD_SIZE": str(world),
+            "LOCAL_SIZE": str(world),
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        logs = [Path(f"{folder}/log{rank}").open("w+") for rank in range(world)]  # noqa: SIM115 (closed below)
         ranks = [
             subprocess.Popen([sys.executable, "-m", "tests.ranks", str(spec)], cwd=ROOT, stdout=log, stderr=log,
                              env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})

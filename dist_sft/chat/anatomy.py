@@ -46,17 +46,22 @@ def study(renderer: Renderer, vocabulary: Vocabulary) -> Anatomy:
         asked = render_marked(renderer, Conversation((_ASK,)), NOTHING)
         prompted = render_marked(renderer, Conversation((_ASK,)), NOTHING, prompt=True)
     except RowError as error:
-        raise TemplateError(f"the chat template cannot write a question and an answer: {error.what}",
-                            fix="choose another data.template") from None
+        raise TemplateError(
+            f"the chat template cannot write a question and an answer: {error.what}", fix="choose another data.template"
+        ) from None
     if len(one.spans) != 2 or len(two.spans) != 4:
-        raise TemplateError("the chat template leaves out the question or the answer, or writes it twice",
-                            fix="choose another data.template")
+        raise TemplateError(
+            "the chat template leaves out the question or the answer, or writes it twice",
+            fix="choose another data.template",
+        )
     stop, end = _stop(one, vocabulary)
     prompt = _generation_prompt(asked, prompted, stop)
     openings = dict.fromkeys(_opening(found, 2 * k, prompt) for found, k in ((one, 0), (two, 0), (two, 1)))
     if one.generation and not any(a <= one.spans[1].start and end <= b for a, b in one.generation):
-        raise TemplateError(f"the chat template's {{% generation %}} region leaves out the answer or its {stop}",
-                            fix=f"let {{% endgeneration %}} follow {stop}: the model must learn to stop")
+        raise TemplateError(
+            f"the chat template's {{% generation %}} region leaves out the answer or its {stop}",
+            fix=f"let {{% endgeneration %}} follow {stop}: the model must learn to stop",
+        )
     eos = vocabulary.special_tokens.get("eos_token", stop)
     return Anatomy(
         openings=tuple(sorted(openings, key=len, reverse=True)),
@@ -75,8 +80,10 @@ def _generation_prompt(asked: Located, prompted: Located, stop: str) -> str:
     if after == before and len(asked.spans) == 1:
         prompt = before[asked.spans[0].end :]
     if not prompt.strip() or (after == before and stop in prompt):
-        raise TemplateError("the chat template has no generation prompt, so nothing says where an answer begins",
-                            fix="let it write the opening of an assistant's turn `if add_generation_prompt`")
+        raise TemplateError(
+            "the chat template has no generation prompt, so nothing says where an answer begins",
+            fix="let it write the opening of an assistant's turn `if add_generation_prompt`",
+        )
     return prompt
 
 
@@ -87,8 +94,10 @@ def _opening(found: Located, question: int, prompt: str) -> str:
         opening = prompt[:length]
         if opening.strip() and (between.endswith(opening) or (length == len(prompt) and opening in between)):
             return opening
-    raise TemplateError("the chat template opens an answer otherwise than its generation prompt does",
-                        fix=f"let each assistant's turn begin with {prompt!r}")
+    raise TemplateError(
+        "the chat template opens an answer otherwise than its generation prompt does",
+        fix=f"let each assistant's turn begin with {prompt!r}",
+    )
 
 
 def _stop(found: Located, vocabulary: Vocabulary) -> tuple[str, int]:
@@ -96,8 +105,10 @@ def _stop(found: Located, vocabulary: Vocabulary) -> tuple[str, int]:
     special = sorted((token.content for token in vocabulary.added_tokens if token.special), key=len, reverse=True)
     match = re.compile("|".join(map(re.escape, special)) or "(?!)").search(found.text, found.spans[1].end)
     if match is None:
-        raise TemplateError("the chat template writes no special token after an answer: no model would learn to stop",
-                            fix="write {{ eos_token }} at the end of each assistant's turn")
+        raise TemplateError(
+            "the chat template writes no special token after an answer: no model would learn to stop",
+            fix="write {{ eos_token }} at the end of each assistant's turn",
+        )
     return match[0], match.end()
 
 

@@ -1,6 +1,6 @@
 """Conversation | Document -> tokens and loss weights: the template's own ids, and a mask with a proof.
 
-    render, and find the strings of the row (skeleton, marks) -> what is learned, in characters -> tokens, by offsets
+render, and find the strings of the row (skeleton, marks) -> what is learned, in characters -> tokens, by offsets
 """
 
 from bisect import bisect_left
@@ -48,8 +48,14 @@ class _Plan:
 class Encoder:
     """Everything that turns rows into samples, for one tokenizer, template and loss. Pickles as its settings."""
 
-    def __init__(self, vocabulary: Vocabulary, template: str | ChatTemplate, loss: LossWeights, context_length: int,
-                 overlong: str) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        template: str | ChatTemplate,
+        loss: LossWeights,
+        context_length: int,
+        overlong: str,
+    ) -> None:
         """
         Args:
             template: as data.template, or one that was chosen already.
@@ -82,8 +88,17 @@ class Encoder:
     def fingerprint(self) -> str:
         """Hex digest of all that decides a sample, given its row."""
         vocabulary, template, loss, context_length, overlong = self._settings
-        return stable_hash([VERSION, vocabulary.fingerprint, template.source, loss.model_dump(mode="json"),
-                            context_length, overlong, TODAY.isoformat()])
+        return stable_hash(
+            [
+                VERSION,
+                vocabulary.fingerprint,
+                template.source,
+                loss.model_dump(mode="json"),
+                context_length,
+                overlong,
+                TODAY.isoformat(),
+            ]
+        )
 
     def encode(self, item: Item) -> EncodedSample:
         """One sample. Raises: RowError, see `encode_batch`."""
@@ -148,8 +163,11 @@ class Encoder:
             return plan, tokens
         eos = self._vocabulary.id_of("eos_token")
         if eos is None:
-            return RowError("the tokenizer has no eos_token to end a document with", reason="no_eos",
-                            fix="set eos_token in tokenizer_config.json")
+            return RowError(
+                "the tokenizer has no eos_token to end a document with",
+                reason="no_eos",
+                fix="set eos_token in tokenizer_config.json",
+            )
         before, size = self._texts.document_prefix, len(plan.row.text)
         ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array([eos], np.int32)])
         return plan, Tokens(ids, [(0, 0)] * len(before) + tokens.offsets + [(size, size)])
@@ -165,12 +183,18 @@ class Encoder:
             return error
         cut = max(0, len(weights) - self._context_length)
         if cut and self._overlong != "truncate":
-            return RowError(f"{len(weights)} tokens, {cut} more than fit", reason="overlong",
-                            fix=f"data.context_length={len(weights)}, data.overlong=truncate, or data.overlong=drop")
+            return RowError(
+                f"{len(weights)} tokens, {cut} more than fit",
+                reason="overlong",
+                fix=f"data.context_length={len(weights)}, data.overlong=truncate, or data.overlong=drop",
+            )
         kept = len(weights) - cut
         if not weights[:kept].any():
-            return RowError("nothing is learned from it" + (" once it is truncated" if cut else ""),
-                            reason="nothing_supervised", fix="remove the row, or see data.loss and its loss_weight")
+            return RowError(
+                "nothing is learned from it" + (" once it is truncated" if cut else ""),
+                reason="nothing_supervised",
+                fix="remove the row, or see data.loss and its loss_weight",
+            )
         return EncodedSample(tokens.ids[:kept].copy(), weights[:kept].copy(), cut)
 
     def _weights(self, plan: _Plan, tokens: Tokens) -> NDArray[np.float32]:
@@ -179,8 +203,11 @@ class Encoder:
         for span in plan.learned or ():
             first, last = _token_range(tokens.offsets, span)
             if span.stop and not (last > first and self._texts.is_control(int(tokens.ids[last - 1]))):
-                raise RowError(f"the stop token of messages[{span.message}] is not learned",
-                               reason="stop_not_supervised", fix="choose another data.template")
+                raise RowError(
+                    f"the stop token of messages[{span.message}] is not learned",
+                    reason="stop_not_supervised",
+                    fix="choose another data.template",
+                )
             weights[first:last] = span.weight
         weights[:1] = 0
         return weights
@@ -198,6 +225,9 @@ def _token_range(offsets: Sequence[tuple[int, int]], span: WeightedSpan) -> tupl
     over_end = last > first and offsets[last - 1][1] > span.end
     if span.stop and (over_start or over_end):
         edge = "start" if over_start else "end"
-        raise RowError(f"one token holds the {edge} of messages[{span.message}] and the template's text beside it",
-                       reason="straddles", fix="take the blanks off that message, or choose a template that trims")
+        raise RowError(
+            f"one token holds the {edge} of messages[{span.message}] and the template's text beside it",
+            reason="straddles",
+            fix="take the blanks off that message, or choose a template that trims",
+        )
     return first, last

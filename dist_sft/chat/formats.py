@@ -163,5 +163,8 @@ def _check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.start]
-        raise RowError(f"a text holds half a character ({text[error.start]!a}) after {near!a}", reason="bad_unicode",
-                       fix="write the file as valid UTF-8; a JSON escape above \\uffff needs both surrogates") from None
+        raise RowError(
+            f"a text holds half a character ({text[error.start]!a}) after {near!a}",
+            reason="bad_unicode",
+            fix="write the file as valid UTF-8; a JSON escape above \\uffff needs both surrogates",
+        ) from None

@@ -64,8 +64,11 @@ class Marker:
             return text
         head, tail = self._inset(core)
         if head + tail >= len(core):
-            raise RowError(f"messages[{part.message}].{part.kind} is a word of the chat template: {core!r}",
-                           reason="spans_not_found", fix="change the row, or choose another data.template")
+            raise RowError(
+                f"messages[{part.message}].{part.kind} is a word of the chat template: {core!r}",
+                reason="spans_not_found",
+                fix="change the row, or choose another data.template",
+            )
         start = text.index(core) + head
         end = start + len(core) - head - tail
         if len(self.marked) == _MOST:
@@ -83,18 +86,30 @@ def locate(renderer: Renderer, conversation: Conversation, suspect: re.Pattern[s
     """
     text = renderer.render(conversation)
     if not text.isascii() and (clash := _MARK.search(text)):
-        raise RowError(f"the row holds the private-use character U+{ord(clash[0]):X}", reason="private_use",
-                       fix="remove characters from U+100000 on: they mean nothing outside one font")
+        raise RowError(
+            f"the row holds the private-use character U+{ord(clash[0]):X}",
+            reason="private_use",
+            fix="remove characters from U+100000 on: they mean nothing outside one font",
+        )
     for inset in (_at_the_ends, _inside_of(renderer.literals)):
         found = render_marked(renderer, conversation, suspect, inset=inset)
         if found.text == text:
             return found
-    raise RowError("what the chat template does with this row depends on the text of its messages",
-                   reason="spans_not_found", fix="look at it with `dist-sft preview`; change the row or data.template")
+    raise RowError(
+        "what the chat template does with this row depends on the text of its messages",
+        reason="spans_not_found",
+        fix="look at it with `dist-sft preview`; change the row or data.template",
+    )
 
 
-def render_marked(renderer: Renderer, conversation: Conversation, suspect: re.Pattern[str], *, prompt: bool = False,
-                  inset: Inset | None = None) -> Located:
+def render_marked(
+    renderer: Renderer,
+    conversation: Conversation,
+    suspect: re.Pattern[str],
+    *,
+    prompt: bool = False,
+    inset: Inset | None = None,
+) -> Located:
     """A conversation with marks, read back: not yet proved to be the text without marks."""
     marker = Marker(suspect, inset or _at_the_ends)
     return _read(renderer.render(conversation, marker, prompt), marker.marked)

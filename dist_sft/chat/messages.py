@@ -56,8 +56,9 @@ def from_json(text: str, where: str) -> Any:
         raise bad_row(f"{where} is not JSON: {error}", f"write the {where.rsplit('.', 1)[-1]} as JSON") from None
 
 
-def answer(role: Role, content: str, reasoning: str | None, calls: Sequence[ToolCall] = (),
-           weight: float | None = None) -> Message:
+def answer(
+    role: Role, content: str, reasoning: str | None, calls: Sequence[ToolCall] = (), weight: float | None = None
+) -> Message:
     """A message, with a `<think>...</think>` that opens an assistant's content taken as its reasoning."""
     if role == "assistant" and reasoning is None and (thought := _THOUGHT.match(content)):
         reasoning, content = thought[1].strip("\n"), content[thought.end() :].lstrip("\n")
@@ -82,8 +83,10 @@ def _openai_turn(turn: Mapping[str, Any], where: str, role_names: Mapping[str, R
         if reasoning is None and turn.get(key) is not None:
             reasoning = _text(turn[key], f"{where}.{key}")
     if role != "assistant" and (calls or reasoning):
-        raise bad_row(f"{where} has {'tool calls' if calls else 'reasoning'}, but its role is {role!r}",
-                      "only an assistant reasons and calls tools: give that part a turn of its own")
+        raise bad_row(
+            f"{where} has {'tool calls' if calls else 'reasoning'}, but its role is {role!r}",
+            "only an assistant reasons and calls tools: give that part a turn of its own",
+        )
     return answer(role, content, reasoning, calls, _weight(turn, where))
 
 
@@ -101,8 +104,11 @@ def _sharegpt_turn(turn: Mapping[str, Any], where: str, role_names: Mapping[str,
 def _role(name: Any, where: str, known: Mapping[str, Role], role_names: Mapping[str, Role]) -> Role:
     role = (role_names.get(name) or known.get(name)) if isinstance(name, str) else None
     if role is None:
-        raise RowError(f"{where} is {name!r}", reason="wrong_role",
-                       fix=f"use system, user, assistant or tool, or map it: data.role_names.{name}=assistant")
+        raise RowError(
+            f"{where} is {name!r}",
+            reason="wrong_role",
+            fix=f"use system, user, assistant or tool, or map it: data.role_names.{name}=assistant",
+        )
     return role
 
 

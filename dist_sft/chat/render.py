@@ -65,8 +65,11 @@ class Renderer:
                 self._special_tokens, **template_input(conversation, mark), documents=None, add_generation_prompt=prompt
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise RowError(f"the chat template refuses this row: {error}", reason="template_refused",
-                           fix="change the row, or choose another data.template") from None
+            raise RowError(
+                f"the chat template refuses this row: {error}",
+                reason="template_refused",
+                fix="change the row, or choose another data.template",
+            ) from None
 
 
 def template_input(conversation: Conversation, mark: Mark | None = None) -> dict[str, Any]:
@@ -166,6 +169,11 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-            separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

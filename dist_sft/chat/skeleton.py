@@ -43,8 +43,9 @@ class Locator:
         return locate(self._renderer, conversation, self._suspect)
 
     def _skeleton(self, conversation: Conversation) -> _Skeleton | None:
-        if conversation.tools or not all(_is_plain(m.content) and _is_plain(m.reasoning or "") and not m.tool_calls
-                                         for m in conversation.messages):
+        if conversation.tools or not all(
+            _is_plain(m.content) and _is_plain(m.reasoning or "") and not m.tool_calls for m in conversation.messages
+        ):
             return None
         shape = tuple((m.role, bool(m.content), bool(m.reasoning)) for m in conversation.messages)
         if shape not in self._skeletons:
@@ -54,8 +55,10 @@ class Locator:
         return self._skeletons[shape]
 
     def _build(self, conversation: Conversation) -> _Skeleton | None:
-        bare = tuple(replace(m, content="1" if m.content else "", reasoning="1" if m.reasoning else None)
-                     for m in conversation.messages)
+        bare = tuple(
+            replace(m, content="1" if m.content else "", reasoning="1" if m.reasoning else None)
+            for m in conversation.messages
+        )
         try:
             found = locate(self._renderer, Conversation(bare), self._suspect)
         except RowError:

@@ -48,8 +48,9 @@ def weights_of(conversation: Conversation, loss: LossWeights) -> tuple[float, ..
     )
 
 
-def supervised(conversation: Conversation, found: Located, renderer: Renderer, anatomy: Anatomy,
-               loss: LossWeights) -> list[WeightedSpan]:
+def supervised(
+    conversation: Conversation, found: Located, renderer: Renderer, anatomy: Anatomy, loss: LossWeights
+) -> list[WeightedSpan]:
     """What is learned, in the order of the text.
 
     Raises:
@@ -88,12 +89,22 @@ def _check_rendered(conversation: Conversation, found: Located, anatomy: Anatomy
     return by_message
 
 
-def _answer(conversation: Conversation, i: int, weight: float, found: Located, renderer: Renderer, anatomy: Anatomy,
-            loss: LossWeights) -> WeightedSpan:
+def _answer(
+    conversation: Conversation,
+    i: int,
+    weight: float,
+    found: Located,
+    renderer: Renderer,
+    anatomy: Anatomy,
+    loss: LossWeights,
+) -> WeightedSpan:
     message = conversation.messages[i]
     if not message.content.strip() and not message.tool_calls:
-        raise RowError(f"messages[{i}] is an answer with nothing in it", reason="empty_answer",
-                       fix="remove the row, or give that message loss_weight 0")
+        raise RowError(
+            f"messages[{i}] is an answer with nothing in it",
+            reason="empty_answer",
+            fix="remove the row, or give that message loss_weight 0",
+        )
     turn = _turn(found, i, anatomy)
     start = turn.start
     if turn.reasoned is None or not loss.reasoning:
@@ -102,8 +113,11 @@ def _answer(conversation: Conversation, i: int, weight: float, found: Located, r
         start = (turn.reasoned or turn.start) + (0 if blank else len(prelude))
     span = WeightedSpan(start, turn.end, weight, i, stop=True)
     if anatomy.tagged and not any(a <= span.start and span.end <= b for a, b in found.generation):
-        raise RowError(f"messages[{i}] is not inside the template's {{% generation %}} region",
-                       reason="generation_tags", fix="mend the template: answers with their stop tokens belong inside")
+        raise RowError(
+            f"messages[{i}] is not inside the template's {{% generation %}} region",
+            reason="generation_tags",
+            fix="mend the template: answers with their stop tokens belong inside",
+        )
     return span
 
 
@@ -137,13 +151,17 @@ def _after_opening(text: str, low: int, high: int, anatomy: Anatomy, i: int) -> 
 def _after_stop(text: str, low: int, high: int, anatomy: Anatomy, i: int) -> int:
     ends = [(at, at + len(stop)) for stop in anatomy.stops if (at := text.find(stop, low, high)) >= 0]
     if not ends:
-        raise RowError(f"no stop token {' or '.join(anatomy.stops)} follows messages[{i}]",
-                       reason="stop_not_supervised", fix="choose a data.template that ends each assistant's turn")
+        raise RowError(
+            f"no stop token {' or '.join(anatomy.stops)} follows messages[{i}]",
+            reason="stop_not_supervised",
+            fix="choose a data.template that ends each assistant's turn",
+        )
     return min(ends)[1]
 
 
-def _prelude(conversation: Conversation, i: int, turn: _Turn, found: Located, renderer: Renderer,
-             anatomy: Anatomy) -> str:
+def _prelude(
+    conversation: Conversation, i: int, turn: _Turn, found: Located, renderer: Renderer, anatomy: Anatomy
+) -> str:
     """What the template writes before an answer and the row does not hold (Qwen3: an empty <think> block; or the end
     of a reasoning block that is not learned). Where blanks of the row or a tool call hide its end, the same
     conversation with a plain word as the content shows it."""
@@ -191,8 +209,11 @@ def row_spans(found: Located) -> Iterator[tuple[int, int]]:
 
 
 def _not_rendered(what: str) -> RowError:
-    return RowError(f"the chat template does not write {what}", reason="not_rendered",
-                    fix="choose a data.template that does (chatml writes all), or take it out of the row")
+    return RowError(
+        f"the chat template does not write {what}",
+        reason="not_rendered",
+        fix="choose a data.template that does (chatml writes all), or take it out of the row",
+    )
 
 
 def _unproved(what: str) -> RowError:

@@ -118,16 +118,22 @@ def choose(setting: str, vocabulary: Vocabulary) -> ChatTemplate:
     """
     if setting == "auto":
         if not vocabulary.chat_template:
-            raise TemplateError("the tokenizer has no chat template", where="data.template: auto",
-                                fix=f"choose one: data.template={'|'.join(_STYLES)}, or the path of a .jinja file")
+            raise TemplateError(
+                "the tokenizer has no chat template",
+                where="data.template: auto",
+                fix=f"choose one: data.template={'|'.join(_STYLES)}, or the path of a .jinja file",
+            )
         return ChatTemplate("auto", vocabulary.chat_template)
     if setting in _STYLES:
         return _built_in(setting, vocabulary)
     try:
         return ChatTemplate(setting, Path(setting).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"no such template: {error}", where=f"data.template: {setting}",
-                            fix=f"use auto, {', '.join(_STYLES)}, or the path of a .jinja file") from None
+        raise TemplateError(
+            f"no such template: {error}",
+            where=f"data.template: {setting}",
+            fix=f"use auto, {', '.join(_STYLES)}, or the path of a .jinja file",
+        ) from None
 
 
 def _built_in(name: str, vocabulary: Vocabulary) -> ChatTemplate:
@@ -135,11 +141,19 @@ def _built_in(name: str, vocabulary: Vocabulary) -> ChatTemplate:
     special = {token.content for token in vocabulary.added_tokens if token.special}
     missing = [token for token in style.tokens if token not in special]
     if missing:
-        raise TemplateError(f"the tokenizer has no special token {', '.join(missing)}", where=f"data.template: {name}",
-                            fix="choose a template made for this model (data.template=auto), or add the tokens to the "
-                                "tokenizer and the model's embeddings first")
+        raise TemplateError(
+            f"the tokenizer has no special token {', '.join(missing)}",
+            where=f"data.template: {name}",
+            fix="choose a template made for this model (data.template=auto), or add the tokens to the "
+            "tokenizer and the model's embeddings first",
+        )
     source = _BODY
-    for slot, text in (("HEAD", style.head), ("STOP", style.stop), ("BEGIN", style.begin),
-                       ("TOOL_ROLE", style.tool_role), (" TRIM", style.trim)):
+    for slot, text in (
+        ("HEAD", style.head),
+        ("STOP", style.stop),
+        ("BEGIN", style.begin),
+        ("TOOL_ROLE", style.tool_role),
+        (" TRIM", style.trim),
+    ):
         source = source.replace(slot, text)
     return ChatTemplate(name, source)

@@ -109,8 +109,11 @@ class TextEncoder:
         for at in np.flatnonzero(self._is_control[tokens.ids]):
             start, end = tokens.offsets[at]
             if any(start < b and a < end for a, b in row.spans):
-                return RowError(f"text of the row would become the control token {row.text[start:end]!r}",
-                                reason="control_token", fix="remove that text from the row")
+                return RowError(
+                    f"text of the row would become the control token {row.text[start:end]!r}",
+                    reason="control_token",
+                    fix="remove that text from the row",
+                )
         return tokens
 
     def _added_before_text(self) -> tuple[int, ...]:

@@ -47,9 +47,7 @@ class Vocabulary:
     def added_tokens(self) -> tuple[AddedToken, ...]:
         named = set(self.special_tokens.values())
         added = json.loads(self.backend)["added_tokens"]
-        return tuple(
-            AddedToken(one["content"], one["id"], one["special"] or one["content"] in named) for one in added
-        )
+        return tuple(AddedToken(one["content"], one["id"], one["special"] or one["content"] in named) for one in added)
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -74,5 +72,6 @@ class Vocabulary:
         try:
             return Vocabulary(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"not a saved vocabulary: {error}", where=str(path),
-                             fix="delete it and run again") from None
+            raise ModelError(
+                f"not a saved vocabulary: {error}", where=str(path), fix="delete it and run again"
+            ) from None

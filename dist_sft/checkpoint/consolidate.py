@@ -29,7 +29,8 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
         return dict(states["module"])
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+    silence = io.StringIO()  # it prints its progress, on both
+    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
         weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
             str(folder), tag=SHARDS, exclude_frozen_parameters=manifest.adapter
         )

@@ -1,11 +1,11 @@
 """Where checkpoints live, and what makes one whole.
 
-    RUN_DIR/checkpoints/
-        step_00000100/            whole: it got this name last
-            manifest.json         step, world, every shard with size and SHA-256
-            shards/               DeepSpeed's files, each written by one rank
-        step_00000200.partial/    being written, or left by a crash; never read
-        step_00000150.bad/        failed verification; put aside, with reason.txt
+RUN_DIR/checkpoints/
+    step_00000100/            whole: it got this name last
+        manifest.json         step, world, every shard with size and SHA-256
+        shards/               DeepSpeed's files, each written by one rank
+    step_00000200.partial/    being written, or left by a crash; never read
+    step_00000150.bad/        failed verification; put aside, with reason.txt
 """
 
 import json

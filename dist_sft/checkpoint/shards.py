@@ -27,7 +27,7 @@ TRUSTED = (
 """Classes that a sound shard may name; any other could run code when it is loaded."""
 
 
-class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
+class ShardFiles(TorchCheckpointEngine):
     """File access of one rank for one save or load.
 
     written  Shard by file name

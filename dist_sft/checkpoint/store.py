@@ -47,9 +47,7 @@ class CheckpointStore:
         _together(lambda: self._clear(final, partial))
         files = ShardFiles(dist.get_rank())
         with files.used_by(engine):
-            engine.save_checkpoint(
-                str(partial), tag=SHARDS, save_latest=False, exclude_frozen_parameters=self.adapter
-            )
+            engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False, exclude_frozen_parameters=self.adapter)
         shards = _agree(files, partial)
         manifest = Manifest(step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, state, shards)
         _together(lambda: self._commit(manifest, partial, final))
@@ -63,7 +61,7 @@ class CheckpointStore:
                 self._check_fits(manifest, engine, folder)
                 self._load_into(engine, folder)
                 return manifest.step, manifest.state
-            _together(lambda folder=folder, problem=problem: put_aside(folder, problem))  # type: ignore[misc]
+            _together(lambda folder=folder, problem=problem: put_aside(folder, problem))
         return 0, {}
 
     def _clear(self, final: Path, partial: Path) -> None:

@@ -1,6 +1,6 @@
 """What one rank is made of, in the order in which it is built.
 
-    process group -> data -> model -> engine -> checkpoint -> training
+process group -> data -> model -> engine -> checkpoint -> training
 """
 
 import os
@@ -90,7 +90,7 @@ def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
     facts = run_folder.facts(config, fingerprints, list(data.encoder.stop_ids))
     _on_rank_0(folder, lambda: _open_folder(folder, facts, config, data.encoder))
 
-    merged = deepspeed_config(config, world, device.type)
+    merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
     model = load(config.model, merged, config.run.seed, device)
     engine = build_engine(model.module, merged, config.train)
     if config.train.packing:

@@ -6,15 +6,15 @@ from rich.console import Console
 
 from dist_sft.cluster.assembly import RunData
 from dist_sft.cluster.build_lock import wait_for_builds
-from dist_sft.config.deepspeed import deepspeed_config
+from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, Rows
 
 
 def check_run(config: RunConfig) -> dict[str, Any]:
     """What was looked at, by name. Raises the first SftError that a run would end with."""
-    world, device = config.cluster.workers, "cuda" if config.cluster.gpus_per_worker else "cpu"
-    merged = deepspeed_config(config, world, device)
+    device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+    merged = deepspeed_config(config, config.cluster.workers, device)
     wait_for_builds(fresh=0)
     data = RunData.of(config)
     data.rows.probe(data.steps)

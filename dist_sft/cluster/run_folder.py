@@ -1,13 +1,13 @@
 """The folder of a run, and whether a run may go on in it.
 
-    RUN_DIR/
-        run.json         facts: resolved config, package versions, git state, data fingerprints
-        run.yaml         the resolved config, to run again
-        metrics.jsonl    a line per step and evaluation
-        ledger.jsonl     a line per row that was dropped or cut
-        checkpoints/     see checkpoint.layout
-        tokenizer/       with the template that was trained; exports copy it
-        wandb/
+RUN_DIR/
+    run.json         facts: resolved config, package versions, git state, data fingerprints
+    run.yaml         the resolved config, to run again
+    metrics.jsonl    a line per step and evaluation
+    ledger.jsonl     a line per row that was dropped or cut
+    checkpoints/     see checkpoint.layout
+    tokenizer/       with the template that was trained; exports copy it
+    wandb/
 """
 
 import importlib.metadata

@@ -3,6 +3,7 @@
 RunConfig -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every rank -> RunResult
 """
 
+import logging
 import os
 import uuid
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def _fit(config: RunConfig, run_dir: Path) -> RunResult:
     attempt, wanted = uuid.uuid4().hex[:12], config.cluster
     gpu = wanted.gpus_per_worker > 0
     trainer = TorchTrainer(
-        _train_function,
+        _train_function,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
         train_loop_config={"settings": portable(config).model_dump(mode="json"), "attempt": attempt},
         scaling_config=ScalingConfig(
             num_workers=wanted.workers,
@@ -77,7 +78,7 @@ def _fit(config: RunConfig, run_dir: Path) -> RunResult:
             result = trainer.fit()
         except Exception as error:
             raise _cause(error) from error
-    returned: dict[str, Any] = result.return_value or {}
+    returned: dict[str, Any] = result.return_value or {}  # type: ignore[attr-defined]
     return RunResult(run_dir=run_dir, **returned)
 
 
@@ -100,7 +101,7 @@ def _connect(config: RunConfig) -> None:
         ray.init(
             address=address,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             include_dashboard=False if address is None else None,
             runtime_env={"env_vars": environment},
         )
@@ -152,8 +153,12 @@ def _cause(error: BaseException) -> SftError:
     for current in seen:
         if isinstance(current, SftError):
             return current
-        inner = [*getattr(current, "worker_failures", {}).values(), getattr(current, "controller_failure", None),
-                 getattr(current, "cause", None), current.__cause__]
+        inner = [
+            *getattr(current, "worker_failures", {}).values(),
+            getattr(current, "controller_failure", None),
+            getattr(current, "cause", None),
+            current.__cause__,
+        ]
         seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
     return ClusterError(
         f"a worker failed: {error}",

@@ -92,7 +92,7 @@ class _Builder:
             return self.mapping(node, path, inside)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i), inside) for i, item in enumerate(node.value)]
-        return scalar(node.value) if node.style is None else node.value  # a style is a kind of quotes
+        return scalar(node.value) if node.style is None else node.value  # type: ignore[attr-defined]  # a style is a kind of quotes
 
     def mapping(self, node: yaml.MappingNode, path: Path, inside: tuple[int, ...]) -> dict[str, Any]:
         self.refuse_twins(node, path)

@@ -61,8 +61,9 @@ class RowError(DataError):
 
     def at(self, where: str) -> "RowError":
         """The same error, with a place in front of the place that it already names."""
-        return type(self)(self.what, reason=self.reason, where=f"{where}: {self.where}" if self.where else where,
-                          fix=self.fix)
+        return type(self)(
+            self.what, reason=self.reason, where=f"{where}: {self.where}" if self.where else where, fix=self.fix
+        )
 
 
 def _rebuild_row(kind: type[RowError], what: str, reason: str, where: str, fix: str) -> RowError:

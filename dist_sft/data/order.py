@@ -69,7 +69,9 @@ class Steps:
     positions: int
 
     @classmethod
-    def of(cls, rows: Sequence[int], seed: int, samples_per_step: int, steps: int | None, epochs: float | None) -> "Steps":
+    def of(
+        cls, rows: Sequence[int], seed: int, samples_per_step: int, steps: int | None, epochs: float | None
+    ) -> "Steps":
         """Exactly one of steps (optimizer updates) and epochs (passes over the rows) is given."""
         order = Order(tuple(rows), seed)
         if steps is not None:

@@ -71,8 +71,11 @@ def varlen(
     if softcap is not None:
         return segments(module, query, key, value, attention_mask, dropout, scaling, sliding_window, softcap, **rest)
     pack = _pack_of(module, query, attention_mask, dropout, rest)
+    query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, D]
     output = varlen_attn(
-        *(tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)),
+        query,
+        key,
+        value,
         pack.cu_seqlens,
         pack.cu_seqlens,
         pack.longest,
@@ -93,7 +96,9 @@ def _pack_of(
     assert mask is None, "somebody built an attention mask; it would be ignored"
     assert query.shape[0] == 1 and query.shape[2] == pack.ends[-1], "not the current pack"
     if dropout:
-        raise ModelError("dropout on attention weights is not supported", fix="set attention_dropout to 0 in config.json")
+        raise ModelError(
+            "dropout on attention weights is not supported", fix="set attention_dropout to 0 in config.json"
+        )
     if rest.get("s_aux") is not None or rest.get("is_causal") is False:
         raise ModelError("attention sinks and bidirectional attention are not supported", where=type(module).__name__)
     return pack

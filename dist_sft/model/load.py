@@ -50,7 +50,7 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
     attention.register()
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             settings.path,
             revision=settings.revision,
             config=config,
@@ -76,7 +76,7 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
     return PackedModel(model, pack, seed, device)
 
 
-def with_adapters(model: nn.Module, tuning: LoraTuning, seed: int) -> nn.Module:
+def with_adapters(model: Any, tuning: LoraTuning, seed: int) -> Any:
     """Low-rank adapters that start the same on every rank and in every world."""
     from peft import LoraConfig, get_peft_model
 
@@ -84,13 +84,13 @@ def with_adapters(model: nn.Module, tuning: LoraTuning, seed: int) -> nn.Module:
     torch.manual_seed(seeds.key(seed, "lora") % 2**63)
     settings = LoraConfig(
         r=tuning.rank,
-        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # peft divides it by r; any number will do
+        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # peft only divides it by r
         lora_dropout=tuning.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        return get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
         linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
@@ -100,11 +100,11 @@ def with_adapters(model: nn.Module, tuning: LoraTuning, seed: int) -> nn.Module:
         ) from error
 
 
-def _checkpoint_activations(model: nn.Module, settings: ModelSection, zero3: bool) -> None:
+def _checkpoint_activations(model: Any, settings: ModelSection, zero3: bool) -> None:
     """Recompute activations. Re-entrant under ZeRO-3, whose parameters have no shape between two uses."""
-    model.gradient_checkpointing_enable({"use_reentrant": zero3})  # type: ignore[operator]
+    model.gradient_checkpointing_enable({"use_reentrant": zero3})
     if isinstance(settings.tuning, LoraTuning):
-        model.enable_input_require_grads()  # type: ignore[operator]
+        model.enable_input_require_grads()
 
 
 def _refuse_attention_dropout(config: PretrainedConfig, where: str) -> None:

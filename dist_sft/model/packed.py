@@ -26,7 +26,7 @@ class PackedModel:
     _keeps: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        base = self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module
+        base: nn.Module = getattr(self.module, "get_base_model", lambda: self.module)()  # peft's, or itself
         self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
 
     def token_losses(self, call: nn.Module, pack: Pack, step: int | None) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """Write trained weights so that plain transformers, or plain peft, loads them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
@@ -36,17 +37,16 @@ def save_adapter(
     adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
     assert set(weights) == adapters, f"not the adapter's weights: {sorted(set(weights) ^ adapters)[:4]}"
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False)
-    saved: nn.Module = model.merge_and_unload() if merge else model  # type: ignore[operator]
-    saved.save_pretrained(out)  # type: ignore[operator]
+    (model.merge_and_unload() if merge else model).save_pretrained(out)
 
 
-def _stop_at(model: nn.Module, settings: ModelSection, stop_ids: list[int]) -> None:
+def _stop_at(model: Any, settings: ModelSection, stop_ids: list[int]) -> None:
     """Let generation end at the stop token that was trained, besides where the base model ended."""
     try:
-        generation = GenerationConfig.from_pretrained(settings.path, revision=settings.revision)
+        generation = GenerationConfig.from_pretrained(settings.path, revision=settings.revision or "main")
     except OSError:  # a base model need not have one
         generation = GenerationConfig.from_model_config(model.config)
     before = generation.eos_token_id
     known = before if isinstance(before, list) else [] if before is None else [before]
     generation.eos_token_id = [*stop_ids, *(id_ for id_ in known if id_ not in stop_ids)]
-    model.generation_config = generation  # type: ignore[assignment]
+    model.generation_config = generation

@@ -19,8 +19,11 @@ def load_vocabulary(path: str, revision: str | None = None) -> Vocabulary:
     tokenizer = _load(path, revision)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError("the tokenizer has no tokenizer.json (Rust backend)", where=path,
-                         fix="convert it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)")
+        raise ModelError(
+            "the tokenizer has no tokenizer.json (Rust backend)",
+            where=path,
+            fix="convert it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)",
+        )
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -48,5 +51,8 @@ def _load(path: str, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ModelError(f"no tokenizer can be loaded: {first_line}", where=path,
-                         fix="set model.path to a folder with tokenizer.json, or to a hub id within reach") from error
+        raise ModelError(
+            f"no tokenizer can be loaded: {first_line}",
+            where=path,
+            fix="set model.path to a folder with tokenizer.json, or to a hub id within reach",
+        ) from error

@@ -54,13 +54,17 @@ def test_a_tool_call_is_the_same_call_however_it_is_written(turn):
 
 
 def test_a_sharegpt_function_call_is_a_tool_call_and_an_observation_its_result():
-    turns = [{"from": "human", "value": "q"},
-             {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
-             {"from": "observation", "value": "[1]"}, {"from": "gpt", "value": "a"}]
+    turns = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+        {"from": "observation", "value": "[1]"},
+        {"from": "gpt", "value": "a"},
+    ]
     tools = '[{"name": "f", "parameters": {}}]'
     assert parse_row({"conversations": turns, "tools": tools}) == Conversation(
         (ASK, Message("assistant", "", None, (CALL,)), Message("tool", "[1]"), SAY),
-        ({"type": "function", "function": {"name": "f", "parameters": {}}},))
+        ({"type": "function", "function": {"name": "f", "parameters": {}}},),
+    )
 
 
 @pytest.mark.parametrize("turn", [
@@ -75,11 +79,19 @@ def test_a_thought_is_kept_apart_from_the_answer(turn):
 
 
 def test_names_of_roles_can_be_mapped_and_a_mapping_beats_the_standard():
-    row = {"messages": [{"role": "developer", "content": "s"}, {"role": "human", "content": "q"},
-                        {"role": "bot", "content": "a", "loss_weight": 0.5}]}
+    row = {
+        "messages": [
+            {"role": "developer", "content": "s"},
+            {"role": "human", "content": "q"},
+            {"role": "bot", "content": "a", "loss_weight": 0.5},
+        ]
+    }
     names = {"human": "user", "bot": "assistant"}
     assert parse_row(row, role_names=names).messages == (
-        Message("system", "s"), ASK, Message("assistant", "a", weight=0.5))
+        Message("system", "s"),
+        ASK,
+        Message("assistant", "a", weight=0.5),
+    )
     assert parse_row({"messages": PLAIN}, role_names={"user": "tool"}).messages[0].role == "tool"
 
 
@@ -92,12 +104,18 @@ REFUSED = [
     ({"messages": []}, "bad_row", "messages is not a list of messages"),
     ({"messages": ["q"]}, "bad_row", "messages is not a list of messages"),
     ({"messages": [{"role": "user", "content": 3}]}, "bad_row", "messages[0].content is int"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "bad_row",
-     "messages[0].content[0].type is 'image_url'"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "bad_row",
+        "messages[0].content[0].type is 'image_url'",
+    ),
     ({"messages": [{**PLAIN[0], "tool_calls": [{"name": "f"}]}]}, "bad_row", "messages[0] has tool calls"),
     ({"messages": [{**PLAIN[1], "loss_weight": -1}]}, "bad_row", "messages[0].loss_weight is -1"),
-    ({"messages": [{**PLAIN[1], "tool_calls": [{"function": {}}]}]}, "bad_row",
-     "messages[0].tool_calls[0] is not a tool call"),
+    (
+        {"messages": [{**PLAIN[1], "tool_calls": [{"function": {}}]}]},
+        "bad_row",
+        "messages[0].tool_calls[0] is not a tool call",
+    ),
     ({"messages": PLAIN, "tools": "{"}, "bad_row", "tools is not JSON"),
     ({"messages": PLAIN, "tools": [3]}, "bad_row", "tools[0] is not a schema"),
     ({"conversations": [{"from": "function_call", "value": "f(1)"}]}, "bad_row", "conversations[0].value is not JSON"),
@@ -120,7 +138,8 @@ def test_a_wrong_role_says_how_to_map_it():
         parse_row(REFUSED[0][0])
     assert str(caught.value.at("a.jsonl:3")) == (
         "a.jsonl:3: messages[2].role is 'gpt'\n"
-        "  fix: use system, user, assistant or tool, or map it: data.role_names.gpt=assistant")
+        "  fix: use system, user, assistant or tool, or map it: data.role_names.gpt=assistant"
+    )
 
 
 def test_a_format_that_is_named_is_not_guessed():
@@ -129,10 +148,20 @@ def test_a_format_that_is_named_is_not_guessed():
     assert parse_row(row) == Conversation((ASK, SAY))
 
 
-FILES = ("lf_v1_sft_demo.jsonl", "lf_reason_tool_use_demo_50.jsonl", "lf_glaive_toolcall_en_demo.json",
-         "fc_dummy_conversation.json", "gpteacher_codegen.json", "gpteacher_roleplay.json", "gsm8k_train.jsonl",
-         "gsm8k_test.jsonl", "lf_c4_demo.jsonl", "xstest_completions_gpt4.csv", "xstest_completions_llama2new.csv",
-         "xstest_completions_mistralinstruct.csv")
+FILES = (
+    "lf_v1_sft_demo.jsonl",
+    "lf_reason_tool_use_demo_50.jsonl",
+    "lf_glaive_toolcall_en_demo.json",
+    "fc_dummy_conversation.json",
+    "gpteacher_codegen.json",
+    "gpteacher_roleplay.json",
+    "gsm8k_train.jsonl",
+    "gsm8k_test.jsonl",
+    "lf_c4_demo.jsonl",
+    "xstest_completions_gpt4.csv",
+    "xstest_completions_llama2new.csv",
+    "xstest_completions_mistralinstruct.csv",
+)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -60,8 +60,11 @@ TRAPS = (
     "<think>\n\n</think>\n\n", "<tool_response>", END, "<|im_start|>", "<|im_start|>assistant\n", "\u2028",
     "\u00e9e\u0301", "\U0001f600", "\u0130", "{{ m }}", "{% raw %}", "\x00", "\ue000", "\U00100000", "\U0010fffd",
 )  # fmt: skip
-text = st.lists(st.sampled_from(TRAPS) | st.text(min_size=1, max_size=4), min_size=1, max_size=5).map("".join).filter(
-    lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
+text = (
+    st.lists(st.sampled_from(TRAPS) | st.text(min_size=1, max_size=4), min_size=1, max_size=5)
+    .map("".join)
+    .filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
+)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -76,9 +79,12 @@ def test_whatever_a_row_says_the_answers_alone_are_learned_or_it_is_refused(enco
     except RowError as error:
         event(error.reason)
         private = any(c >= "\U00100000" for c in enc.render(item))
-        allowed = {"straddles": any(s.startswith("\n") for s in said), "private_use": private,
-                   "empty_answer": not all(s.strip() for s in said),
-                   "not_rendered": name == "thinking" and "</think>" in "".join(said)}
+        allowed = {
+            "straddles": any(s.startswith("\n") for s in said),
+            "private_use": private,
+            "empty_answer": not all(s.strip() for s in said),
+            "not_rendered": name == "thinking" and "</think>" in "".join(said),
+        }
         assert allowed[error.reason]
         return
     trim = {"folding": str.strip, "thinking": str}.get(name, str)
@@ -130,8 +136,10 @@ def test_thoughts_are_learned_with_the_answer_or_left_out_as_asked(tiny):
 
 
 def test_a_template_whose_questions_end_with_the_prompt_needs_no_other(tiny):
-    source = ("{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
-              " {{ m.content }} <|im_end|>{% endif %}{% endfor %}")
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+        " {{ m.content }} <|im_end|>{% endif %}{% endfor %}"
+    )
     talk = Conversation((USER, SAID, Message("user", "[/INST] x"), Message("assistant", " b")))
     assert learned(encoder(tiny, source), talk) == f" a {END}  b {END}"
 
@@ -197,9 +205,13 @@ def test_an_encoder_travels_as_its_settings_and_its_fingerprint_tells_them_apart
     twin = pickle.loads(pickle.dumps(enc))
     talk = Conversation((USER, SAID))
     assert twin.fingerprint == enc.fingerprint and (twin.encode(talk).tokens == enc.encode(talk).tokens).all()
-    others = [encoder(tiny, THINKING), encoder(tiny, CHATML, LossWeights(turns="last")),
-              encoder(tiny, CHATML, context_length=9), encoder(tiny, CHATML, overlong="truncate"),
-              encoder(replace(tiny, special_tokens={"eos_token": "<|im_start|>"}), CHATML)]
+    others = [
+        encoder(tiny, THINKING),
+        encoder(tiny, CHATML, LossWeights(turns="last")),
+        encoder(tiny, CHATML, context_length=9),
+        encoder(tiny, CHATML, overlong="truncate"),
+        encoder(replace(tiny, special_tokens={"eos_token": "<|im_start|>"}), CHATML),
+    ]
     assert len({e.fingerprint for e in [enc, *others]}) == 6
 
 
@@ -248,8 +260,10 @@ BROKEN = [
     (CHATML.replace(END, ""), "no special token after an answer"),
     (CHATML.replace("m.content", "''"), "leaves out the question or the answer"),
     (CHATML.replace("{% for", "{{ raise_exception('no') }}{% for", 1), "cannot write a question and an answer"),
-    (TAGGED.replace("{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}" + END),
-     "region leaves out the answer or its <|im_end|>"),
+    (
+        TAGGED.replace("{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}" + END),
+        "region leaves out the answer or its <|im_end|>",
+    ),
 ]
 
 

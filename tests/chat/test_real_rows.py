@@ -180,8 +180,12 @@ def test_qwen3s_empty_thought_is_not_learned_and_a_tool_call_without_words_is(to
 def test_a_question_that_looks_like_a_tool_result_is_still_placed(tokenizer_folder):
     """Qwen3 then takes it for no question, and writes the thought before it."""
     encoder = encoder_of(tokenizer_folder("qwen3"))
-    turns = [("user", "q"), ("assistant", "<think>t</think>a"), ("user", "<tool_response>\n1\n</tool_response>"),
-             ("assistant", " b ")]
+    turns = [
+        ("user", "q"),
+        ("assistant", "<think>t</think>a"),
+        ("user", "<tool_response>\n1\n</tool_response>"),
+        ("assistant", " b "),
+    ]
     sample = encoder.encode(parse_row({"messages": [{"role": role, "content": content} for role, content in turns]}))
     learned = encoder.text_of(sample.tokens[sample.weights > 0])
     assert learned == "<think>\nt\n</think>\n\na<|im_end|> b <|im_end|>"

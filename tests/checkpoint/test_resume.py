@@ -170,7 +170,7 @@ def test_a_shard_that_would_run_code_is_refused(tmp_path):
             return print, ("this ran",)
 
     torch.save({"module": Code()}, tmp_path / "shard.pt")
-    with pytest.raises(CheckpointError, match="builtins.print"):
+    with pytest.raises(CheckpointError, match=r"builtins\.print"):
         refuse_code(tmp_path / "shard.pt")
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Code()))
     with pytest.raises(CheckpointError):

@@ -8,7 +8,11 @@ from dist_sft.core import seeds
 def test_splitmix64_is_the_published_one():
     # first outputs of splitmix64 seeded with 0, as in the reference implementation and in Java's SplittableRandom
     states = np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert [hex(int(v)) for v in seeds.mix64(states)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+    assert [hex(int(v)) for v in seeds.mix64(states)] == [
+        "0xe220a8397b1dcdaf",
+        "0x6e789e6aa1b965f4",
+        "0x6c45d188009454f",
+    ]
 
 
 def test_keys_never_change():

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from transformers import GemmaConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.core.errors import ModelError
@@ -15,8 +24,15 @@ from dist_sft.model.context import PackContext
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.packed import PackedModel
 
-SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "qwen2-sliding": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1),

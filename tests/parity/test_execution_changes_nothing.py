@@ -18,8 +18,14 @@ REFERENCE = (1, 0, False, 1)
 def settings(base, folder, world, stage, packing, micro_steps):
     """A run with NEFTune and dropout on, weights that differ, and samples of many lengths."""
     name = f"w{world}-z{stage}-{'packed' if packing else 'single'}-m{micro_steps}"
-    train = {"packing": packing, "micro_steps": micro_steps, "steps": STEPS,
-             "optimizer": {"name": "adamw", "eps": 1e-2}, "learning_rate": 0.02, "warmup": 0}
+    train = {
+        "packing": packing,
+        "micro_steps": micro_steps,
+        "steps": STEPS,
+        "optimizer": {"name": "adamw", "eps": 1e-2},
+        "learning_rate": 0.02,
+        "warmup": 0,
+    }
     return base | {
         "run": {"name": name, "dir": str(folder / name), "seed": 3},
         "train": base["train"] | train,
