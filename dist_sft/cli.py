@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Supervised fine-tuning that people can trust: a step is a set of conversations, everything else is execution.",
+    help="Supervised fine-tuning that people can trust: a step is a set of conversations, all else is execution.",
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run file")]

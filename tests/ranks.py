@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 def train_on_ranks(runs, world, timeout=400, check=True):
     """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
 
+    Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
+
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -62,6 +64,28 @@ def losses(run_dir):
     return {record["step"]: record["loss"] for record in records(run_dir)}
 
 
+def write_logits(settings, tokens, out):
+    """Logits of the engine of a trained run, at every position of one sample, as a .npy file."""
+    import numpy as np
+    import torch
+
+    from dist_sft.chat.conversation import EncodedSample
+    from dist_sft.cluster.assembly import assemble
+    from dist_sft.config.sections import RunConfig
+    from dist_sft.data.order import SampleId
+    from dist_sft.data.pack import build_pack
+
+    run = assemble(RunConfig.model_validate(settings), "probe").run
+    run.model.module.eval()
+    sample = EncodedSample(np.array(tokens, np.int32), np.zeros(len(tokens), np.float32))
+    with torch.no_grad():
+        logits = run.model.logits(
+            run.engine, build_pack([SampleId(0, 0, 0)], [sample]), None, torch.arange(len(tokens))
+        )
+    if int(os.environ["RANK"]) == 0:
+        np.save(out, logits.float().numpy())
+
+
 def main(spec):
     import torch.distributed as dist
 
@@ -72,8 +96,12 @@ def main(spec):
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
     errors = []
     for settings in spec["runs"]:
+        probe = settings.pop("probe", None)
         try:
-            work(settings, "test")
+            if probe:
+                write_logits(settings, probe["tokens"], probe["out"])
+            else:
+                work(settings, "test")
             errors.append(None)
         except SftError as error:
             traceback.print_exc()

@@ -73,19 +73,40 @@ def make_encoder(config: RunConfig) -> Encoder:
     return Encoder(vocabulary, data.template, data.loss, data.context_length, data.overlong)
 
 
+@dataclass
+class Rank:
+    """One rank of a run, ready to train. done, state: where the newest checkpoint left off."""
+
+    run: Training
+    done: int
+    state: dict[str, Any]
+    ledger: Ledger
+    tracker: RankZeroTracker
+
+
 def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
     """One rank of a run, from start to end; what rank 0 returns reaches the driver.
 
     settings: a RunConfig as JSON values. attempt: names this start of the run. The process group is already there.
     """
-    config = RunConfig.model_validate(settings)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = assemble(RunConfig.model_validate(settings), attempt)
+    try:
+        last, outcome = train(rank.run, rank.done, rank.state)
+        dropped = dict(rank.ledger.counts)
+        rank.tracker.note(last, outcome, ledger=dropped)
+    finally:
+        rank.tracker.close()
+    return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done}
+
+
+def assemble(config: RunConfig, attempt: str) -> Rank:
+    """Build everything that this rank needs. A collective: all ranks call it. Raises SftError."""
+    rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(config.run.dir)
     device = _prepare_process()
     data = RunData.of(config)
     data.rows.probe(data.steps)
     dealer = data.dealer(config, world)
     held_out = _held_out(config, data, dealer, rank)
-    folder = Path(config.run.dir)
     fingerprints = {**data.rows.fingerprints, "encoder": data.encoder.fingerprint}
     facts = run_folder.facts(config, fingerprints, list(data.encoder.stop_ids))
     _on_rank_0(folder, lambda: _open_folder(folder, facts, config, data.encoder))
@@ -105,12 +126,7 @@ def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
     tracker.note(done, "start", attempt=attempt, steps=len(data.steps), world=world)
     service = LocalStepService(data.rows, data.steps, dealer, rank, ledger)
     run = Training(config, engine, model, service, held_out, checkpoints, tracker, StepClock(data.cost.flops))
-    try:
-        last, outcome = train(run, done, state)
-        tracker.note(last, outcome, ledger=dict(ledger.counts))
-    finally:
-        tracker.close()
-    return {"outcome": outcome, "ledger": dict(ledger.counts), "steps": last, "resumed_at": done}
+    return Rank(run, done, state, ledger, tracker)
 
 
 def _prepare_process() -> torch.device:

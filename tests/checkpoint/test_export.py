@@ -1,0 +1,119 @@
+"""What is exported is what was trained: plain transformers and plain peft compute the engine's own logits."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dist_sft.checkpoint.layout import whole_steps
+from dist_sft.cluster.export import export
+from dist_sft.core.errors import CheckpointError
+from tests.ranks import train_on_ranks
+
+TOKENS = [5, 99, 300, 301, 7, 12, 250, 42, 8, 9]
+WORLD = 2
+RUNS = {
+    "full-zero3": ({"kind": "full"}, 3, "float32"),
+    "full-zero2": ({"kind": "full"}, 2, "float32"),
+    "full-zero0": ({"kind": "full"}, 0, "float32"),
+    "lora-zero3": ({"kind": "lora", "rank": 4, "alpha": 16, "dropout": 0.1}, 3, "float32"),
+    "lora-zero2": ({"kind": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]}, 2, "float32"),
+    "full-bf16": ({"kind": "full"}, 3, "bfloat16"),
+    "lora-bf16": ({"kind": "lora", "rank": 4}, 3, "bfloat16"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    trained, probes = [], []
+    for name, (tuning, stage, dtype) in RUNS.items():
+        settings = tiny_run | {
+            "run": {"name": name, "dir": str(folder / name)},
+            "model": tiny_run["model"] | {"tuning": tuning, "dtype": dtype, "neftune": {"alpha": 5}},
+            "train": tiny_run["train"] | {"steps": 4, "learning_rate": 0.02},
+            "cluster": {"workers": WORLD, "gpus_per_worker": 0},
+            "deepspeed": {"zero_optimization": {"stage": stage}},
+        }
+        trained.append(settings)
+        probes.append(settings | {"probe": {"tokens": TOKENS, "out": str(folder / f"{name}.npy")}})
+    train_on_ranks([*trained, *probes], WORLD)
+    return folder
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(torch.tensor([TOKENS])).logits[0].float().numpy()
+
+
+def engine_logits(runs, name):
+    return np.load(runs / f"{name}.npy")
+
+
+@pytest.mark.xdist_group("export")
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("full")])
+def test_transformers_computes_the_logits_of_the_engine(runs, name, tmp_path, tiny_run):
+    out = export(runs / name, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    tolerance = 1e-5 if model.dtype == torch.float32 else 0.05
+    np.testing.assert_allclose(logits(model), engine_logits(runs, name), atol=tolerance, rtol=0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_run["model"]["path"])
+    assert np.abs(logits(base) - engine_logits(runs, name)).max() > 0.5, "the run must have changed the model"
+
+
+@pytest.mark.xdist_group("export")
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("lora")])
+def test_peft_computes_the_logits_of_the_engine_and_merged_equals_adapter(runs, name, tmp_path, tiny_run):
+    dtype = getattr(torch, RUNS[name][2])
+    adapter = export(runs / name, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny_run["model"]["path"], dtype=dtype)
+    before = logits(base)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    np.testing.assert_allclose(
+        logits(PeftModel.from_pretrained(base, adapter)), engine_logits(runs, name), atol=tolerance, rtol=0
+    )
+    assert np.abs(before - engine_logits(runs, name)).max() > 0.1, "the run must have changed the model"
+    merged = AutoModelForCausalLM.from_pretrained(export(runs / name, tmp_path / "merged", merge=True), dtype=dtype)
+    np.testing.assert_allclose(logits(merged), engine_logits(runs, name), atol=tolerance, rtol=0)
+
+
+@pytest.mark.xdist_group("export")
+def test_an_export_has_tokenizer_template_and_stop_token(runs, tmp_path):
+    out = export(runs / "full-zero3", tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False)
+    assert text.endswith("<|im_start|>assistant\n")
+    stops = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (stops if isinstance(stops, list) else [stops])
+    assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.xdist_group("export")
+def test_an_export_is_whole_or_not_there(runs, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3; there are steps 4"):
+        export(runs / "full-zero3", out, step=3)
+    out.mkdir()
+    (out / "mine").write_text("keep me")
+    with pytest.raises(CheckpointError, match="the output is there already"):
+        export(runs / "full-zero3", out)
+    with pytest.raises(CheckpointError, match="--merge is for adapters"):
+        export(runs / "full-zero3", tmp_path / "merged", merge=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "mine").read_text() == "keep me"
+
+
+@pytest.mark.xdist_group("export")
+def test_a_damaged_checkpoint_is_not_exported(runs, tmp_path):
+    run = runs / "lora-zero2"
+    (step,) = whole_steps(run / "checkpoints")
+    shard = next((run / "checkpoints" / f"step_{step:08d}" / "shards").glob("*"))
+    content = shard.read_bytes()
+    try:
+        shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match="does not have the content that was saved"):
+            export(run, tmp_path / "out")
+    finally:
+        shard.write_bytes(content)
