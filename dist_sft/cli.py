@@ -1,7 +1,15 @@
-"""One command for each thing a user does. Heavy libraries are imported by the commands that need them."""
+"""One command for each thing a user does. Heavy libraries are imported by the commands that need them.
 
+A result goes to standard output and nothing else does, where --json asks for it. Exit codes: 0 done, 1 an SftError,
+2 a command that was typed wrongly, 130 Ctrl-C.
+"""
+
+import contextlib
+import importlib.metadata
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,33 +19,70 @@ from rich.console import Console
 from dist_sft.config.load import load_config
 from dist_sft.core.errors import SftError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Supervised fine-tuning that people can trust: a step is a set of conversations, all else is execution.",
+    help="Supervised fine-tuning that people can trust: a step is a set of conversations, everything else is execution.",
+    epilog="Start with `dist-sft demo`, then `dist-sft check run.yaml`, `dist-sft preview run.yaml --row 0`, "
+    "`dist-sft train run.yaml`, `dist-sft export RUN_DIR OUT`.",
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="the run file")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="settings that override it")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="key=value", help="settings that override it, e.g. train.steps=100 model.tuning.rank=8"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 
 
 def main() -> None:
     """The `dist-sft` command: an error of the user's is one clear message and exit code 1."""
+    _quiet()
     try:
         app()
     except SftError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        _say(f"error: {error}", "red")
         sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _say("interrupted", "yellow")
+        raise
 
 
-@app.command(epilog="Example: `dist-sft train run.yaml train.steps=100 cluster.workers=2`")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dist-sft {importlib.metadata.version('dist-sft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version, and exit")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
+@app.command(
+    epilog="Examples: `dist-sft train run.yaml`, `dist-sft train run.yaml train.steps=100 cluster.workers=2`. "
+    "The same command goes on after a crash or Ctrl-C."
+)
 def train(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run, or go on with, what a run file describes: on the Ray cluster that it names, else on this machine."""
-    from dist_sft.cluster.runner import train as run
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.cluster.runner import train as run
 
-    result = run(load_config(run_file, overrides or []))
+        try:
+            result = run(config)
+        except KeyboardInterrupt:
+            _say(f"the same command goes on from the newest checkpoint in {config.run.dir}, if there is one", "yellow")
+            raise
     if as_json:
         _print_json({**vars(result), "run_dir": str(result.run_dir)})
         return
@@ -47,7 +92,10 @@ def train(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fals
     print(f"run folder: {result.run_dir}\nnext: dist-sft export {result.run_dir} OUT")
 
 
-@app.command(epilog="Example: `dist-sft preview run.yaml --row 3`")
+@app.command(
+    epilog="Examples: `dist-sft preview run.yaml --row 3`, "
+    "`dist-sft preview run.yaml --source 1 --row 0 data.template=chatml --json`"
+)
 def preview(
     run_file: RunFile,
     overrides: Overrides = None,
@@ -56,16 +104,20 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Show one row as the tokens that the model gets, coloured by their loss weight."""
-    from dist_sft.cluster.preview import preview_row, show
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.cluster.preview import preview_row, show
 
-    view = preview_row(load_config(run_file, overrides or []), source, row)
+        view = preview_row(config, source, row)
     if as_json:
         _print_json(view.as_dict())
     else:
         show(view, Console())
 
 
-@app.command(epilog="Example: `dist-sft steps run.yaml --from 10 --count 2 --world 8`")
+@app.command(
+    epilog="Examples: `dist-sft steps run.yaml`, `dist-sft steps run.yaml --from 10 --count 2 --world 8 --json`"
+)
 def steps(
     run_file: RunFile,
     overrides: Overrides = None,
@@ -75,10 +127,11 @@ def steps(
     as_json: AsJson = False,
 ) -> None:
     """Show the deal: the samples of each step, and who computes them. Reads the tokenizer, but no model weights."""
-    from dist_sft.cluster.deal import deal, show
-
     config = load_config(run_file, overrides or [])
-    dealt = deal(config, start, count, world or config.cluster.workers)
+    with _working(as_json):
+        from dist_sft.cluster.deal import deal, show
+
+        dealt = deal(config, start, count, world or config.cluster.workers)
     if as_json:
         for step in dealt:
             _print_json(step.as_dict())
@@ -86,30 +139,35 @@ def steps(
         show(dealt, Console())
 
 
-@app.command(epilog="Example: `dist-sft check run.yaml`")
+@app.command(epilog="Examples: `dist-sft check run.yaml`, `dist-sft check run.yaml cluster.workers=2 --json`")
 def check(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Everything that can fail before a GPU is taken: config, model, template, masks of the first rows, DeepSpeed."""
-    from dist_sft.cluster.check import check_run, show
+    """Everything that can fail before a GPU is taken: settings, machine, run folder, model, template, rows, masks."""
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.cluster.check import check_run, show
 
-    findings = check_run(load_config(run_file, overrides or []))
+        findings = check_run(config)
     if as_json:
         _print_json(findings)
     else:
         show(findings, Console())
 
 
-@app.command(epilog="Example: `dist-sft export runs/gsm8k out/gsm8k --merge`")
+@app.command(
+    epilog="Examples: `dist-sft export runs/gsm8k out/gsm8k`, `dist-sft export runs/lora out/merged --step 200 --merge`"
+)
 def export(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="run.dir of a run file that was trained")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder")],
     step: Annotated[int | None, typer.Option(help="of an older checkpoint; default: the newest")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="add the adapter to the base model's weights")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model that transformers loads, or an adapter that peft loads, with tokenizer and template."""
-    from dist_sft.cluster.export import export as write
+    with _working(as_json):
+        from dist_sft.cluster.export import export as write
 
-    written = write(run_dir, out, step, merge)
+        written = write(run_dir, out, step, merge)
     if as_json:
         _print_json({"out": str(written)})
     else:
@@ -127,6 +185,22 @@ def demo(
     from dist_sft.demo.command import run
 
     run(folder, seed)
+
+
+def _quiet() -> None:
+    """Libraries speak up at import about what is no concern of the user's; DeepSpeed on standard output, even."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _working(as_json: bool) -> contextlib.AbstractContextManager[Any]:
+    """While a command works: with --json, what anyone prints goes to standard error, out of the result's way."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def _say(text: str, style: str) -> None:
+    """A message on standard error, never wrapped: a path in it can be copied."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style=style, markup=False)
 
 
 def _print_json(value: Any) -> None:

@@ -43,7 +43,11 @@ def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtSte
     """Steps start .. start + count - 1 as `world` ranks would get them. Raises DataError past the end of the run."""
     data = RunData.of(config)
     if start >= len(data.steps):
-        raise DataError(f"there is no step {start}", fix=f"the run has steps 0 to {len(data.steps) - 1}")
+        raise DataError(
+            f"there is no step {start}: the run has {len(data.steps)}, counted from 0",
+            where="--from",
+            fix=f"use --from 0 to {len(data.steps) - 1}, or raise train.steps or train.epochs",
+        )
     dealer = data.dealer(config, world)
     dealt = []
     for step in range(start, min(start + count, len(data.steps))):

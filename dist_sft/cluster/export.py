@@ -22,8 +22,11 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = Fals
         raise CheckpointError(
             "--merge is for adapters; this run trained all weights", where=str(run_dir), fix="leave --merge out"
         )
+    from transformers.utils.logging import disable_progress_bar
+
     from dist_sft.model.saved import save_adapter, save_full
 
+    disable_progress_bar()
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(run_dir / "tokenizer", partial)

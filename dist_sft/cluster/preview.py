@@ -1,5 +1,6 @@
 """One row as the model gets it."""
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,17 +35,20 @@ class RowView:
 
 def preview_row(config: RunConfig, source: int, row: int) -> RowView:
     """Encode one row of data.sources[source]. Raises DataError for a row that is not there, RowError for a bad one."""
-    encoder = make_encoder(config)
     if source >= len(config.data.sources):
+        count = len(config.data.sources)
         raise DataError(
-            f"there is no data.sources.{source}", fix=f"--source goes from 0 to {len(config.data.sources) - 1}"
+            f"there is no source {source}: the run file has {count}, counted from 0",
+            where="--source",
+            fix=f"use --source 0 to {count - 1}" if count > 1 else "leave --source out",
         )
+    encoder = make_encoder(config)
     rows = Rows(config.data.sources, config.data, encoder)
     if row >= rows.lengths[source]:
         raise DataError(
-            f"there is no row {row}",
+            f"there is no row {row}: it has {rows.lengths[source]}, counted from 0",
             where=rows.sources[source].name,
-            fix=f"--row goes from 0 to {rows.lengths[source] - 1}",
+            fix=f"use --row 0 to {rows.lengths[source] - 1}",
         )
     sample = SampleId(row, source, row)
     item = rows.parse(sample)
@@ -64,13 +68,44 @@ def preview_row(config: RunConfig, source: int, row: int) -> RowView:
 
 
 def show(view: RowView, console: Console) -> None:
-    """Learned tokens on green (darker for smaller weights), context plain."""
-    text = Text()
-    most = max(view.weights) or 1.0
-    for piece, weight in zip(view.tokens, view.weights, strict=True):
-        strength = int(40 + 100 * weight / most)
-        text.append(piece, style=f"white on rgb(0,{strength},0)" if weight else "bright_black")
-    learned = sum(weight > 0 for weight in view.weights)
-    console.print(f"[bold]{view.where}[/bold]  {len(view.ids)} tokens, {learned} learned ", end="")
-    console.print(Text(" learned ", style="white on rgb(0,140,0)"), Text("context", style="bright_black"))
-    console.print(text, soft_wrap=True)
+    """Learned tokens on green (darker for smaller weights), context grey; without colours, learned ones in brackets."""
+    coloured = console.color_system is not None
+    learned = Text("learned", style=_style(1.0)) if coloured else Text("⟦learned⟧")
+    head = Text.assemble(
+        (view.where, "bold"),
+        f"  {len(view.ids)} tokens, {sum(weight > 0 for weight in view.weights)} ",
+        learned,
+        ", others ",
+        ("context", _style(0.0)),
+    )
+    weights = sorted({weight for weight in view.weights if weight > 0})
+    if weights != [1.0]:
+        head.append(f"; loss weights {', '.join(f'{weight:g}' for weight in weights)}")
+    console.print(head, soft_wrap=True)
+    console.print(_coloured(view) if coloured else _bracketed(view), soft_wrap=True)
+
+
+def _style(strength: float) -> str:
+    """strength: share of the largest weight of the row."""
+    return f"white on rgb(0,{int(40 + 100 * strength)},0)" if strength else "bright_black"
+
+
+def _coloured(view: RowView) -> Text:
+    most = max(view.weights)
+    pieces = zip(view.tokens, view.weights, strict=True)
+    return Text.assemble(*((_visible(piece), _style(weight / most)) for piece, weight in pieces))
+
+
+def _bracketed(view: RowView) -> Text:
+    runs = itertools.groupby(zip(view.tokens, view.weights, strict=True), key=lambda pair: pair[1] > 0)
+    parts = ((learned, "".join(_visible(piece) for piece, _ in run)) for learned, run in runs)
+    return Text("".join(f"⟦{part}⟧" if learned else part for learned, part in parts))
+
+
+def _visible(text: str) -> str:
+    """Control characters as pictures of themselves: a row's text must not command the terminal."""
+    return text.translate(_PICTURES)
+
+
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)

