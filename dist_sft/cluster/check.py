@@ -1,44 +1,121 @@
 """All that can be found wrong without a GPU and without reading weights."""
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from dist_sft.cluster import run_folder
 from dist_sft.cluster.assembly import RunData
 from dist_sft.cluster.build_lock import wait_for_builds
+from dist_sft.cluster.runner import check_resources, ray_address
 from dist_sft.config.deepspeed import Device, deepspeed_config
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.sections import ModelSection, RunConfig
+from dist_sft.core.errors import ModelError
 from dist_sft.data.encoding import PROBE, Rows
+from dist_sft.data.order import Steps
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files that transformers looks for in a model's folder; NAME.index.json where there are several."""
+RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
+"""Left by `ray start`: a cluster that ray.init joins when no address is given."""
 
 
 def check_run(config: RunConfig) -> dict[str, Any]:
     """What was looked at, by name. Raises the first SftError that a run would end with."""
     device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     merged = deepspeed_config(config, config.cluster.workers, device)
+    run_dir = run_folder.locate(config)
+    _check_machine(config)
     wait_for_builds(fresh=0)
     data = RunData.of(config)
+    check_weights(config.model)
     data.rows.probe(data.steps)
-    count = min(PROBE, data.steps.positions)
-    looked = data.rows.encode(0, [data.steps.order.sample(position) for position in range(count)])
-    findings: dict[str, Any] = {
+    _check_resumable(config, data, run_dir)
+    return {
         "rows": dict(zip((source.name for source in data.rows.sources), data.rows.lengths, strict=True)),
         "steps": len(data.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
+        **_masks(data),
+        **_held_out(config, data),
+    }
+
+
+def check_weights(model: ModelSection) -> None:
+    """Raise ModelError for a model's folder whose weights are not all there; a model of the hub is not looked at."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        return
+    indices = [folder / f"{name}.index.json" for name in WEIGHTS]
+    index = next((path for path in indices if path.is_file()), None)
+    if any((folder / name).is_file() for name in WEIGHTS):
+        return
+    if index is None:
+        raise ModelError(
+            "the folder holds no weights", where=model.path, fix=f"put {' or '.join(WEIGHTS)} beside its config.json"
+        )
+    try:
+        parts = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"the list of weights cannot be read: {type(error).__name__}: {error}",
+            where=str(index),
+            fix="download or copy the model again",
+        ) from error
+    if missing := [name for name in parts if not (folder / name).is_file()]:
+        raise ModelError(
+            f"{len(missing)} of {len(parts)} files of weights are missing, the first {missing[0]}",
+            where=model.path,
+            fix="download or copy the model again",
+        )
+
+
+def _check_machine(config: RunConfig) -> None:
+    """Count GPUs and CPUs where a local Ray would be started: a cluster's are known only once it is joined."""
+    if ray_address(config) is None and not RAY_STARTED.exists():
+        have = {"GPU": float(torch.cuda.device_count()), "CPU": float(os.cpu_count() or 1)}
+        check_resources(config, have, "this machine")
+
+
+def _check_resumable(config: RunConfig, data: RunData, run_dir: Path) -> None:
+    fingerprints = {**data.rows.fingerprints, "encoder": data.encoder.fingerprint}
+    run_folder.refuse_changes(run_dir, run_folder.facts(config, fingerprints, list(data.encoder.stop_ids)))
+
+
+def _masks(data: RunData) -> dict[str, Any]:
+    """What the first rows are as samples."""
+    count = min(PROBE, data.steps.positions)
+    looked = data.rows.encode(0, [data.steps.order.sample(position) for position in range(count)])
+    return {
         "masks_proved": len(looked.ids),
         "masks_looked_at": count,
         "dropped": [f"{entry.where}: {entry.what}" for entry in looked.entries],
         "supervised_share": sum(s.supervised for s in looked.samples) / sum(len(s) for s in looked.samples),
         "longest": max(len(sample) for sample in looked.samples),
     }
-    if config.eval.source:
-        held_out = Rows([config.eval.source], config.data, data.encoder)
-        findings["held_out_rows"] = sum(held_out.lengths)
-    return findings
+
+
+def _held_out(config: RunConfig, data: RunData) -> dict[str, int]:
+    if config.eval.source is None:
+        return {}
+    rows = Rows([config.eval.source], config.data, data.encoder)
+    rows.probe(Steps.of(rows.lengths, 0, config.train.samples_per_step, None, epochs=1.0))
+    return {"held_out_rows": sum(rows.lengths)}
 
 
 def show(findings: dict[str, Any], console: Console) -> None:
-    """A line per finding."""
-    for name, value in findings.items():
-        shown = f"{value:.1%}" if name == "supervised_share" else value
-        console.print(f"{name.replace('_', ' '):>18}  {shown}", highlight=False, markup=False)
+    """A line per finding; of the rows that are dropped the first three."""
+    lines = [(name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped")]
+    lines = [*((f"rows of {name}", count) for name, count in findings["rows"].items()), *lines]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        shown = f"{value:.1%}" if name == "supervised share" else value
+        console.print(f"{name:>{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)
+    if dropped := findings["dropped"]:
+        console.print(f"{len(dropped)} of these rows are dropped or cut:", highlight=False)
+        for line in dropped[:3]:
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     console.print("ok")

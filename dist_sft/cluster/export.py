@@ -6,7 +6,10 @@ from pathlib import Path
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
 from dist_sft.cluster import run_folder
+from dist_sft.cluster.check import check_weights
+from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import CheckpointError
+from dist_sft.core.files import writing
 
 
 def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = False) -> Path:
@@ -14,6 +17,7 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = Fals
 
     merge: add a LoRA adapter to the base model's weights. `out` appears whole or not at all. Raises SftError.
     """
+    run_dir, out = run_dir.absolute(), out.absolute()
     config = run_folder.read_config(run_dir)
     checkpoint = newest(run_dir, step)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -22,21 +26,32 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = Fals
         raise CheckpointError(
             "--merge is for adapters; this run trained all weights", where=str(run_dir), fix="leave --merge out"
         )
+    run_folder.refuse_unwritable(out, "give another output folder")
+    if config.model.tuning.kind == "lora":
+        check_weights(config.model)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(partial):
+            _write(run_dir, checkpoint, config.model, partial, merge)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write(run_dir: Path, checkpoint: Path, model: ModelSection, out: Path, merge: bool) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from dist_sft.model.saved import save_adapter, save_full
 
     disable_progress_bar()
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(run_dir / "tokenizer", partial)
+    shutil.copytree(run_dir / "tokenizer", out)
     stop_ids = run_folder.read_facts(run_dir)["stop_ids"]
     weights = consolidated(checkpoint)
-    if config.model.tuning.kind == "lora":
-        save_adapter(config.model, weights, stop_ids, partial, merge)
+    if model.tuning.kind == "lora":
+        save_adapter(model, weights, stop_ids, out, merge)
     else:
-        save_full(config.model, weights, stop_ids, partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-    return out
+        save_full(model, weights, stop_ids, out)

@@ -12,6 +12,7 @@ RUN_DIR/
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.resolve import redacted, resolved, resolved_yaml
 from dist_sft.config.sections import RunConfig
-from dist_sft.core.errors import CheckpointError, ConfigError
+from dist_sft.core.errors import CheckpointError, ConfigError, StorageError
 from dist_sft.core.files import atomic, write_json
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "ray", "datasets", "numpy", "dist-sft")
@@ -40,21 +41,48 @@ def facts(config: RunConfig, fingerprints: dict[str, str], stop_ids: list[int]) 
     }
 
 
+def locate(config: RunConfig) -> Path:
+    """Where run.dir is, as an absolute path; it need not be there yet.
+
+    Raises ConfigError for a URL, StorageError for a folder that cannot be made or written.
+    """
+    if "://" in config.run.dir:
+        raise ConfigError(
+            f"run.dir is '{config.run.dir}', a URL: ranks write their shards with plain file access",
+            where="run.dir",
+            fix="give a folder on storage that all nodes see; a bucket can be mounted, e.g. with gcsfuse or s3fs",
+        )
+    folder = Path(config.run.dir).absolute()
+    refuse_unwritable(folder, "set run.dir to a folder that you may write")
+    return folder
+
+
+def refuse_unwritable(folder: Path, fix: str) -> None:
+    """Raise StorageError where a folder is something else, or cannot be made. Changes nothing."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise StorageError("this is a file, and a folder is wanted here", where=str(there), fix=fix)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError("no right to write here", where=str(there), fix=fix)
+
+
 def prepare(folder: Path, now: dict[str, Any], config: RunConfig) -> None:
     """Write the facts of a run, after refusing to resume one that would learn something else.
 
     Raises ConfigError with the keys that differ, CheckpointError where the folder's facts cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.json"
-    if path.exists() and any((folder / "checkpoints").glob("step_*")):
-        _refuse_changes(path, now)
-    write_json(path, redacted(now))
+    refuse_changes(folder, now)
+    write_json(folder / "run.json", redacted(now))
     with atomic(folder / "run.yaml") as file:
         file.write(resolved_yaml(config).encode())
 
 
-def _refuse_changes(path: Path, now: dict[str, Any]) -> None:
+def refuse_changes(folder: Path, now: dict[str, Any]) -> None:
+    """Raise ConfigError where the folder has checkpoints of a run that learns something else than `now` says."""
+    path = folder / "run.json"
+    if not path.exists() or not any((folder / "checkpoints").glob("step_*")):
+        return
     try:
         before = json.loads(path.read_bytes())["learned"]
     except (OSError, ValueError, KeyError) as error:
@@ -84,7 +112,14 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> RunConfig:
     """The config that a run folder was trained with. Raises CheckpointError."""
-    return RunConfig.model_validate(read_facts(folder)["config"])
+    try:
+        return RunConfig.model_validate(read_facts(folder)["config"])
+    except (KeyError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        raise CheckpointError(
+            f"run.json holds no config of this version of dist-sft: {str(error).splitlines()[0]}",
+            where=str(folder / "run.json"),
+            fix="use the version that its key `versions` names",
+        ) from error
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -5,16 +5,18 @@ RunConfig -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every 
 
 import logging
 import os
+import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.progress import Follower
 from dist_sft.config.deepspeed import portable
 from dist_sft.config.sections import RunConfig
-from dist_sft.core.errors import ClusterError, SftError
+from dist_sft.core.errors import ClusterError, SftError, StorageError
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,21 @@ class RunResult:
 
 
 def train(config: RunConfig) -> RunResult:
-    """Run, or go on with, what a run file describes. Raises SftError; whatever a rank raised arrives as itself."""
+    """Run, or go on with, what a run file describes. Raises SftError; whatever a rank raised arrives as itself.
+
+    Ctrl-C is a KeyboardInterrupt here: Ray is shut down, and the newest whole checkpoint stays.
+    """
     import ray
 
     _quiet()
-    run_dir = Path(config.run.dir).absolute()
+    run_dir = run_folder.locate(config)
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(run_dir)})})
     with _lock(run_dir):
         started = not ray.is_initialized()
         if started:
             _connect(config)
         try:
-            _check_resources(config, ray.cluster_resources())
+            check_resources(config, ray.cluster_resources(), "Ray")
             return _fit(config, run_dir)
         finally:
             if started:
@@ -58,7 +63,12 @@ def _fit(config: RunConfig, run_dir: Path) -> RunResult:
 
     attempt, wanted = uuid.uuid4().hex[:12], config.cluster
     gpu = wanted.gpus_per_worker > 0
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray's handler would swallow Ctrl-C and report a dead actor; Python's raises KeyboardInterrupt."""
+
+    trainer = Trainer(
         _train_function,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
         train_loop_config={
             "settings": portable(config).model_dump(mode="json"),
@@ -100,9 +110,11 @@ def _connect(config: RunConfig) -> None:
     """Join the cluster that the run file or RAY_ADDRESS names, or start a local Ray."""
     import ray
 
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = ray_address(config)
     if address is None:
         wait_for_builds(fresh=0)
+    else:
+        _knock(address)
     environment = _worker_environment(config)
     try:
         ray.init(
@@ -117,6 +129,22 @@ def _connect(config: RunConfig) -> None:
             f"Ray cannot be reached: {str(error).splitlines()[0]}",
             where=address or "local Ray",
             fix="check cluster.address and RAY_ADDRESS, or unset both to start a local Ray",
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise ClusterError where nobody listens: Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers: {getattr(error, 'strerror', None) or error}",
+            where=address,
+            fix="check cluster.address and RAY_ADDRESS (host:6379, or ray://host:10001), or unset both to start a "
+            "local Ray",
         ) from error
 
 
@@ -141,17 +169,30 @@ def _quiet() -> None:
         os.environ.setdefault(name, value)
 
 
-def _check_resources(config: RunConfig, have: dict[str, float]) -> None:
+def check_resources(config: RunConfig, have: dict[str, float], who: str) -> None:
+    """Raise ClusterError where the workers want more GPUs or CPUs than `who` has."""
     wanted = config.cluster
     for name, each, key in (("GPU", wanted.gpus_per_worker, "gpus"), ("CPU", wanted.cpus_per_worker, "cpus")):
-        need = each * wanted.workers
-        if need > have.get(name, 0.0):
+        need, there = each * wanted.workers, have.get(name, 0.0)
+        if need > there:
+            lower = f"cluster.{key}_per_worker"
             raise ClusterError(
-                f"{wanted.workers} workers with {each:g} {name}s each need {need:g}; Ray has {have.get(name, 0.0):g}",
-                where=f"cluster.workers={wanted.workers}",
-                fix=f"lower cluster.workers or cluster.{key}_per_worker"
-                + (" (0 trains on CPU)" if name == "GPU" else " (0.5 lets two workers share a CPU)"),
+                f"{_count(wanted.workers, 'worker')} with {_count(each, name)} each: {need:g} in all; "
+                f"{who} has {there:g}",
+                where=f"cluster.workers={wanted.workers}, {lower}={each:g}",
+                fix=(f"lower cluster.workers or {lower}" if wanted.workers > 1 else f"lower {lower}")
+                + (" (0 trains on CPU)" if name == "GPU" else " (0.5 lets two workers share a CPU)")
+                + ", or set cluster.address to a larger Ray cluster",
             )
+
+
+def _count(number: float, name: str) -> str:
+    return f"{number:g} {name}" if number == 1 else f"{number:g} {name}s"
+
+
+def ray_address(config: RunConfig) -> str | None:
+    """The cluster that the run file or RAY_ADDRESS names; None: a local Ray."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS") or None
 
 
 def _cause(error: BaseException) -> SftError:
@@ -177,11 +218,16 @@ def _lock(run_dir: Path) -> Any:
     """One driver per run folder: two would write the same checkpoints. The kernel drops the lock with the process."""
     import filelock
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run_dir / ".lock", timeout=0)
     try:
-        return lock.acquire()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(run_dir / ".lock", timeout=0).acquire()
     except filelock.Timeout:
         raise ClusterError(
             "another dist-sft is training in this folder", where=str(run_dir), fix="wait for it, or use another run.dir"
         ) from None
+    except OSError as error:
+        raise StorageError(
+            f"the run folder cannot be written: {error.strerror or error}",
+            where=str(run_dir),
+            fix="set run.dir to a folder that you may write",
+        ) from error

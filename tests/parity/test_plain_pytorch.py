@@ -1,0 +1,72 @@
+"""A run equals what anybody would write by hand: transformers one sample at a time, torch's AdamW, no DeepSpeed."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dist_sft.checkpoint.consolidate import consolidated
+from dist_sft.checkpoint.layout import newest
+from dist_sft.data.order import Steps
+from tests.ranks import losses, records, train_on_ranks
+
+STEPS, RATE, CLIP = 4, 0.01, 1.0
+
+
+def tokens_and_weights(tokenizer, messages):
+    """The demo's template is ChatML: an answer runs from its header to <|im_end|>."""
+    ids, weights = [], []
+    for message in messages:
+        learned = message["role"] == "assistant"
+        parts = [(f"<|im_start|>{message['role']}\n", 0), (f"{message['content']}<|im_end|>", learned), ("\n", 0)]
+        for text, weight in parts:
+            part = tokenizer.encode(text, add_special_tokens=False)
+            ids += part
+            weights += [weight * message.get("loss_weight", 1.0)] * len(part)
+    return torch.tensor(ids), torch.tensor(weights)
+
+
+def by_hand(path, rows, samples):
+    """Losses, gradient norms and weights of `STEPS` updates; samples[step] are row numbers."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=1e-2, weight_decay=0.0)
+    history = []
+    for step in range(STEPS):
+        encoded = [tokens_and_weights(tokenizer, rows[row]["messages"]) for row in samples[step]]
+        total = sum(float(weights.sum()) for _, weights in encoded)
+        loss = 0.0
+        optimizer.zero_grad()
+        for ids, weights in encoded:
+            logits = model(ids[None]).logits[0, :-1]
+            nll = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+            part = (nll * weights[1:]).sum() / total
+            part.backward()
+            loss += part.item()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP))
+        optimizer.step()
+        history.append((loss, norm))
+    return history, model.state_dict()
+
+
+@pytest.mark.xdist_group("parity")
+def test_two_sharded_ranks_with_packing_learn_what_a_plain_loop_learns(tiny_run, tmp_path):
+    train = {"steps": STEPS, "learning_rate": RATE, "schedule": "constant", "warmup": 0, "clip": CLIP}
+    settings = tiny_run | {
+        "run": {"name": "plain", "dir": str(tmp_path / "run"), "seed": 5},
+        "train": tiny_run["train"] | train | {"optimizer": {"eps": 1e-2}},
+        "deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
+        "cluster": {"workers": 2, "gpus_per_worker": 0},
+    }
+    train_on_ranks([settings], 2)
+    with open(settings["data"]["sources"][0]["path"]) as file:
+        rows = [json.loads(line) for line in file]
+    steps = Steps.of([len(rows)], 5, 12, STEPS, None)
+    samples = [[sample.row for sample in steps.samples(step)] for step in range(STEPS)]
+    history, weights = by_hand(tiny_run["model"]["path"], rows, samples)
+    assert list(losses(tmp_path / "run").values()) == pytest.approx([loss for loss, _ in history], abs=1e-5)
+    assert [r["grad_norm"] for r in records(tmp_path / "run")] == pytest.approx([n for _, n in history], rel=1e-4)
+    for name, value in consolidated(newest(tmp_path / "run")).items():
+        torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=0, msg=name)
