@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Supervised fine-tuning that people can trust: a step is a set of conversations, everything else is execution.",
+    help="Supervised fine-tuning that people can trust: a step is a set of conversations, all else is execution.",
     epilog="Start with `dist-sft demo`, then `dist-sft check run.yaml`, `dist-sft preview run.yaml --row 0`, "
     "`dist-sft train run.yaml`, `dist-sft export RUN_DIR OUT`.",
 )
