@@ -4,6 +4,7 @@ Every later start then waits for that lock for ever, without a word. torch holds
 (torch.utils.file_baton), so a lock that no process has open is stale.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -45,15 +46,20 @@ def extensions_folder() -> Path:
 
 
 def _locks() -> list[Path]:
-    return sorted(extensions_folder().rglob("lock"))
+    """As the kernel names them: a cache folder is often a link to a larger disk."""
+    return sorted(path.resolve() for path in extensions_folder().rglob("lock"))
 
 
 def _is_held(lock: Path) -> bool:
     """Whether a process of this node has the file open (Linux; processes of other users may be hidden)."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if link.readlink() == lock:
-                return True
-        except OSError:  # the process or its file is gone, or is not ours to look at: it does not hold our lock
-            continue
-    return False
+    return any(str(lock) in _open_files(process) for process in Path("/proc").glob("[0-9]*"))
+
+
+def _open_files(process: Path) -> set[str]:
+    """What a process has open; nothing if it is gone, or is not ours to look at: then it does not hold our lock."""
+    files = set()
+    with contextlib.suppress(OSError):
+        for link in os.listdir(process / "fd"):
+            with contextlib.suppress(OSError):
+                files.add(os.readlink(process / "fd" / link))
+    return files

@@ -35,8 +35,14 @@ def check_isolation(model: PackedModel, call: nn.Module, vocabulary: int) -> flo
         call, build_pack(places, [first, second]), None, _range(len(first), len(first) + length, model.device)
     )
     model.module.train(training)
+    if not bool(torch.isfinite(alone).all()):
+        raise ModelError(
+            "the model's logits are not finite before any training",
+            where=type(model.module).__name__,
+            fix="the weights are damaged, or model.dtype is too small for them: try float32",
+        )
     difference = float((alone - packed).abs().max() / alone.abs().max().clamp(min=1e-6))
-    if not difference <= TOLERANCE.get(alone.dtype, 1e-4):
+    if difference > TOLERANCE.get(alone.dtype, 1e-4):
         raise ModelError(
             f"samples of a pack see each other: their logits change by {difference:.2g} of the largest one",
             where=type(model.module).__name__,

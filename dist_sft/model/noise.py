@@ -78,8 +78,8 @@ class SampleDropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         if self.context.keys is None:
             return values
-        keep = uniform(self.context, f"dropout:{self.name}", values.shape[-1]) >= self.p
-        return values * keep.to(values.dtype) / (1 - self.p)
+        dropped = uniform(self.context, f"dropout:{self.name}", values.shape[-1]) < self.p
+        return values.masked_fill(dropped, 0) / (1 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
