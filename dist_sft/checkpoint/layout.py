@@ -4,7 +4,7 @@ RUN_DIR/checkpoints/
     step_00000100/            whole: it got this name last
         manifest.json         step, world, every shard with size and SHA-256
         shards/               DeepSpeed's files, each written by one rank
-    step_00000200.partial/    being written, or left by a crash; never read
+    step_00000200.ATTEMPT.partial/    being written, or left by a crash; never read
     step_00000150.bad/        failed verification; put aside, with reason.txt
 """
 
@@ -55,13 +55,13 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Raises CheckpointError."""
+        """Raises CheckpointError for a manifest that is missing or torn; OSError where the storage fails."""
         path = folder / "manifest.json"
         try:
             fields = json.loads(path.read_bytes())
             shards = {name: Shard(**shard) for name, shard in fields.pop("shards").items()}
             manifest = cls(shards=shards, **fields)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"the manifest cannot be read: {error}", where=str(path)) from error
         if manifest.format != FORMAT:
             raise CheckpointError(f"format {manifest.format} is not known to this version", where=str(path))

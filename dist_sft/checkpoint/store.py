@@ -1,7 +1,7 @@
 """Save and load on all ranks together.
 
-    save: every rank its shards in step_N.partial/ (fsync, SHA-256) -> all agree -> manifest -> rename
-    load: newest first; ranks share the work of verifying; what fails is put aside, and the next one is tried
+save: every rank its shards in step_N.ATTEMPT.partial/ (fsync, SHA-256) -> all agree -> manifest -> rename
+load: newest first; ranks share the work of verifying; what fails is put aside, and the one before it is used
 
 Every method is a collective: all ranks call it, and all return or all raise.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.layout import (
     SHARDS,
     Manifest,
@@ -27,6 +28,20 @@ from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import sync_folder
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    step   updates done
+    state  what the run keeps besides
+    aside  checkpoints that could not be trusted, with the reason
+    """
+
+    step: int
+    state: dict[str, Any]
+    aside: tuple[str, ...]
+
+
 @dataclass
 class CheckpointStore:
     """The checkpoints of one run.
@@ -34,35 +49,49 @@ class CheckpointStore:
     folder   RUN_DIR/checkpoints, on storage that all ranks see
     keep     newest ones that survive a save
     adapter  save only the parameters that are trained
+    attempt  names this start of the run, so that ranks left over from another cannot write into its files
     """
 
     folder: Path
     keep: int
     adapter: bool
+    attempt: str
 
     def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint of `step` updates; it is found from the moment that this returns, or not at all."""
         final = folder_of(self.folder, step)
-        partial = final.with_name(f"{final.name}.partial")
-        _together(lambda: self._clear(final, partial))
+        partial = final.with_name(f"{final.name}.{self.attempt}.partial")
+        on_rank_0(self.folder, lambda: self._clear(final, partial))
         files = ShardFiles(dist.get_rank())
         with files.used_by(engine):
             engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False, exclude_frozen_parameters=self.adapter)
         shards = _agree(files, partial)
         manifest = Manifest(step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, state, shards)
-        _together(lambda: self._commit(manifest, partial, final))
+        on_rank_0(final, lambda: self._commit(manifest, partial, final))
 
-    def load(self, engine: Any) -> tuple[int, dict[str, Any]]:
-        """Bring the engine to the newest whole checkpoint. Returns (updates done, state); (0, {}) if there is none."""
-        for step in reversed(_from_rank_0(whole_steps(self.folder) if dist.get_rank() == 0 else None)):
+    def load(self, engine: Any) -> Progress:
+        """Bring the engine to the newest whole checkpoint; to step 0 if there are none at all.
+
+        Raises CheckpointError where none can be trusted, or where the newest is of another world size or ZeRO stage.
+        """
+        bad: dict[Path, str] = {}
+        for step in reversed(on_rank_0(self.folder, lambda: whole_steps(self.folder))):
             folder = folder_of(self.folder, step)
-            if (problem := _verify(folder)) is None:
-                manifest = Manifest.read(folder)
-                self._check_fits(manifest, engine, folder)
-                self._load_into(engine, folder)
-                return manifest.step, manifest.state
-            _together(lambda folder=folder, problem=problem: put_aside(folder, problem))
-        return 0, {}
+            manifest, problem = _verify(folder)
+            if manifest is None:
+                bad[folder] = problem
+                continue
+            self._check_fits(manifest, engine, folder)
+            on_rank_0(self.folder, lambda: [put_aside(folder, problem) for folder, problem in bad.items()])
+            self._load_into(engine, folder)
+            return Progress(step, manifest.state, tuple(f"{path.name}: {why}" for path, why in bad.items()))
+        if bad:
+            raise CheckpointError(
+                f"none of the {len(bad)} checkpoints can be trusted; the newest: {next(iter(bad.values()))}",
+                where=str(self.folder),
+                fix="bring one back from a copy, or remove them to begin again from the base model",
+            )
+        return Progress(0, {}, ())
 
     def _clear(self, final: Path, partial: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +116,8 @@ class CheckpointStore:
             raise _cannot_save(problem, final) from error
         sync_folder(self.folder)
         for step in whole_steps(self.folder)[: -self.keep]:
-            shutil.rmtree(folder_of(self.folder, step))
+            old = folder_of(self.folder, step)
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")))
 
     def _check_fits(self, manifest: Manifest, engine: Any, folder: Path) -> None:
         have = (dist.get_world_size(), engine.zero_optimization_stage(), self.adapter)
@@ -120,36 +150,28 @@ def _agree(files: ShardFiles, partial: Path) -> dict[str, Shard]:
     return {f"{SHARDS}/{name}": shard for written, _ in outcomes for name, shard in written.items()}
 
 
-def _verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, the same on every rank; each rank reads its part of the files."""
+def _verify(folder: Path) -> tuple[Manifest | None, str]:
+    """The manifest of a whole checkpoint, or None and what is wrong; the same on every rank, each reads its part.
+
+    Raises CheckpointError where the storage fails: that says nothing about the checkpoint.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
+    manifest, found, failed = None, [], None
     try:
-        shards = Manifest.read(folder).shards
-        mine = [verify_shard(folder, name, shard) for name, shard in list(shards.items())[rank::world]]
+        manifest = Manifest.read(folder)
+        mine = list(manifest.shards.items())[rank::world]
+        found = [problem for name, shard in mine if (problem := verify_shard(folder, name, shard))]
     except CheckpointError as error:
-        mine = [error.what]
-    problems: list[Any] = [None] * world
-    dist.all_gather_object(problems, [problem for problem in mine if problem])
-    return next((problem for found in problems for problem in found), None)
-
-
-def _together(action: Any) -> None:
-    """Rank 0 acts; all ranks return when it is done, or raise what it raised."""
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except (CheckpointError, OSError) as error:
-            outcome = [error if isinstance(error, CheckpointError) else CheckpointError(str(error))]
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]
-
-
-def _from_rank_0(value: Any) -> Any:
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+        found = [error.what]
+    except OSError as error:
+        failed = f"rank {rank} cannot read it: {error}"
+    outcomes: list[Any] = [None] * world
+    dist.all_gather_object(outcomes, (found, failed))
+    for _, failure in outcomes:
+        if failure:
+            raise CheckpointError(failure, where=str(folder), fix="see that the storage works, then run this again")
+    problem = next((problem for problems, _ in outcomes for problem in problems), "")
+    return (None, problem) if problem else (manifest, "")
 
 
 def _cannot_save(problem: str, path: Path) -> CheckpointError:

@@ -5,7 +5,7 @@ process group -> data -> model -> engine -> checkpoint -> training
 
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,22 +15,23 @@ import torch
 import torch.distributed as dist
 
 from dist_sft.chat.encode import Encoder
+from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
-from dist_sft.config.sections import DataSection, RunConfig, Source
-from dist_sft.core.errors import SftError
-from dist_sft.core.files import writing
+from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import Rows
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.order import Steps
 from dist_sft.data.pack import StepShare
 from dist_sft.data.packing import Dealer
 from dist_sft.model.cost import ModelCost, model_cost, peak_flops
+from dist_sft.model.identity import model_fingerprint
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load, load_config
+from dist_sft.model.supported import refuse_unsupported
 from dist_sft.model.tokenizer import load_vocabulary, save_tokenizer
 from dist_sft.service.local import LocalStepService, evaluation_shares
 from dist_sft.tracking.sinks import JsonLines, Sink
@@ -43,22 +44,30 @@ from dist_sft.train.loop import Training, train
 
 @dataclass(frozen=True)
 class RunData:
-    """The data side of a run: needs no GPU and no process group."""
+    """The data side of a run: needs no GPU and no process group.
+
+    model_id  what identifies the weights that the run starts from
+    """
 
     encoder: Encoder
     rows: Rows
     steps: Steps
     cost: ModelCost
+    model_id: str
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunData":
-        """Raises every error that data, template or tokenizer can give before training."""
+        """Raises every error that data, template, tokenizer or architecture can give before training."""
+        settings = config.model
+        architecture = load_config(settings)
+        refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         encoder = make_encoder(config)
         rows = Rows(config.data.sources, config.data, encoder)
         steps = Steps.of(
             rows.lengths, config.run.seed, config.train.samples_per_step, config.train.steps, config.train.epochs
         )
-        return cls(encoder, rows, steps, model_cost(load_config(config.model)))
+        cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
+        return cls(encoder, rows, steps, cost, model_fingerprint(settings.path, architecture))
 
     def dealer(self, config: RunConfig, world: int) -> Dealer:
         settings = config.train
@@ -90,12 +99,14 @@ def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
     settings: a RunConfig as JSON values. attempt: names this start of the run. The process group is already there.
     """
     rank = assemble(RunConfig.model_validate(settings), attempt)
+    failed = True
     try:
         last, outcome = train(rank.run, rank.done, rank.state)
         dropped = dict(rank.ledger.counts)
         rank.tracker.note(last, outcome, ledger=dropped)
+        failed = False
     finally:
-        rank.tracker.close()
+        rank.tracker.close(failed)
     return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done}
 
 
@@ -107,26 +118,31 @@ def assemble(config: RunConfig, attempt: str) -> Rank:
     data.rows.probe(data.steps)
     dealer = data.dealer(config, world)
     held_out = _held_out(config, data, dealer, rank)
-    fingerprints = {**data.rows.fingerprints, "encoder": data.encoder.fingerprint}
-    facts = run_folder.facts(config, fingerprints, list(data.encoder.stop_ids))
-    _on_rank_0(folder, lambda: _open_folder(folder, facts, config, data.encoder))
+    facts = run_folder.facts(config, _fingerprints(config, data, held_out), list(data.encoder.stop_ids))
+    sinks: list[Sink] = []
+    on_rank_0(folder, lambda: _open_folder(folder, facts, config, data.encoder))
+    on_rank_0(folder, lambda: sinks.extend(_wandb(folder, facts, config)))
 
     merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
     model = load(config.model, merged, config.run.seed, device)
     engine = build_engine(model.module, merged, config.train)
-    if config.train.packing:
-        check_isolation(model, engine, data.encoder.vocabulary.size)
+    check_isolation(model, engine, data.encoder.vocabulary.size, config.data.context_length)
     adapter = config.model.tuning.kind == "lora"
-    checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter)
-    done, state = checkpoints.load(engine)
+    checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt)
+    progress = checkpoints.load(engine)
 
-    ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
-    sinks = _sinks(config, facts, folder, done) if rank == 0 else []
+    done = progress.step
+
+    on_rank_0(folder, lambda: sinks.append(JsonLines(folder / "metrics.jsonl", done)))
     tracker = RankZeroTracker(sinks, world, _peak(device))
     tracker.note(done, "start", attempt=attempt, steps=len(data.steps), world=world)
+    for text in (*progress.aside, *held_out.left_out):
+        tracker.note(done, text)
+    ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
     service = LocalStepService(data.rows, data.steps, dealer, rank, ledger)
-    run = Training(config, engine, model, service, held_out, checkpoints, tracker, StepClock(data.cost.flops))
-    return Rank(run, done, state, ledger, tracker)
+    clock = StepClock(data.cost.flops)
+    run = Training(config, engine, model, service, held_out.shares, checkpoints, tracker, clock)
+    return Rank(run, done, progress.state, ledger, tracker)
 
 
 def _prepare_process() -> torch.device:
@@ -140,13 +156,31 @@ def _prepare_process() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _held_out(config: RunConfig, data: RunData, dealer: Dealer, rank: int) -> list[StepShare]:
-    source: Source | None = config.eval.source
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows: this rank's shares of them, what identifies them, and how many are left out, by reason."""
+
+    shares: list[StepShare]
+    fingerprint: str | None
+    left_out: tuple[str, ...]
+
+
+def _held_out(config: RunConfig, data: RunData, dealer: Dealer, rank: int) -> HeldOut:
+    source = config.eval.source
     if source is None:
-        return []
-    settings: DataSection = config.data
-    rows = Rows([source], settings, data.encoder)
-    return evaluation_shares(rows, dealer, rank, config.train.samples_per_step, config.eval.samples)
+        return HeldOut([], None, ())
+    rows = Rows([source], config.data, data.encoder)
+    shares, entries = evaluation_shares(rows, dealer, rank, config.train.samples_per_step, config.eval.samples)
+    counts = Counter(entry.reason for entry in entries)
+    return HeldOut(shares, rows.fingerprints[0], tuple(f"held-out rows {why}: {n}" for why, n in counts.items()))
+
+
+def _fingerprints(config: RunConfig, data: RunData, held_out: HeldOut) -> dict[str, Any]:
+    """What a run must find unchanged to go on: the held-out rows only where they can end it."""
+    fingerprints = {
+        "sources": data.rows.fingerprints, "encoder": data.encoder.fingerprint, "model": data.model_id
+    }  # fmt: skip
+    return fingerprints | ({"held_out": held_out.fingerprint} if config.eval.patience is not None else {})
 
 
 def _open_folder(folder: Path, facts: dict[str, Any], config: RunConfig, encoder: Encoder) -> None:
@@ -154,27 +188,10 @@ def _open_folder(folder: Path, facts: dict[str, Any], config: RunConfig, encoder
     save_tokenizer(config.model.path, encoder.template.source, folder / "tokenizer", config.model.revision)
 
 
-def _sinks(config: RunConfig, facts: dict[str, Any], folder: Path, done: int) -> list[Sink]:
-    sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", done)]
+def _wandb(folder: Path, facts: dict[str, Any], config: RunConfig) -> list[Sink]:
     wandb = config.tracking.wandb
-    if wandb and wandb.mode != "disabled":
-        sinks.append(Wandb(wandb, config.run, folder / "wandb", redacted(facts)))
-    return sinks
+    return [Wandb(wandb, config.run, folder / "wandb", redacted(facts))] if wandb and wandb.mode != "disabled" else []
 
 
 def _peak(device: torch.device) -> float | None:
     return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-
-
-def _on_rank_0(folder: Path, action: Callable[[], None]) -> None:
-    """Rank 0 acts on a folder; an error of it is raised on every rank."""
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            with writing(folder):
-                action()
-        except SftError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]

@@ -59,7 +59,7 @@ def _open_files(process: Path) -> set[str]:
     """What a process has open; nothing if it is gone, or is not ours to look at: then it does not hold our lock."""
     files = set()
     with contextlib.suppress(OSError):
-        for link in os.listdir(process / "fd"):
+        for link in (process / "fd").iterdir():
             with contextlib.suppress(OSError):
-                files.add(os.readlink(process / "fd" / link))
+                files.add(str(link.readlink()))
     return files

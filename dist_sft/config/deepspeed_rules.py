@@ -92,11 +92,11 @@ def _zero(zero: dict[str, Any], device: str) -> Iterator[Problem]:
 def _precision(given: dict[str, Any], stage: int, dtype: str) -> Iterator[Problem]:
     types = given.get("data_types", {})
     accumulate = types.get("grad_accum_dtype") if isinstance(types, dict) else None
-    if dtype == "bfloat16" and stage == 0 and accumulate in ("fp32", "float32", "float"):
+    if dtype == "bfloat16" and stage == 0:
         yield Problem(
-            ("data_types", "grad_accum_dtype"),
-            "DeepSpeed cannot accumulate fp32 gradients of a bf16 model at ZeRO stage 0",
-            "remove it, use stage 1, 2 or 3, or set model.dtype: float32",
+            ("zero_optimization", "stage"),
+            "with bfloat16 at ZeRO stage 0 DeepSpeed makes an optimizer step of its own before the first one",
+            "use stage 1, which costs no more, or set model.dtype: float32",
         )
     if dtype == "float32" and accumulate in ("bf16", "bfloat16"):
         yield Problem(

@@ -65,7 +65,7 @@ class Neftune(Section):
 class ModelSection(Section):
     """model: what is tuned, and how it is computed."""
 
-    path: str = Field(min_length=1, description="hub id or folder")
+    path: str = Field(min_length=1, description="hub id or folder", json_schema_extra=EXECUTION)
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "segments", "varlen"] = Field(
@@ -82,7 +82,9 @@ class Source(Section):
     """data.sources[i]: rows from one place."""
 
     path: str = Field(
-        min_length=1, description="file, folder, glob, fsspec URL, or hub:owner/name for a data set of the hub"
+        min_length=1,
+        description="file, folder, glob, fsspec URL, or hub:owner/name for a data set of the hub",
+        json_schema_extra=EXECUTION,  # what counts is the content: a run remembers its fingerprint
     )
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text"] = Field(
         default="auto", description="of the rows; auto looks at each row's keys"

@@ -10,6 +10,7 @@
     ├── CheckpointError   a checkpoint that cannot be written, found or trusted
     ├── StorageError      the run folder cannot be written
     ├── TrainingError     a loss that is not finite, an engine that is not the one asked for
+    ├── TrackingError     W&B cannot be reached or refuses
     └── MissingExtra      an optional package that a command needs
 
 An error crosses process borders (Ray, multiprocessing) as itself.
@@ -92,6 +93,10 @@ class StorageError(SftError):
 
 class TrainingError(SftError):
     """A loss that is not finite, an engine that is not the one asked for."""
+
+
+class TrackingError(SftError):
+    """W&B cannot be reached, or refuses."""
 
 
 class MissingExtra(SftError):

@@ -8,8 +8,9 @@ class StepResult:
     """One optimizer update.
 
     step        updates done, from 1 on: the number that names checkpoints
-    loss        nats per unit of weight (per supervised token where all weights are 1), whole step, all ranks
-    grad_norm   of the whole gradient before clipping
+    loss        nats per unit of weight (per supervised token where all weights are 1), whole step, all ranks;
+                None where no row of the step could be learned: nothing was updated
+    grad_norm   of the whole gradient before clipping; None likewise
     tokens, supervised   of the whole step
     seconds, waited      wall-clock of the step, and the part of it spent waiting for data
     micro_steps forward passes of each rank
@@ -18,8 +19,8 @@ class StepResult:
     """
 
     step: int
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     learning_rate: float
     tokens: int
     supervised: int

@@ -43,9 +43,9 @@ class Rows:
         return tuple(len(source) for source in self.sources)
 
     @property
-    def fingerprints(self) -> dict[str, str]:
-        """What identifies the content of each source, by name."""
-        return {source.name: source.fingerprint for source in self.sources}
+    def fingerprints(self) -> list[str]:
+        """What identifies the content of each source, in order."""
+        return [source.fingerprint for source in self.sources]
 
     def where(self, sample: SampleId) -> str:
         """The file and line of a sample, for a person."""

@@ -12,6 +12,9 @@ from pathlib import Path
 from dist_sft.core.errors import DataError
 from dist_sft.core.files import atomic, writing
 
+FITTING = ("overlong", "truncated")
+"""Reasons that say nothing against a row but its length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -36,7 +39,7 @@ class Ledger:
         """The ledger as it stood when `step` was about to begin. write: this process keeps the file."""
         entries = [entry for entry in read(path) if entry.step < step]
         if write:
-            with atomic(path) as file:
+            with writing(path), atomic(path) as file:
                 file.writelines(_line(entry) for entry in entries)
         return cls(path if write else None, entries)
 
@@ -56,11 +59,11 @@ class Ledger:
 
         Waits for 100 rows, so that one bad row at the start does not end a run.
         """
-        bad = sum(entry.reason not in ("overlong", "truncated") for entry in self.entries)
-        if positions >= 100 and bad > limit * positions:
-            first = next(entry for entry in self.entries if entry.reason not in ("overlong", "truncated"))
+        bad = [entry for entry in self.entries if entry.reason not in FITTING] if positions >= 100 else []
+        if len(bad) > limit * positions:
+            first = bad[0]
             raise DataError(
-                f"{bad} of the first {positions} rows are bad, more than data.max_bad_share={limit:g} allows; "
+                f"{len(bad)} of the first {positions} rows are bad, more than data.max_bad_share={limit:g} allows; "
                 f"the first: {first.what}",
                 where=first.where,
                 fix="mend the rows that ledger.jsonl lists, or raise data.max_bad_share",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 
 from dist_sft.core.errors import ModelError
 from dist_sft.model.context import PackContext
@@ -25,11 +25,26 @@ def register() -> None:
     AttentionInterface.register(VARLEN, varlen)
 
 
-def choose(wanted: str, device: str) -> str:
-    """The implementation for model.attention on a device."""
-    if wanted == "varlen" and device != "cuda":
-        raise ModelError("model.attention is varlen, which needs a CUDA device", fix="use model.attention=auto")
-    return VARLEN if wanted == "varlen" or (wanted == "auto" and device == "cuda") else SEGMENTS
+def choose(wanted: str, device: str, dtype: str, config: PretrainedConfig) -> str:
+    """The implementation for model.attention. Raises ModelError where the kernel that is asked for cannot run."""
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    missing = next(
+        (
+            need
+            for need, met in (
+                ("a CUDA device", device == "cuda"),
+                ("bfloat16", dtype == "bfloat16"),
+                ("heads of at most 256", head <= 256),
+                ("keys and values of one size", getattr(text, "v_head_dim", head) == head),
+            )
+            if not met
+        ),
+        None,
+    )
+    if wanted == "varlen" and missing:
+        raise ModelError(f"model.attention is varlen, which needs {missing}", fix="use model.attention=auto")
+    return SEGMENTS if wanted == "segments" or missing else VARLEN
 
 
 def segments(
@@ -45,7 +60,7 @@ def segments(
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, T, D], key and value [1, G, T, D] with H a multiple of G heads -> [1, T, H, D]."""
-    pack = _pack_of(module, query, attention_mask, dropout, rest)
+    pack = _pack_of(module, query, attention_mask, dropout, sliding_window, rest)
     parts = [
         _causal(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, sliding_window, softcap)
         for a, b in zip(pack.ends, pack.ends[1:], strict=False)
@@ -70,7 +85,7 @@ def varlen(
 
     if softcap is not None:
         return segments(module, query, key, value, attention_mask, dropout, scaling, sliding_window, softcap, **rest)
-    pack = _pack_of(module, query, attention_mask, dropout, rest)
+    pack = _pack_of(module, query, attention_mask, dropout, sliding_window, rest)
     query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, D]
     output = varlen_attn(
         query,
@@ -89,7 +104,7 @@ def varlen(
 
 
 def _pack_of(
-    module: nn.Module, query: Tensor, mask: Tensor | None, dropout: float, rest: dict[str, Any]
+    module: nn.Module, query: Tensor, mask: Tensor | None, dropout: float, window: int | None, rest: dict[str, Any]
 ) -> PackContext:
     """The current pack, after refusing everything that these kernels would otherwise leave out without a word."""
     pack: PackContext = module.pack_context  # type: ignore[assignment]
@@ -101,6 +116,7 @@ def _pack_of(
         )
     if rest.get("s_aux") is not None or rest.get("is_causal") is False:
         raise ModelError("attention sinks and bidirectional attention are not supported", where=type(module).__name__)
+    pack.windows.append(window)
     return pack
 
 

@@ -24,6 +24,7 @@ class PackContext:
     longest     tokens of the longest sample
     positions   int64[T], restart at 0 with each sample
     lengths     int64[T], tokens of the sample that a token belongs to
+    windows     the window of each attention layer that has run since the pack was entered; None: no window
     keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
     """
 
@@ -32,6 +33,7 @@ class PackContext:
     longest: int = 0
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    windows: list[int | None] = field(default_factory=list)
     keys: Tensor | None = None
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
@@ -40,6 +42,7 @@ class PackContext:
         self.ends = pack.cu_seqlens.tolist()
         self.cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device)
         self.longest = int(lengths.max())
+        self.windows = []
         self.positions = torch.from_numpy(pack.positions.astype(np.int64)).to(device)
         self.lengths = torch.from_numpy(np.repeat(lengths, lengths)).to(device)
         self.keys = None

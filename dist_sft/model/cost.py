@@ -14,10 +14,14 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "B200": 2250.0, "A10
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """weights: in the matrices that every token goes through; attention: layers * heads * head size."""
+    """weights: in the matrices that every token goes through; attention: layers * heads * head size.
+
+    trains_weights: False for adapters, whose own cost is left out.
+    """
 
     weights: float
     attention: float
+    trains_weights: bool
 
     @property
     def quadratic(self) -> float:
@@ -25,22 +29,25 @@ class ModelCost:
         return self.attention / self.weights
 
     def flops(self, tokens: float, squares: float) -> float:
-        """Forward and backward (twice the forward) of samples with these sums of lengths and of squared lengths."""
-        return 6 * (self.weights * tokens + self.attention * squares)
+        """Forward and backward of samples with these sums of lengths and of squared lengths.
+
+        A backward pass costs a forward pass for the gradients of activations, and one for those of trained weights.
+        """
+        passes = 3 if self.trains_weights else 2
+        return 2 * (passes * self.weights * tokens + 3 * self.attention * squares)
 
 
-def model_cost(config: PretrainedConfig) -> ModelCost:
-    """Estimate from the architecture; no weights are read. Mixtures of experts count the active ones."""
+def model_cost(config: PretrainedConfig, trains_weights: bool) -> ModelCost:
+    """Estimate from the architecture of a dense model; no weights are read."""
     text = config.get_text_config()
     hidden, layers = text.hidden_size, text.num_hidden_layers
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    experts = getattr(text, "num_experts_per_tok", None) or 1
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    weights = layers * (attention + 3 * hidden * inner * experts)
-    return ModelCost(float(weights), float(layers * heads * head_dim))
+    weights = layers * (attention + 3 * hidden * inner)
+    return ModelCost(float(weights), float(layers * heads * head_dim), trains_weights)
 
 
 def peak_flops(device_name: str) -> float | None:

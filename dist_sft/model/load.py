@@ -42,11 +42,10 @@ def load_config(settings: ModelSection) -> PretrainedConfig:
 def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: torch.device) -> PackedModel:
     """The model of a run, ready for deepspeed.initialize.
 
-    Under ZeRO-3 each parameter is partitioned as it is created (zero.Init), so no rank ever holds the whole model.
-    Raises ModelError.
+    Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
+    transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
     """
     config = load_config(settings)
-    _refuse_attention_dropout(config, settings.path)
     attention.register()
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
@@ -55,8 +54,14 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
             revision=settings.revision,
             config=config,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation=attention.choose(settings.attention, device.type),
+            attn_implementation=attention.choose(settings.attention, device.type, settings.dtype, config),
         )
+    except KeyError as error:
+        raise ModelError(
+            f"the architecture {config.model_type} does not use transformers' attention interface",
+            where=settings.path,
+            fix="choose another model: its samples could not be kept apart",
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the model cannot be loaded: {_first_line(error)}",
@@ -80,6 +85,9 @@ def with_adapters(model: Any, tuning: LoraTuning, seed: int) -> Any:
     """Low-rank adapters that start the same on every rank and in every world."""
     from peft import LoraConfig, get_peft_model
 
+    head = "lm_head" in tuning.targets  # runs on the supervised positions only, which dropout cannot tell apart
+    if head and tuning.dropout:
+        raise ModelError("LoRA on lm_head cannot have dropout", fix="set model.tuning.dropout=0, or leave lm_head out")
     targets = tuning.targets if isinstance(tuning.targets, str) else list(tuning.targets)
     torch.manual_seed(seeds.key(seed, "lora") % 2**63)
     settings = LoraConfig(
@@ -105,16 +113,6 @@ def _checkpoint_activations(model: Any, settings: ModelSection, zero3: bool) -> 
     model.gradient_checkpointing_enable({"use_reentrant": zero3})
     if isinstance(settings.tuning, LoraTuning):
         model.enable_input_require_grads()
-
-
-def _refuse_attention_dropout(config: PretrainedConfig, where: str) -> None:
-    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
-        if getattr(config, name, 0.0):
-            raise ModelError(
-                f"{name} is {getattr(config, name)}: dropout on attention weights is not supported",
-                where=f"{where}/config.json",
-                fix=f"set {name} to 0",
-            )
 
 
 def _first_line(error: BaseException) -> str:

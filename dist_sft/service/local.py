@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from dist_sft.data.encoding import EncodedStep, Rows
-from dist_sft.data.ledger import Ledger
+from dist_sft.data.ledger import Entry, Ledger
 from dist_sft.data.order import Order, Steps
 from dist_sft.data.pack import StepShare, build_pack
 from dist_sft.data.packing import Dealer, StepPlan
@@ -47,6 +47,8 @@ class LocalStepService:
         return self.rows.encode(step, self.steps.samples(step))
 
     def _account(self, encoded: EncodedStep) -> None:
+        if not encoded.entries:
+            return
         self.ledger.add(list(encoded.entries))
         seen = min((encoded.step + 1) * self.steps.samples_per_step, self.steps.positions)
         self.ledger.check_share(seen, self.rows.data.max_bad_share)
@@ -67,16 +69,19 @@ def share_of(encoded: EncodedStep, plan: StepPlan, rank: int) -> StepShare:
     )
 
 
-def evaluation_shares(rows: Rows, dealer: Dealer, rank: int, per_step: int, limit: int | None) -> list[StepShare]:
-    """A rank's part of the held-out rows, or of `limit` of them that are picked once and for all.
+def evaluation_shares(
+    rows: Rows, dealer: Dealer, rank: int, per_step: int, limit: int | None
+) -> tuple[list[StepShare], list[Entry]]:
+    """A rank's part of the held-out rows, or of `limit` of them that are picked once and for all; and those left out.
 
     Raises RowError for rows that data.bad_rows forbids, DataError where none can be scored.
     """
     count = min(limit or sum(rows.lengths), sum(rows.lengths))
     steps = Steps(Order(rows.lengths, seed=0), per_step, count)
     rows.probe(steps)
-    encoded = (rows.encode(step, steps.samples(step)) for step in range(len(steps)))
-    return [share_of(part, dealer.deal([len(s) for s in part.samples]), rank) for part in encoded if part.ids]
+    encoded = [rows.encode(step, steps.samples(step)) for step in range(len(steps))]
+    shares = [share_of(part, dealer.deal([len(s) for s in part.samples]), rank) for part in encoded if part.ids]
+    return shares, [entry for part in encoded for entry in part.entries]
 
 
 def step_hash(encoded: EncodedStep) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from dist_sft.core.files import writing
+from dist_sft.core.files import atomic, writing
 
 
 class Sink(Protocol):
@@ -14,7 +14,7 @@ class Sink(Protocol):
 
     def write(self, record: dict[str, Any]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool) -> None: ...
 
 
 class JsonLines:
@@ -25,14 +25,15 @@ class JsonLines:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step] if step else []
-        path.write_bytes(b"".join(kept))
+        with writing(path), atomic(path) as file:
+            file.writelines(kept)
         self.path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, record: dict[str, Any]) -> None:
         with writing(self.path):
             self._file.write(json.dumps({"time": round(time.time(), 3), **record}).encode() + b"\n")
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._file.close()
 
 
@@ -53,13 +54,15 @@ class Console:
             return
         self.emit(f"{time.strftime('%H:%M:%S')} {describe(record, self.steps)}")
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """The console stays open."""
 
 
 def describe(record: dict[str, Any], steps: int) -> str:
     """A record as one line for a person and for grep."""
     match record["kind"]:
+        case "step" if record["loss"] is None:
+            return f"step {record['step']}/{steps}  no row of it can be learned: no update"
         case "step":
             line = (
                 f"step {record['step']}/{steps}  loss {record['loss']:.4f}  grad {record['grad_norm']:.2f}"

@@ -35,9 +35,9 @@ class RankZeroTracker:
         """Something that is not a figure: the start and the end of an attempt."""
         self._write({"kind": "note", "step": step, "text": text, **more})
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         for sink in self.sinks:
-            sink.close()
+            sink.close(failed)
 
     def _write(self, record: dict[str, Any]) -> None:
         for sink in self.sinks:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_sft.config.sections import RunSection, WandbSection
+from dist_sft.core.errors import TrackingError
 
 
 class Wandb:
@@ -19,19 +20,26 @@ class Wandb:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            tags=list(settings.tags),
-            name=run.name,
-            id=_run_id(folder),
-            resume="allow",
-            mode=settings.mode,
-            dir=folder,
-            config=facts,
-            settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                group=settings.group,
+                tags=list(settings.tags),
+                name=run.name,
+                id=_run_id(folder),
+                resume="allow",
+                mode=settings.mode,
+                dir=folder,
+                config=facts,
+                settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off"),
+            )
+        except (wandb.Error, ValueError) as error:
+            raise TrackingError(
+                f"W&B cannot be used: {error}",
+                where="tracking.wandb",
+                fix="log in (wandb login, or WANDB_API_KEY on every node), or set tracking.wandb.mode=offline",
+            ) from error
         for kind in ("step", "eval"):
             self._run.define_metric(f"{kind}/*", step_metric="step")
 
@@ -41,8 +49,8 @@ class Wandb:
         figures = {f"{kind}/{key}": value for key, value in record.items() if key not in ("kind", "step")}
         self._run.log({"step": record["step"], **figures})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 def _run_id(folder: Path) -> str:

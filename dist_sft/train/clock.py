@@ -30,8 +30,9 @@ class StepClock:
             self._received = time.monotonic()
             yield share
 
-    def result(self, share: StepShare, loss: float, norm: float, rate: float) -> StepResult:
-        """Everything about the step that has just ended."""
+    def result(self, share: StepShare, measured: tuple[float, float] | None, rate: float) -> StepResult:
+        """Everything about the step that has just ended. measured: its loss and gradient norm, if it updated anything."""
+        loss, norm = measured or (None, None)
         return StepResult(
             step=share.step + 1,
             loss=loss,

@@ -45,15 +45,15 @@ def _check_engine(engine: Any, stage: int) -> None:
         raise TrainingError("ZeRO-3 did not partition every parameter")
 
 
-def update(engine: Any, model: TokenLosses, share: StepShare, learning_rate: float) -> tuple[float, float]:
+def update(engine: Any, model: TokenLosses, share: StepShare, learning_rate: float) -> tuple[float, float] | None:
     """One optimizer update from this rank's packs.
 
     Returns the loss of the whole step (nats per unit of weight) and the norm of its gradient before clipping, both the
-    same on every rank; a step of which no row can be learned (all are in the ledger) updates nothing: (0, 0).
-    Raises TrainingError on every rank, before anything is updated, if the loss is not finite.
+    same on every rank; a step of which no row can be learned (all are in the ledger) updates nothing: None.
+    Raises TrainingError on every rank if the loss or the gradient is not finite; for the loss, before the update.
     """
     if not share.samples:
-        return 0.0, 0.0
+        return None
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     world, loss = dist.get_world_size(), torch.zeros((), device=engine.device)

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.pack import StepShare
 from dist_sft.train.clock import StepClock
+from dist_sft.train.early_stopping import EarlyStopping
 from dist_sft.train.engine import update
-from dist_sft.train.evaluate import EarlyStopping, evaluate
+from dist_sft.train.evaluate import evaluate
 from dist_sft.train.parts import Checkpoints, StepService, TokenLosses, Tracker
 from dist_sft.train.schedule import learning_rate
 
@@ -36,14 +37,16 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
     done: updates that the checkpoint holds. state: what it kept besides, {} at the start.
     """
     steps, stopping = len(run.service), EarlyStopping.of(run.config.eval, state)
+    if stopping.exhausted:
+        return done, "stopped early"
     if run.held_out and done == 0:
         run.tracker.evaluation(evaluate(run.engine, run.model, run.held_out, done))
 
     for share in run.clock.waiting_for(run.service.shares(done)):
         rate = learning_rate(run.config.train, share.step, steps)
-        loss, norm = update(run.engine, run.model, share, rate)
+        measured = update(run.engine, run.model, share, rate)
         done = share.step + 1
-        run.tracker.step(run.clock.result(share, loss, norm, rate))
+        run.tracker.step(run.clock.result(share, measured, rate))
 
         stop = False
         if run.held_out and (done % run.config.eval.every == 0 or done == steps):

@@ -49,10 +49,6 @@ def stopped_after(whole, folder, step):
     return folder
 
 
-def moved(tiny_run, folder):
-    return settings(tiny_run, folder)
-
-
 @pytest.mark.xdist_group("resume")
 def test_after_a_stop_at_any_step_the_rest_is_bit_for_bit_the_same(tiny_run, whole, tmp_path):
     folders = [stopped_after(whole, tmp_path / str(step), step) for step in range(1, STEPS)]
@@ -123,12 +119,32 @@ def test_what_cannot_be_resumed_is_refused_with_the_reason(tiny_run, whole, tmp_
 @pytest.mark.xdist_group("resume")
 def test_a_changed_file_of_rows_is_refused(tiny_run, whole, tmp_path):
     run = stopped_after(whole, tmp_path / "run", 3)
-    facts = json.loads((run / "run.json").read_text())
-    (name,) = [name for name in facts["learned"]["fingerprints"] if name != "encoder"]
-    facts["learned"]["fingerprints"][name] = "another"
-    (run / "run.json").write_text(json.dumps(facts))
+    rows = tmp_path / "rows.jsonl"
+    original = Path(tiny_run["data"]["sources"][0]["path"]).read_text()
+    rows.write_text(original.replace("What", "Which", 1))
+    changed = settings(tiny_run, run, data={"sources": [{"path": str(rows)}], "context_length": 110})
+    (error,) = train_on_ranks([changed], WORLD, check=False)
+    assert "would learn something else" in error and "fingerprints.sources.0" in error
+
+
+@pytest.mark.xdist_group("resume")
+def test_the_same_rows_at_another_place_are_the_same_rows(tiny_run, whole, tmp_path):
+    run = stopped_after(whole, tmp_path / "run", 5)
+    rows = tmp_path / "moved.jsonl"
+    shutil.copy(tiny_run["data"]["sources"][0]["path"], rows)
+    moved = settings(tiny_run, run, data={"sources": [{"path": str(rows)}], "context_length": 110})
+    train_on_ranks([moved | {"eval": moved["eval"] | {"source": {"path": str(rows)}}}], WORLD)
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.xdist_group("resume")
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_from_nothing(tiny_run, whole, tmp_path):
+    run = stopped_after(whole, tmp_path / "run", 1)
+    flip(next((run / "checkpoints/step_00000001/shards").glob("*optim_states.pt")))
+    before = (run / "metrics.jsonl").read_bytes()
     (error,) = train_on_ranks([settings(tiny_run, run)], WORLD, check=False)
-    assert "would learn something else" in error and name in error
+    assert "none of the 1 checkpoints" in error and "does not have the content that was saved" in error
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from dist_sft.cluster.preview import RowView, show
 
+pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
+
 CHAT = {
     "messages": [
         {"role": "system", "content": "Answer briefly."},

@@ -5,6 +5,8 @@ from collections import Counter
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
+
 ROWS, PER_STEP = 60, 13
 TWO_EPOCHS = ("train.steps=null", "train.epochs=2")
 

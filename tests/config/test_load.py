@@ -288,7 +288,7 @@ def test_a_setting_that_appears_or_goes_is_named(run_file):
     path = run_file(GOOD)
     old, new = learned(load_config(path)), learned(load_config(path, ["model.neftune={alpha: 5}"]))
     assert "model.neftune.alpha was not set, is 5.0" in changed_keys(old, new)
-    assert "data.sources.1.path was 'b.json', is not set" in changed_keys(
+    assert "data.sources.1.format was 'alpaca', is not set" in changed_keys(
         old, learned(load_config(path, ["data.sources=a.jsonl"]))
     )
 

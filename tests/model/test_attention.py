@@ -1,16 +1,21 @@
 """Attention inside samples only, for every model type that we can build here."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CodeGenConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OPTConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -23,6 +28,7 @@ from dist_sft.model import attention
 from dist_sft.model.context import PackContext
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.packed import PackedModel
+from dist_sft.model.supported import refuse_unsupported
 
 SMALL = {
     "vocab_size": 97,
@@ -48,7 +54,7 @@ CONFIGS = {
 def build(config, implementation=attention.SEGMENTS):
     attention.register()
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=implementation)
     model.config.use_cache = False
     context = PackContext()
     context.attach(model)
@@ -72,7 +78,8 @@ def pack(parts):
 def test_a_pack_gives_each_sample_the_logits_that_transformers_gives_it_alone(name):
     model = build(CONFIGS[name])
     torch.manual_seed(0)
-    plain = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
+    plain = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation="eager").eval()
+    assert model.module.config._attn_implementation == attention.SEGMENTS != plain.config._attn_implementation
     plain.load_state_dict(model.module.state_dict())
     parts = samples(11, 3, 17)
     whole = pack(parts)
@@ -85,18 +92,46 @@ def test_a_pack_gives_each_sample_the_logits_that_transformers_gives_it_alone(na
 @pytest.mark.parametrize("name", CONFIGS)
 def test_isolation_is_proved(name):
     model = build(CONFIGS[name])
-    assert check_isolation(model, model.module, 97) < 1e-5
+    assert check_isolation(model, model.module, 97, context_length=128) < 1e-5
 
 
-def test_a_model_that_lets_samples_see_each_other_is_refused():
-    model = build(CONFIGS["llama"], implementation="sdpa")
-    model.module.config.use_cache = True
+def test_a_model_that_lets_samples_see_each_other_is_refused(monkeypatch):
+    model = build(CONFIGS["llama"])
 
-    def leak(**kwargs):
-        return model.module(**{**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])})
+    def leak(self, pack, *rest):
+        enter(self, pack, *rest)
+        self.ends = [0, self.ends[-1]]
 
+    enter = PackContext.enter
+    monkeypatch.setattr(PackContext, "enter", leak)
     with pytest.raises(ModelError, match="samples of a pack see each other"):
-        check_isolation(model, leak, 97)
+        check_isolation(model, model.module, 97, 128)
+
+
+def test_a_model_that_sees_the_future_is_refused(monkeypatch):
+    model = build(CONFIGS["llama"])
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, is_causal=False, **rest: sdpa(*args, is_causal=False, **rest),
+    )
+    with pytest.raises(ModelError, match="a token sees those after it"):
+        check_isolation(model, model.module, 97, 128)
+
+
+def test_a_model_with_attention_of_its_own_is_refused():
+    model = build(CodeGenConfig(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4))
+    with pytest.raises(ModelError, match="only 0 of 2 layers use transformers' attention interface"):
+        check_isolation(model, model.module, 97, 128)
+
+
+def test_a_window_that_does_not_reach_the_attention_function_is_refused():
+    model = build(CONFIGS["llama"])
+    model.module.config.sliding_window = 4
+    with pytest.raises(ModelError, match="window of 4 tokens does not reach"):
+        check_isolation(model, model.module, 97, 128)
+    assert check_isolation(model, model.module, 97, context_length=4) < 1e-5
 
 
 def test_each_sample_of_a_pack_gets_the_gradient_it_has_alone():
@@ -133,6 +168,35 @@ def test_a_pack_with_nothing_supervised_has_zero_weight_but_runs_the_whole_model
     assert all(p.grad is not None and not p.grad.any() for p in model.module.parameters())
 
 
-def test_varlen_on_a_cpu_is_refused():
-    with pytest.raises(ModelError, match="needs a CUDA device"):
-        attention.choose("varlen", "cpu")
+def test_varlen_is_chosen_only_where_its_kernel_runs():
+    config = CONFIGS["llama"]
+    assert attention.choose("auto", "cuda", "bfloat16", config) == attention.VARLEN
+    assert attention.choose("auto", "cuda", "float32", config) == attention.SEGMENTS
+    assert attention.choose("auto", "cpu", "bfloat16", config) == attention.SEGMENTS
+    assert attention.choose("segments", "cuda", "bfloat16", config) == attention.SEGMENTS
+    for device, dtype, reason in (("cpu", "bfloat16", "needs a CUDA device"), ("cuda", "float32", "needs bfloat16")):
+        with pytest.raises(ModelError, match=reason):
+            attention.choose("varlen", device, dtype, config)
+
+
+UNSUPPORTED = {
+    "attention_dropout is 0.1": (LlamaConfig(**SMALL, attention_dropout=0.1), 64),
+    "dropout is 0.1": (OPTConfig(dropout=0.1), 64),
+    "mixtures of experts": (MixtralConfig(**SMALL), 64),
+    "dynamic RoPE scales by the longest sample": (
+        LlamaConfig(**SMALL, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), 256
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", UNSUPPORTED)
+def test_what_would_be_trained_wrongly_is_refused(reason):
+    config, context_length = UNSUPPORTED[reason]
+    with pytest.raises(ModelError, match=reason) as error:
+        refuse_unsupported(config, context_length, packing=True, where="model")
+    assert error.value.where == "model/config.json" and error.value.fix
+
+
+def test_the_models_that_are_tested_here_are_supported():
+    for name, config in CONFIGS.items():
+        refuse_unsupported(config, 128, packing=True, where=name)

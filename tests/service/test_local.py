@@ -54,6 +54,6 @@ def test_the_hash_of_a_step_changes_with_what_it_teaches(run):
 @pytest.mark.parametrize(("limit", "expected"), [(None, 60), (10, 10), (100, 60)])
 def test_every_held_out_row_is_scored_once(run, limit, expected):
     config, data = run
-    parts = [evaluation_shares(data.rows, data.dealer(config, 2), rank, 7, limit) for rank in range(2)]
+    parts = [evaluation_shares(data.rows, data.dealer(config, 2), rank, 7, limit)[0] for rank in range(2)]
     rows = sorted(s.row for shares in parts for share in shares for pack in share.packs for s in pack.samples)
     assert len(rows) == len(set(rows)) == expected

@@ -64,7 +64,7 @@ def test_wandb_gets_facts_and_figures_goes_on_with_its_run_and_holds_no_secret(t
     for step in (1, 2):  # the second start of the same run folder
         sink = Wandb(WandbSection(mode="offline"), RunSection(name="tracked"), tmp_path, redacted(facts))
         RankZeroTracker([sink], 1, None).step(result(step))
-        sink.close()
+        sink.close(failed=False)
     names = sorted(path.name.split("-")[-1] for path in tmp_path.glob("wandb/offline-run-*"))
     assert len(names) == 2 and len(set(names)) == 1 and names[0] == (tmp_path / "run_id").read_text()
     content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

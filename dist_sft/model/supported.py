@@ -1,0 +1,55 @@
+"""Refuse models that would be trained wrongly without a word.
+
+Each rule here is a way in which a model leaves something out that the rest of the code relies on.
+"""
+
+from transformers import PretrainedConfig
+
+from dist_sft.core.errors import ModelError
+
+DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout", "activation_dropout")
+"""Dropout that models apply in functions, from a generator. That of nn.Dropout modules is replaced instead."""
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def refuse_unsupported(config: PretrainedConfig, context_length: int, packing: bool, where: str) -> None:
+    """Raise ModelError for an architecture or a setting of its config.json that this package cannot train right.
+
+    context_length: longest sample, tokens. where: model.path.
+    """
+    text = config.get_text_config()
+    place = f"{where}/config.json"
+    for name in DROPOUTS:
+        if getattr(text, name, 0.0):
+            raise ModelError(
+                f"{name} is {getattr(text, name)}: dropout inside functions cannot follow a sample",
+                where=place,
+                fix=f"set {name} to 0; model.tuning.dropout and model.neftune are there against overfitting",
+            )
+    for name in EXPERTS:
+        if (getattr(text, name, None) or 0) > 1:
+            raise ModelError("mixtures of experts are not supported yet", where=place, fix="choose a dense model")
+    chunk = getattr(text, "attention_chunk_size", None)
+    if chunk and chunk < context_length:
+        raise ModelError(
+            f"attention in chunks of {chunk} tokens is not supported", where=place,
+            fix=f"lower data.context_length to {chunk}",
+        )  # fmt: skip
+    _refuse_rope_by_length(text, context_length, packing, place)
+
+
+def _refuse_rope_by_length(text: PretrainedConfig, context_length: int, packing: bool, place: str) -> None:
+    """Some RoPE scalings look at the longest position of the whole pack: a sample would depend on its neighbours."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    scalings = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # by layer type, in some models
+    for scaling in scalings:
+        original = scaling.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        ) or text.max_position_embeddings  # fmt: skip
+        if packing and scaling.get("rope_type") in ("longrope", "dynamic") and context_length > original:
+            raise ModelError(
+                f"{scaling['rope_type']} RoPE scales by the longest sample of a pack beyond {original} tokens",
+                where=place,
+                fix=f"lower data.context_length to {original}, or set train.packing=false",
+            )
