@@ -23,7 +23,7 @@ def on_rank_0(folder: Path, action: Callable[[], Any]) -> Any:
         except SftError as error:
             outcome = [None, error]
     dist.broadcast_object_list(outcome, src=0)
-    value, error = outcome
-    if error is not None:
-        raise error
+    value, failure = outcome
+    if failure is not None:
+        raise failure
     return value

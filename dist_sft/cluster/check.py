@@ -81,7 +81,14 @@ def _check_machine(config: RunConfig) -> None:
 
 
 def _check_resumable(config: RunConfig, data: RunData, run_dir: Path) -> None:
-    fingerprints = {**data.rows.fingerprints, "encoder": data.encoder.fingerprint}
+    """The fingerprints are those of assembly._fingerprints."""
+    fingerprints: dict[str, Any] = {
+        "sources": data.rows.fingerprints,
+        "encoder": data.encoder.fingerprint,
+        "model": data.model_id,
+    }
+    if config.eval.source and config.eval.patience is not None:
+        fingerprints["held_out"] = Rows([config.eval.source], config.data, data.encoder).fingerprints[0]
     run_folder.refuse_changes(run_dir, run_folder.facts(config, fingerprints, list(data.encoder.stop_ids)))
 
 

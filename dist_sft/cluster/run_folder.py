@@ -27,10 +27,10 @@ from dist_sft.core.files import atomic, write_json
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "ray", "datasets", "numpy", "dist-sft")
 
 
-def facts(config: RunConfig, fingerprints: dict[str, str], stop_ids: list[int]) -> dict[str, Any]:
+def facts(config: RunConfig, fingerprints: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
     """What one must know to do a run again.
 
-    fingerprints: of data, tokenizer and template, by name. stop_ids: tokens that end an answer.
+    fingerprints: of sources, tokenizer and template, model, by what they identify. stop_ids: tokens that end an answer.
     """
     return {
         "stop_ids": stop_ids,

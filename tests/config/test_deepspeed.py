@@ -39,7 +39,7 @@ def test_every_shipped_file_suits_both_precisions_and_devices(path, dtype):
 
 
 def test_the_run_decides_batches_precision_clipping_and_saving():
-    merged = deepspeed_config(run_config({"zero_optimization": {"stage": 3}}), world=4, device="cpu")
+    merged = deepspeed_config(run_config({"zero_optimization": {"stage": 3}}, dtype="bfloat16"), world=4, device="cpu")
     assert merged["train_micro_batch_size_per_gpu"] == 1
     assert merged["gradient_accumulation_steps"] == 1
     assert merged["train_batch_size"] == 4

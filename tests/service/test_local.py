@@ -10,9 +10,9 @@ from dist_sft.service.local import LocalStepService, evaluation_shares, step_has
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    config = RunConfig.model_validate(
-        tiny_run | {"train": {"samples_per_step": 7, "epochs": 2, "tokens_per_pack": 300}}
-    )
+    train = {"samples_per_step": 7, "epochs": 2, "tokens_per_pack": 300}
+    data = tiny_run["data"] | {"context_length": 999}
+    config = RunConfig.model_validate(tiny_run | {"train": train, "data": data})
     return config, RunData.of(config)
 
 
