@@ -106,7 +106,7 @@ def preview(
     """Show one row as the tokens that the model gets, coloured by their loss weight."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
-        from dist_sft.cluster.preview import preview_row, show
+        from dist_sft.commands.preview import preview_row, show
 
         view = preview_row(config, source, row)
     if as_json:
@@ -129,7 +129,7 @@ def steps(
     """Show the deal: the samples of each step, and who computes them. Reads the tokenizer, but no model weights."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
-        from dist_sft.cluster.deal import deal, show
+        from dist_sft.commands.deal import deal, show
 
         dealt = deal(config, start, count, world or config.cluster.workers)
     if as_json:
@@ -144,7 +144,7 @@ def check(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fals
     """Everything that can fail before a GPU is taken: settings, machine, run folder, model, template, rows, masks."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
-        from dist_sft.cluster.check import check_run, show
+        from dist_sft.commands.check import check_run, show
 
         findings = check_run(config)
     if as_json:
@@ -165,7 +165,7 @@ def export(
 ) -> None:
     """Write a model that transformers loads, or an adapter that peft loads, with tokenizer and template."""
     with _working(as_json):
-        from dist_sft.cluster.export import export as write
+        from dist_sft.commands.export import export as write
 
         written = write(run_dir, out, step, merge)
     if as_json:

@@ -46,11 +46,13 @@ from dist_sft.train.loop import Training, train
 class RunData:
     """The data side of a run: needs no GPU and no process group.
 
+    held_out  rows of eval.source
     model_id  what identifies the weights that the run starts from
     """
 
     encoder: Encoder
     rows: Rows
+    held_out: Rows | None
     steps: Steps
     cost: ModelCost
     model_id: str
@@ -63,11 +65,22 @@ class RunData:
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         encoder = make_encoder(config)
         rows = Rows(config.data.sources, config.data, encoder)
+        held_out = Rows([config.eval.source], config.data, encoder) if config.eval.source else None
         steps = Steps.of(
             rows.lengths, config.run.seed, config.train.samples_per_step, config.train.steps, config.train.epochs
         )
         cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
-        return cls(encoder, rows, steps, cost, model_fingerprint(settings.path, architecture))
+        return cls(encoder, rows, held_out, steps, cost, model_fingerprint(settings.path, architecture))
+
+    def facts(self, config: RunConfig) -> dict[str, Any]:
+        """What the run folder keeps. Held-out rows must stay as they are only where they can end the run."""
+        fingerprints = {
+            "sources": self.rows.fingerprints,
+            "encoder": self.encoder.fingerprint,
+            "model": self.model_id,
+            **({"held_out": self.held_out.fingerprints} if self.held_out and config.eval.patience is not None else {}),
+        }
+        return run_folder.facts(config, fingerprints, list(self.encoder.stop_ids))
 
     def dealer(self, config: RunConfig, world: int) -> Dealer:
         settings = config.train
@@ -117,8 +130,8 @@ def assemble(config: RunConfig, attempt: str) -> Rank:
     data = RunData.of(config)
     data.rows.probe(data.steps)
     dealer = data.dealer(config, world)
-    held_out = _held_out(config, data, dealer, rank)
-    facts = run_folder.facts(config, _fingerprints(config, data, held_out), list(data.encoder.stop_ids))
+    held_out, left_out = _held_out(config, data, dealer, rank)
+    facts = data.facts(config)
     sinks: list[Sink] = []
     on_rank_0(folder, lambda: _open_folder(folder, facts, config, data.encoder))
     on_rank_0(folder, lambda: sinks.extend(_wandb(folder, facts, config)))
@@ -136,12 +149,12 @@ def assemble(config: RunConfig, attempt: str) -> Rank:
     on_rank_0(folder, lambda: sinks.append(JsonLines(folder / "metrics.jsonl", done)))
     tracker = RankZeroTracker(sinks, world, _peak(device))
     tracker.note(done, "start", attempt=attempt, steps=len(data.steps), world=world)
-    for text in (*progress.aside, *held_out.left_out):
+    for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
     ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
     service = LocalStepService(data.rows, data.steps, dealer, rank, ledger)
     clock = StepClock(data.cost.flops)
-    run = Training(config, engine, model, service, held_out.shares, checkpoints, tracker, clock)
+    run = Training(config, engine, model, service, held_out, checkpoints, tracker, clock)
     return Rank(run, done, progress.state, ledger, tracker)
 
 
@@ -156,31 +169,12 @@ def _prepare_process() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out rows: this rank's shares of them, what identifies them, and how many are left out, by reason."""
-
-    shares: list[StepShare]
-    fingerprint: str | None
-    left_out: tuple[str, ...]
-
-
-def _held_out(config: RunConfig, data: RunData, dealer: Dealer, rank: int) -> HeldOut:
-    source = config.eval.source
-    if source is None:
-        return HeldOut([], None, ())
-    rows = Rows([source], config.data, data.encoder)
-    shares, entries = evaluation_shares(rows, dealer, rank, config.train.samples_per_step, config.eval.samples)
-    counts = Counter(entry.reason for entry in entries)
-    return HeldOut(shares, rows.fingerprints[0], tuple(f"held-out rows {why}: {n}" for why, n in counts.items()))
-
-
-def _fingerprints(config: RunConfig, data: RunData, held_out: HeldOut) -> dict[str, Any]:
-    """What a run must find unchanged to go on: the held-out rows only where they can end it."""
-    fingerprints = {
-        "sources": data.rows.fingerprints, "encoder": data.encoder.fingerprint, "model": data.model_id
-    }  # fmt: skip
-    return fingerprints | ({"held_out": held_out.fingerprint} if config.eval.patience is not None else {})
+def _held_out(config: RunConfig, data: RunData, dealer: Dealer, rank: int) -> tuple[list[StepShare], Counter[str]]:
+    """This rank's shares of the held-out rows, and how many rows are left out of them, by reason."""
+    if data.held_out is None:
+        return [], Counter()
+    shares, entries = evaluation_shares(data.held_out, dealer, rank, config.train.samples_per_step, config.eval.samples)
+    return shares, Counter(entry.reason for entry in entries)
 
 
 def _open_folder(folder: Path, facts: dict[str, Any], config: RunConfig, encoder: Encoder) -> None:

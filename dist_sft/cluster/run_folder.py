@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.resolve import redacted, resolved, resolved_yaml
 from dist_sft.config.sections import RunConfig
@@ -81,13 +82,15 @@ def prepare(folder: Path, now: dict[str, Any], config: RunConfig) -> None:
 def refuse_changes(folder: Path, now: dict[str, Any]) -> None:
     """Raise ConfigError where the folder has checkpoints of a run that learns something else than `now` says."""
     path = folder / "run.json"
-    if not path.exists() or not any((folder / "checkpoints").glob("step_*")):
+    if not whole_steps(folder / "checkpoints"):
         return
     try:
         before = json.loads(path.read_bytes())["learned"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"the facts of the run cannot be read: {error}", where=str(path), fix="start in a new run.dir"
+            f"the folder has checkpoints, but not what they were trained with: {error}",
+            where=str(path),
+            fix="bring run.json back, or start in a new run.dir",
         ) from error
     if changes := changed_keys(before, json.loads(json.dumps(redacted(now["learned"])))):
         raise ConfigError(

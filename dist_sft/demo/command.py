@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from dist_sft.cluster.export import export
 from dist_sft.cluster.runner import train
+from dist_sft.commands.export import export
 from dist_sft.config.load import load_config
 from dist_sft.core.errors import ConfigError, TrainingError
 from dist_sft.demo import dataset, model, run_file

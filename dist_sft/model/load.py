@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core import seeds
@@ -23,20 +24,29 @@ from dist_sft.model.packed import PackedModel
 def load_config(settings: ModelSection) -> PretrainedConfig:
     """The model's architecture; reads no weights. Raises ModelError."""
     folder = Path(settings.path)
-    if settings.path.startswith((".", "/")) and not (folder / "config.json").is_file():
+    local = folder.exists() or settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1
+    if local and not (folder / "config.json").is_file():
         raise ModelError(
             "there is no model here" if folder.is_dir() else "there is no such folder",
             where=settings.path,
             fix="model.path is a hub id, or a folder with config.json, weights and tokenizer",
         )
     try:
-        return AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+        config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise ModelError(
             f"the model cannot be loaded: {_first_line(error)}",
             where=settings.path,
-            fix="check model.path: a hub id (and HF_TOKEN if it is gated), or a folder with config.json and weights",
+            fix="check model.path: a folder with config.json and weights (there is none of this name here), or a hub "
+            "id (and HF_TOKEN if it is gated)",
         ) from error
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{config.model_type} is not a causal language model that transformers knows",
+            where=settings.path,
+            fix="choose a decoder-only model",
+        )
+    return config
 
 
 def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: torch.device) -> PackedModel:

@@ -10,6 +10,9 @@ from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.core.errors import ModelError
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
 def load_vocabulary(path: str, revision: str | None = None) -> Vocabulary:
     """The tokenizer of a model, as AutoTokenizer loads it (which may change what tokenizer.json says).
 
@@ -47,6 +50,13 @@ def save_tokenizer(path: str, template: str, folder: Path, revision: str | None 
 def _load(path: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer  # 4 s and 250 MB: only where a tokenizer is really loaded
 
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(
+            "the folder holds no tokenizer",
+            where=path,
+            fix=f"put {' and '.join(TOKENIZER_FILES)} beside its config.json",
+        )
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -31,7 +31,7 @@ class StepClock:
             yield share
 
     def result(self, share: StepShare, measured: tuple[float, float] | None, rate: float) -> StepResult:
-        """Everything about the step that has ended. measured: its loss and gradient norm; None if nothing was updated."""
+        """All about the step that has ended. measured: its loss and gradient norm; None if nothing was updated."""
         loss, norm = measured or (None, None)
         return StepResult(
             step=share.step + 1,

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dist_sft.checkpoint.layout import whole_steps
-from dist_sft.cluster.export import export
+from dist_sft.commands.export import export
 from dist_sft.core.errors import CheckpointError
 from tests.ranks import train_on_ranks
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from dist_sft.cluster.preview import RowView, show
+from dist_sft.commands.preview import RowView, show
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
 

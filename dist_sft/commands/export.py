@@ -6,7 +6,7 @@ from pathlib import Path
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
 from dist_sft.cluster import run_folder
-from dist_sft.cluster.check import check_weights
+from dist_sft.commands.check import check_weights
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import writing

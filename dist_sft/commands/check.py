@@ -11,11 +11,11 @@ from rich.console import Console
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.assembly import RunData
 from dist_sft.cluster.build_lock import wait_for_builds
-from dist_sft.cluster.runner import check_resources, ray_address
+from dist_sft.cluster.session import check_resources, ray_address
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import ModelSection, RunConfig
 from dist_sft.core.errors import ModelError
-from dist_sft.data.encoding import PROBE, Rows
+from dist_sft.data.encoding import PROBE
 from dist_sft.data.order import Steps
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -34,7 +34,7 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     data = RunData.of(config)
     check_weights(config.model)
     data.rows.probe(data.steps)
-    _check_resumable(config, data, run_dir)
+    run_folder.refuse_changes(run_dir, data.facts(config))
     return {
         "rows": dict(zip((source.name for source in data.rows.sources), data.rows.lengths, strict=True)),
         "steps": len(data.steps),
@@ -80,18 +80,6 @@ def _check_machine(config: RunConfig) -> None:
         check_resources(config, have, "this machine")
 
 
-def _check_resumable(config: RunConfig, data: RunData, run_dir: Path) -> None:
-    """The fingerprints are those of assembly._fingerprints."""
-    fingerprints: dict[str, Any] = {
-        "sources": data.rows.fingerprints,
-        "encoder": data.encoder.fingerprint,
-        "model": data.model_id,
-    }
-    if config.eval.source and config.eval.patience is not None:
-        fingerprints["held_out"] = Rows([config.eval.source], config.data, data.encoder).fingerprints[0]
-    run_folder.refuse_changes(run_dir, run_folder.facts(config, fingerprints, list(data.encoder.stop_ids)))
-
-
 def _masks(data: RunData) -> dict[str, Any]:
     """What the first rows are as samples."""
     count = min(PROBE, data.steps.positions)
@@ -106,9 +94,8 @@ def _masks(data: RunData) -> dict[str, Any]:
 
 
 def _held_out(config: RunConfig, data: RunData) -> dict[str, int]:
-    if config.eval.source is None:
+    if (rows := data.held_out) is None:
         return {}
-    rows = Rows([config.eval.source], config.data, data.encoder)
     rows.probe(Steps.of(rows.lengths, 0, config.train.samples_per_step, None, epochs=1.0))
     return {"held_out_rows": sum(rows.lengths)}
 
