@@ -28,11 +28,11 @@ from dist_sft.data.order import Steps
 from dist_sft.data.pack import StepShare
 from dist_sft.data.packing import Dealer
 from dist_sft.model.cost import ModelCost, model_cost, peak_flops
-from dist_sft.model.identity import model_fingerprint
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load, load_config
 from dist_sft.model.supported import refuse_unsupported
 from dist_sft.model.tokenizer import load_vocabulary, save_tokenizer
+from dist_sft.model.weights import check_weights, model_fingerprint
 from dist_sft.service.local import LocalStepService, evaluation_shares
 from dist_sft.tracking.sinks import JsonLines, Sink
 from dist_sft.tracking.tracker import RankZeroTracker
@@ -63,6 +63,7 @@ class RunData:
         settings = config.model
         architecture = load_config(settings)
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
+        check_weights(settings)
         encoder = make_encoder(config)
         rows = Rows(config.data.sources, config.data, encoder)
         held_out = Rows([config.eval.source], config.data, encoder) if config.eval.source else None

@@ -1,6 +1,5 @@
 """All that can be found wrong without a GPU and without reading weights."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,10 @@ from dist_sft.cluster.assembly import RunData
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.session import check_resources, ray_address
 from dist_sft.config.deepspeed import Device, deepspeed_config
-from dist_sft.config.sections import ModelSection, RunConfig
-from dist_sft.core.errors import ModelError
+from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE
 from dist_sft.data.order import Steps
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Files that transformers looks for in a model's folder; NAME.index.json where there are several."""
 RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
 """Left by `ray start`: a cluster that ray.init joins when no address is given."""
 
@@ -32,7 +28,6 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     _check_machine(config)
     wait_for_builds(fresh=0)
     data = RunData.of(config)
-    check_weights(config.model)
     data.rows.probe(data.steps)
     run_folder.refuse_changes(run_dir, data.facts(config))
     return {
@@ -42,35 +37,6 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         **_masks(data),
         **_held_out(config, data),
     }
-
-
-def check_weights(model: ModelSection) -> None:
-    """Raise ModelError for a model's folder whose weights are not all there; a model of the hub is not looked at."""
-    folder = Path(model.path)
-    if not folder.is_dir():
-        return
-    indices = [folder / f"{name}.index.json" for name in WEIGHTS]
-    index = next((path for path in indices if path.is_file()), None)
-    if any((folder / name).is_file() for name in WEIGHTS):
-        return
-    if index is None:
-        raise ModelError(
-            "the folder holds no weights", where=model.path, fix=f"put {' or '.join(WEIGHTS)} beside its config.json"
-        )
-    try:
-        parts = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"the list of weights cannot be read: {type(error).__name__}: {error}",
-            where=str(index),
-            fix="download or copy the model again",
-        ) from error
-    if missing := [name for name in parts if not (folder / name).is_file()]:
-        raise ModelError(
-            f"{len(missing)} of {len(parts)} files of weights are missing, the first {missing[0]}",
-            where=model.path,
-            fix="download or copy the model again",
-        )
 
 
 def _check_machine(config: RunConfig) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.core.errors import ModelError
 
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
