@@ -19,81 +19,25 @@ from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
+from dist_sft.cluster.run_data import RunData
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunConfig
-from dist_sft.data.encoding import Rows
 from dist_sft.data.ledger import Ledger
-from dist_sft.data.order import Steps
 from dist_sft.data.pack import StepShare
 from dist_sft.data.packing import Dealer
-from dist_sft.model.cost import ModelCost, model_cost, peak_flops
+from dist_sft.model.cost import peak_flops
 from dist_sft.model.isolation import check_isolation
-from dist_sft.model.load import load, load_config
-from dist_sft.model.supported import refuse_unsupported
-from dist_sft.model.tokenizer import load_vocabulary, save_tokenizer
-from dist_sft.model.weights import check_weights, model_fingerprint
+from dist_sft.model.load import load
+from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.service.local import LocalStepService, evaluation_shares
-from dist_sft.tracking.sinks import JsonLines, Sink
-from dist_sft.tracking.tracker import RankZeroTracker
+from dist_sft.tracking.json_lines import JsonLines
+from dist_sft.tracking.tracker import RankZeroTracker, Sink
 from dist_sft.tracking.wandb_sink import Wandb
 from dist_sft.train.clock import StepClock
 from dist_sft.train.engine import build_engine
-from dist_sft.train.loop import Training, train
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The data side of a run: needs no GPU and no process group.
-
-    held_out  rows of eval.source
-    model_id  what identifies the weights that the run starts from
-    """
-
-    encoder: Encoder
-    rows: Rows
-    held_out: Rows | None
-    steps: Steps
-    cost: ModelCost
-    model_id: str
-
-    @classmethod
-    def of(cls, config: RunConfig) -> "RunData":
-        """Raises every error that data, template, tokenizer or architecture can give before training."""
-        settings = config.model
-        architecture = load_config(settings)
-        refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
-        check_weights(settings)
-        encoder = make_encoder(config)
-        rows = Rows(config.data.sources, config.data, encoder)
-        held_out = Rows([config.eval.source], config.data, encoder) if config.eval.source else None
-        steps = Steps.of(
-            rows.lengths, config.run.seed, config.train.samples_per_step, config.train.steps, config.train.epochs
-        )
-        cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
-        return cls(encoder, rows, held_out, steps, cost, model_fingerprint(settings.path, architecture))
-
-    def facts(self, config: RunConfig) -> dict[str, Any]:
-        """What the run folder keeps. Held-out rows must stay as they are only where they can end the run."""
-        fingerprints = {
-            "sources": self.rows.fingerprints,
-            "encoder": self.encoder.fingerprint,
-            "model": self.model_id,
-            **({"held_out": self.held_out.fingerprints} if self.held_out and config.eval.patience is not None else {}),
-        }
-        return run_folder.facts(config, fingerprints, list(self.encoder.stop_ids))
-
-    def dealer(self, config: RunConfig, world: int) -> Dealer:
-        settings = config.train
-        return Dealer(world, settings.tokens_per_pack, settings.packing, settings.micro_steps, self.cost.quadratic)
-
-
-def make_encoder(config: RunConfig) -> Encoder:
-    """The tokenizer and template of a run, with its loss weights."""
-    load_config(config.model)  # first, for it says more clearly that there is no model
-    data = config.data
-    vocabulary = load_vocabulary(config.model.path, config.model.revision)
-    return Encoder(vocabulary, data.template, data.loss, data.context_length, data.overlong)
+from dist_sft.train.loop import train
+from dist_sft.train.parts import Training
 
 
 @dataclass
@@ -144,7 +88,6 @@ def assemble(config: RunConfig, attempt: str) -> Rank:
     adapter = config.model.tuning.kind == "lora"
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt)
     progress = checkpoints.load(engine)
-
     done = progress.step
 
     on_rank_0(folder, lambda: sinks.append(JsonLines(folder / "metrics.jsonl", done)))

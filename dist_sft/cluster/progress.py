@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dist_sft.tracking.sinks import Console
+from dist_sft.tracking.console import Console
 
 
 class Follower:

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from dist_sft.cluster import run_folder
-from dist_sft.cluster.assembly import RunData
 from dist_sft.cluster.build_lock import wait_for_builds
+from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import check_resources, ray_address
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig

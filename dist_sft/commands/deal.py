@@ -6,10 +6,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_sft.cluster.assembly import RunData
+from dist_sft.cluster.run_data import RunData
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import DataError
-from dist_sft.service.local import step_hash
+from dist_sft.data.encoding import step_hash
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 position -> (source, row) -> Conversation -> EncodedSample | ledger Entry
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,3 +108,13 @@ class Rows:
                 if reasons == "overlong"
                 else "mend the rows, or look at one with: dist-sft preview RUN.yaml --row 0",
             )
+
+
+def step_hash(encoded: EncodedStep) -> str:
+    """Hex digest of what a step teaches: positions, tokens and weights of its samples; nothing of how it is run."""
+    digest = hashlib.sha256()
+    for id_, sample in zip(encoded.ids, encoded.samples, strict=True):
+        digest.update(f"{id_.position},{id_.source},{id_.row},{len(sample)};".encode())
+        digest.update(sample.tokens.astype("<i4").tobytes())
+        digest.update(sample.weights.astype("<f4").tobytes())
+    return digest.hexdigest()

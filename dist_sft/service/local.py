@@ -6,7 +6,6 @@ The plan needs the lengths of all samples of the step, and encoding them again o
 A thread works ahead, so that a rank does not wait for the tokenizer.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -82,13 +81,3 @@ def evaluation_shares(
     encoded = [rows.encode(step, steps.samples(step)) for step in range(len(steps))]
     shares = [share_of(part, dealer.deal([len(s) for s in part.samples]), rank) for part in encoded if part.ids]
     return shares, [entry for part in encoded for entry in part.entries]
-
-
-def step_hash(encoded: EncodedStep) -> str:
-    """Hex digest of what a step teaches: positions, tokens and weights of its samples; nothing of how it is run."""
-    digest = hashlib.sha256()
-    for id_, sample in zip(encoded.ids, encoded.samples, strict=True):
-        digest.update(f"{id_.position},{id_.source},{id_.row},{len(sample)};".encode())
-        digest.update(sample.tokens.astype("<i4").tobytes())
-        digest.update(sample.weights.astype("<f4").tobytes())
-    return digest.hexdigest()

@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dist_sft.core.results import EvalResult, StepResult
-from dist_sft.tracking.sinks import Sink
+
+
+class Sink(Protocol):
+    """Takes one record: {"kind": "step" | "eval" | "note", "step": int, figures ...}."""
+
+    def write(self, record: dict[str, Any]) -> None: ...
+
+    def close(self, failed: bool) -> None: ...
 
 
 @dataclass

@@ -4,31 +4,13 @@ A step is a set of samples. The service hands this rank its packs of the step, t
 that equals that of the unpacked batch, and all that must survive a crash is the number of updates done.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_sft.config.sections import RunConfig
-from dist_sft.data.pack import StepShare
-from dist_sft.train.clock import StepClock
 from dist_sft.train.early_stopping import EarlyStopping
 from dist_sft.train.engine import update
 from dist_sft.train.evaluate import evaluate
-from dist_sft.train.parts import Checkpoints, StepService, TokenLosses, Tracker
+from dist_sft.train.parts import Training
 from dist_sft.train.schedule import learning_rate
-
-
-@dataclass
-class Training:
-    """What a run works with."""
-
-    config: RunConfig
-    engine: Any
-    model: TokenLosses
-    service: StepService
-    held_out: list[StepShare]
-    checkpoints: Checkpoints
-    tracker: Tracker
-    clock: StepClock
 
 
 def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal["finished", "stopped early"]]:

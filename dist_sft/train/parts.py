@@ -1,12 +1,15 @@
-"""What the loop asks of others."""
+"""What the loop works with, and what it asks of others."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from dist_sft.config.sections import RunConfig
 from dist_sft.core.results import EvalResult, StepResult
 from dist_sft.data.pack import Pack, StepShare
+from dist_sft.train.clock import StepClock
 
 
 class StepService(Protocol):
@@ -38,3 +41,21 @@ class Tracker(Protocol):
     def step(self, result: StepResult) -> None: ...
 
     def evaluation(self, result: EvalResult) -> None: ...
+
+
+@dataclass
+class Training:
+    """One rank of a run.
+
+    engine    the DeepSpeedEngine around model.module
+    held_out  this rank's shares of the rows of eval.source; [] if there is none
+    """
+
+    config: RunConfig
+    engine: Any
+    model: TokenLosses
+    service: StepService
+    held_out: list[StepShare]
+    checkpoints: Checkpoints
+    tracker: Tracker
+    clock: StepClock

@@ -2,10 +2,11 @@
 
 import pytest
 
-from dist_sft.cluster.assembly import RunData
+from dist_sft.cluster.run_data import RunData
 from dist_sft.config.sections import RunConfig
+from dist_sft.data.encoding import step_hash
 from dist_sft.data.ledger import Ledger
-from dist_sft.service.local import LocalStepService, evaluation_shares, step_hash
+from dist_sft.service.local import LocalStepService, evaluation_shares
 
 
 @pytest.fixture(scope="module")

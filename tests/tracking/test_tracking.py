@@ -8,7 +8,8 @@ import pytest
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.results import EvalResult, StepResult
-from dist_sft.tracking.sinks import Console, JsonLines
+from dist_sft.tracking.console import Console
+from dist_sft.tracking.json_lines import JsonLines
 from dist_sft.tracking.tracker import RankZeroTracker
 from dist_sft.tracking.wandb_sink import Wandb
 

@@ -1,46 +1,8 @@
-"""One tracker in front of many: JSON lines, the console."""
+"""What a person reads while a run goes on."""
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
-
-from dist_sft.core.files import atomic, writing
-
-
-class Sink(Protocol):
-    """Takes one record: {"kind": "step" | "eval" | "note", "step": int, figures ...}."""
-
-    def write(self, record: dict[str, Any]) -> None: ...
-
-    def close(self, failed: bool) -> None: ...
-
-
-class JsonLines:
-    """metrics.jsonl: one record per line, in the order of steps.
-
-    A run that resumes at `step` first forgets what it will do again, so that every step stands there once.
-    """
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step] if step else []
-        with writing(path), atomic(path) as file:
-            file.writelines(kept)
-        self.path, self._file = path, path.open("ab", buffering=0)
-
-    def write(self, record: dict[str, Any]) -> None:
-        with writing(self.path):
-            self._file.write(json.dumps({"time": round(time.time(), 3), **record}).encode() + b"\n")
-
-    def close(self, failed: bool) -> None:
-        self._file.close()
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    return (
-        [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if path.exists() else []
-    )
+from typing import Any
 
 
 class Console:
