@@ -19,6 +19,10 @@ def _signed(value: int) -> int:
 _GOLDEN, _MIX1, _MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
+CHUNK = {"cpu": 2**16, "cuda": 2**24}
+"""Elements that are hashed at a time: what fits a core's cache, or keeps the int64 temporaries of a GPU small."""
+
+
 def _shift_right(values: Tensor, bits: int) -> Tensor:
     """Logical shift: torch's int64 shift would copy the sign bit."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
@@ -38,7 +42,10 @@ def uniform(pack: PackContext, purpose: str, width: int) -> Tensor:
     stream = mix64(pack.keys ^ _signed(seeds.key(0, purpose)))
     token = mix64(stream + pack.positions)
     features = torch.arange(width, device=token.device, dtype=torch.int64)
-    return _shift_right(mix64(token[:, None] + features), 40).to(torch.float32) * 2.0**-24
+    rows = max(1, CHUNK.get(token.device.type, 2**24) // width)
+    return (
+        torch.cat([_shift_right(mix64(part[:, None] + features), 40).float() for part in token.split(rows)]) * 2.0**-24
+    )
 
 
 def neftune(pack: PackContext, alpha: float, distribution: str, width: int) -> Tensor:
