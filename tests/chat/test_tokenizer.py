@@ -10,7 +10,7 @@ from dist_sft.model.tokenizer import load_vocabulary
 def test_a_folder_without_a_tokenizer_is_named_with_what_to_do(tmp_path):
     with pytest.raises(ModelError) as caught:
         load_vocabulary(str(tmp_path))
-    assert "no tokenizer can be loaded" in caught.value.what
+    assert caught.value.what == "the folder holds no tokenizer"
     assert caught.value.where == str(tmp_path) and "tokenizer.json" in caught.value.fix
 
 
