@@ -31,7 +31,8 @@ def connect(config: RunConfig) -> None:
         raise ClusterError(
             f"Ray cannot be reached: {str(error).splitlines()[0]}",
             where=address or "local Ray",
-            fix="check cluster.address and RAY_ADDRESS, or unset both to start a local Ray",
+            fix="check cluster.address and RAY_ADDRESS, and RAY_AUTH_MODE=token with the cluster's token where it asks "
+            "for one; or unset the address to start a local Ray",
         ) from error
 
 
