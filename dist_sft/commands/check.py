@@ -13,7 +13,7 @@ from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import check_resources, ray_address
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
-from dist_sft.data.encoding import PROBE
+from dist_sft.data.encoding import PROBE, EncodedStep
 from dist_sft.data.order import Steps
 
 RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
@@ -28,13 +28,13 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     _check_machine(config)
     wait_for_builds(fresh=0)
     data = RunData.of(config)
-    data.rows.probe(data.steps)
+    looked = data.rows.probe(data.steps)
     run_folder.refuse_changes(run_dir, data.facts(config))
     return {
         "rows": dict(zip((source.name for source in data.rows.sources), data.rows.lengths, strict=True)),
         "steps": len(data.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
-        **_masks(data),
+        **_masks(looked, min(PROBE, data.steps.positions)),
         **_held_out(config, data),
     }
 
@@ -46,10 +46,8 @@ def _check_machine(config: RunConfig) -> None:
         check_resources(config, have, "this machine")
 
 
-def _masks(data: RunData) -> dict[str, Any]:
-    """What the first rows are as samples."""
-    count = min(PROBE, data.steps.positions)
-    looked = data.rows.encode(0, [data.steps.order.sample(position) for position in range(count)])
+def _masks(looked: EncodedStep, count: int) -> dict[str, Any]:
+    """What the first `count` rows are as samples."""
     return {
         "masks_proved": len(looked.ids),
         "masks_looked_at": count,

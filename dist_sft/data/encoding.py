@@ -94,8 +94,8 @@ class Rows:
         policy = self.data.overlong if error.reason == "overlong" else self.data.bad_rows
         return policy == "error"
 
-    def probe(self, steps: Steps) -> None:
-        """Refuse a data set whose first rows hold nothing to learn, before any GPU is taken."""
+    def probe(self, steps: Steps) -> EncodedStep:
+        """The first PROBE rows of a run as samples. Raises DataError where they hold nothing to learn."""
         count = min(PROBE, steps.positions)
         looked = self.encode(0, [steps.order.sample(position) for position in range(count)])
         if not looked.ids:
@@ -108,6 +108,7 @@ class Rows:
                 if reasons == "overlong"
                 else "mend the rows, or look at one with: dist-sft preview RUN.yaml --row 0",
             )
+        return looked
 
 
 def step_hash(encoded: EncodedStep) -> str:
