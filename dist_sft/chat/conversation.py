@@ -58,11 +58,13 @@ class EncodedSample:
     tokens   int32[T]    ids of the template rendered whole
     weights  float32[T]  loss weight of predicting token t from those before it; weights[0] is 0
     cut      tokens that truncation took off the end (0: the sample is whole)
+    lost     of these, how many were to be learned
     """
 
     tokens: NDArray[np.int32]
     weights: NDArray[np.float32]
     cut: int = 0
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)

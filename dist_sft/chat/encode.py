@@ -187,15 +187,18 @@ class Encoder:
                 f"{len(weights)} tokens, {cut} more than fit",
                 reason="overlong",
                 fix=f"data.context_length={len(weights)}, data.overlong=truncate, or data.overlong=drop",
+                lost=int(np.count_nonzero(weights)),
             )
         kept = len(weights) - cut
+        lost = int(np.count_nonzero(weights[kept:]))
         if not weights[:kept].any():
             return RowError(
                 "nothing is learned from it" + (" once it is truncated" if cut else ""),
                 reason="nothing_supervised",
                 fix="remove the row, or see data.loss and its loss_weight",
+                lost=lost,
             )
-        return EncodedSample(tokens.ids[:kept].copy(), weights[:kept].copy(), cut)
+        return EncodedSample(tokens.ids[:kept].copy(), weights[:kept].copy(), cut, lost)
 
     def _weights(self, plan: _Plan, tokens: Tokens) -> NDArray[np.float32]:
         """float32[T]. Raises: RowError: straddles, stop_not_supervised."""

@@ -5,7 +5,7 @@ process group -> data -> model -> engine -> checkpoint -> training
 
 import os
 import sys
-from collections import Counter
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,24 +14,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_sft.chat.encode import Encoder
 from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
-from dist_sft.cluster.run_data import RunData
+from dist_sft.cluster.run_data import TRAIN, Brief
+from dist_sft.cluster.supply import Offer, connect
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.ledger import Ledger
-from dist_sft.data.pack import StepShare
-from dist_sft.data.packing import Dealer
 from dist_sft.model.cost import peak_flops
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
 from dist_sft.model.tokenizer import save_tokenizer
-from dist_sft.service.local import LocalStepService, evaluation_shares
-from dist_sft.tracking.json_lines import JsonLines
+from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
 from dist_sft.tracking.wandb_sink import Wandb
 from dist_sft.train.clock import StepClock
@@ -51,54 +48,53 @@ class Rank:
     tracker: RankZeroTracker
 
 
-def work(settings: dict[str, Any], attempt: str) -> dict[str, Any]:
+def work(settings: dict[str, Any], attempt: str, offer: Offer | None = None) -> dict[str, Any]:
     """One rank of a run, from start to end; what rank 0 returns reaches the driver.
 
-    settings: a RunConfig as JSON values. attempt: names this start of the run. The process group is already there.
+    settings: a RunConfig as JSON values. attempt: names this start of the run. offer: of a data service; without one
+    the rank reads the data itself. The process group is already there.
     """
-    rank = assemble(RunConfig.model_validate(settings), attempt)
+    rank = assemble(RunConfig.model_validate(settings), attempt, offer)
     failed = True
     try:
         last, outcome = train(rank.run, rank.done, rank.state)
         dropped = dict(rank.ledger.counts)
-        rank.tracker.note(last, outcome, ledger=dropped)
+        rank.tracker.note(last, outcome, ledger=dropped, lost=rank.ledger.lost, token_shares=rank.tracker.token_shares)
         failed = False
     finally:
         rank.tracker.close(failed)
     return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done}
 
 
-def assemble(config: RunConfig, attempt: str) -> Rank:
+def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Rank:
     """Build everything that this rank needs. A collective: all ranks call it. Raises SftError."""
     rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(config.run.dir)
     device = _prepare_process()
-    data = RunData.of(config)
-    data.rows.probe(data.steps)
-    dealer = data.dealer(config, world)
-    held_out, left_out = _held_out(config, data, dealer, rank)
-    facts = data.facts(config)
+    supply = connect(offer, config, world, rank, session=on_rank_0(folder, time.time_ns))
+    brief = supply.brief
+    held_out, left_out = supply.held_out()
     sinks: list[Sink] = []
-    on_rank_0(folder, lambda: _open_folder(folder, facts, config, data.encoder))
-    on_rank_0(folder, lambda: sinks.extend(_wandb(folder, facts, config)))
+    on_rank_0(folder, lambda: _open_folder(folder, brief, config))
+    on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
 
     merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
     model = load(config.model, merged, config.run.seed, device)
     engine = build_engine(model.module, merged, config.train)
-    check_isolation(model, engine, data.encoder.vocabulary.size, config.data.context_length)
+    check_isolation(model, engine, brief.vocabulary, config.data.context_length)
     adapter = config.model.tuning.kind == "lora"
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt)
     progress = checkpoints.load(engine)
     done = progress.step
 
     on_rank_0(folder, lambda: sinks.append(JsonLines(folder / "metrics.jsonl", done)))
-    tracker = RankZeroTracker(sinks, world, _peak(device))
-    tracker.note(done, "start", attempt=attempt, steps=len(data.steps), world=world)
+    so_far = tokens_so_far(folder / "metrics.jsonl", done if rank == 0 else 0, len(brief.sources))
+    tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far)
+    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world)
     for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
     ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
-    service = LocalStepService(data.rows, data.steps, dealer, rank, ledger)
-    clock = StepClock(data.cost.flops)
-    run = Training(config, engine, model, service, held_out, checkpoints, tracker, clock)
+    clock = StepClock(brief.cost.flops)
+    run = Training(config, engine, model, supply.training(ledger), held_out, checkpoints, tracker, clock)
     return Rank(run, done, progress.state, ledger, tracker)
 
 
@@ -113,17 +109,9 @@ def _prepare_process() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _held_out(config: RunConfig, data: RunData, dealer: Dealer, rank: int) -> tuple[list[StepShare], Counter[str]]:
-    """This rank's shares of the held-out rows, and how many rows are left out of them, by reason."""
-    if data.held_out is None:
-        return [], Counter()
-    shares, entries = evaluation_shares(data.held_out, dealer, rank, config.train.samples_per_step, config.eval.samples)
-    return shares, Counter(entry.reason for entry in entries)
-
-
-def _open_folder(folder: Path, facts: dict[str, Any], config: RunConfig, encoder: Encoder) -> None:
-    run_folder.prepare(folder, facts, config)
-    save_tokenizer(config.model.path, encoder.template.source, folder / "tokenizer", config.model.revision)
+def _open_folder(folder: Path, brief: Brief, config: RunConfig) -> None:
+    run_folder.prepare(folder, brief.facts, config)
+    save_tokenizer(config.model.path, brief.template, folder / "tokenizer", config.model.revision)
 
 
 def _wandb(folder: Path, facts: dict[str, Any], config: RunConfig) -> list[Sink]:

@@ -1,36 +1,62 @@
 """The data side of a run, and all that its config.json says: what can be known before weights are read.
 
-RunConfig -> encoder, rows, steps, what identifies the run
+RunConfig -> encoder, rows, order of the run, what identifies the run
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dist_sft.chat.encode import Encoder
+from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.cluster import run_folder
 from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import ConfigError
+from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import Rows
-from dist_sft.data.order import Steps
+from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Dealer
 from dist_sft.model.cost import ModelCost, model_cost
 from dist_sft.model.load import load_config
 from dist_sft.model.supported import refuse_unsupported
 from dist_sft.model.tokenizer import load_vocabulary
 from dist_sft.model.weights import check_weights, model_fingerprint
+from dist_sft.service.messages import Feed
+
+TRAIN, HELD_OUT = "train", "held_out"
+"""Names of the two feeds."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a rank must know of the data; the rest is the service's. Travels to every rank.
+
+    facts       what the run folder keeps
+    template    Jinja source
+    vocabulary  number of ids
+    steps       of each feed, by name
+    sources     their names
+    """
+
+    facts: dict[str, Any]
+    template: str
+    vocabulary: int
+    cost: ModelCost
+    steps: dict[str, int]
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class RunData:
     """The data side of a run: needs no GPU and no process group.
 
-    held_out  rows of eval.source
-    model_id  what identifies the weights that the run starts from
+    train, held_out  rows and their steps; the latter of eval.source, each row once
+    model_id         what identifies the weights that the run starts from
     """
 
     encoder: Encoder
-    rows: Rows
-    held_out: Rows | None
-    steps: Steps
+    train: Feed
+    held_out: Feed | None
     cost: ModelCost
     model_id: str
 
@@ -42,27 +68,54 @@ class RunData:
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         check_weights(settings)
         encoder = make_encoder(config)
-        rows = Rows(config.data.sources, config.data, encoder)
-        held_out = Rows([config.eval.source], config.data, encoder) if config.eval.source else None
-        steps = Steps.of(
-            rows.lengths, config.run.seed, config.train.samples_per_step, config.train.steps, config.train.epochs
-        )
         cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
-        return cls(encoder, rows, held_out, steps, cost, model_fingerprint(settings.path, architecture))
+        held_out = _held_out(config, encoder)
+        return cls(encoder, _train(config, encoder), held_out, cost, model_fingerprint(settings.path, architecture))
+
+    @property
+    def feeds(self) -> dict[str, Feed]:
+        return {TRAIN: self.train, **({HELD_OUT: self.held_out} if self.held_out else {})}
+
+    def probe(self, config: RunConfig) -> None:
+        """Look at the first rows of a run, unless it has checkpoints: then they were learned long ago.
+
+        Raises DataError where they hold nothing to learn, RowError for those that bad_rows forbids.
+        """
+        if not whole_steps(Path(config.run.dir) / "checkpoints"):
+            for feed in self.feeds.values():
+                feed.rows.probe(feed.steps)
+
+    def brief(self, config: RunConfig) -> Brief:
+        return Brief(
+            self.facts(config),
+            self.encoder.template.source,
+            self.encoder.vocabulary.size,
+            self.cost,
+            {name: len(feed.steps) for name, feed in self.feeds.items()},
+            tuple(source.name for source in self.train.rows.sources),
+        )
 
     def facts(self, config: RunConfig) -> dict[str, Any]:
         """What the run folder keeps. Held-out rows must stay as they are only where they can end the run."""
+        judges = self.held_out is not None and config.eval.patience is not None
         fingerprints = {
-            "sources": self.rows.fingerprints,
+            "sources": self.train.rows.fingerprints,
             "encoder": self.encoder.fingerprint,
             "model": self.model_id,
-            **({"held_out": self.held_out.fingerprints} if self.held_out and config.eval.patience is not None else {}),
+            **({"held_out": self.held_out.rows.fingerprints} if self.held_out and judges else {}),
         }
         return run_folder.facts(config, fingerprints, list(self.encoder.stop_ids))
 
     def dealer(self, config: RunConfig, world: int) -> Dealer:
         settings = config.train
-        return Dealer(world, settings.tokens_per_pack, settings.packing, settings.micro_steps, self.cost.quadratic)
+        return Dealer(
+            world,
+            settings.tokens_per_pack,
+            settings.packing,
+            settings.micro_steps,
+            self.cost.quadratic,
+            settings.pad_to_multiple_of,
+        )
 
 
 def make_encoder(config: RunConfig) -> Encoder:
@@ -71,3 +124,28 @@ def make_encoder(config: RunConfig) -> Encoder:
     data = config.data
     vocabulary = load_vocabulary(config.model.path, config.model.revision)
     return Encoder(vocabulary, data.template, data.loss, data.context_length, data.overlong)
+
+
+def _train(config: RunConfig, encoder: Encoder) -> Feed:
+    data, settings = config.data, config.train
+    rows = Rows(data.sources, data, encoder)
+    streams = streams_of(data, rows.sources, config.run.seed)
+    order = order_of(data, streams, settings.samples_per_step, lambda: rows.mean_tokens(streams))
+    end = order.mixture.end
+    if settings.steps is not None and end is not None and settings.steps * settings.samples_per_step > end:
+        raise ConfigError(
+            f"train.steps is {settings.steps}, and every source has ended after {end} samples: "
+            f"{end // settings.samples_per_step} whole steps",
+            where="train.steps",
+            fix="raise max_epochs of a source, or train fewer steps",
+        )
+    return Feed(rows, Steps.of(order, settings.samples_per_step, settings.steps, settings.epochs))
+
+
+def _held_out(config: RunConfig, encoder: Encoder) -> Feed | None:
+    """eval.samples of the held-out rows, picked once and for all."""
+    if config.eval.source is None:
+        return None
+    rows = Rows([config.eval.source], config.data, encoder)
+    count = min(config.eval.samples or sum(rows.lengths), sum(rows.lengths))
+    return Feed(rows, Steps(Order.shuffled(rows.lengths, seed=0), config.train.samples_per_step, count))

@@ -3,16 +3,20 @@
 RunConfig -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every rank -> RunResult
 """
 
+import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.progress import Follower
-from dist_sft.cluster.session import check_resources, connect, quiet
+from dist_sft.cluster.run_data import RunData
+from dist_sft.cluster.session import check_resources, connect, encoders_of, quiet
+from dist_sft.cluster.supply import Offer
 from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, SftError, StorageError
@@ -50,13 +54,42 @@ def train(config: RunConfig) -> RunResult:
             connect(config)
         try:
             check_resources(config, ray.cluster_resources(), "Ray")
-            return _fit(config, run_dir)
+            with _data_service(config) as offer:
+                return _fit(config, run_dir, offer)
         finally:
             if started:
                 ray.shutdown()
 
 
-def _fit(config: RunConfig, run_dir: Path) -> RunResult:
+@contextlib.contextmanager
+def _data_service(config: RunConfig) -> Iterator[Offer | None]:
+    """The running service, for as long as the block lasts; None where each worker encodes for itself."""
+    if not encoders_of(config):
+        yield None
+        return
+    data = RunData.of(config)
+    data.probe(config)
+    from dist_sft.service.members import start
+
+    settings = config.service
+    service = start(
+        f"dist-sft-{uuid.uuid4().hex[:12]}",
+        data.feeds,
+        data.dealer(config, config.cluster.workers),
+        config.data.context_length,
+        encoders_of(config),
+        settings.cpus_per_encoder,
+        settings.budget,
+        settings.stall,
+        config.cluster.workers * settings.prefetch,
+    )
+    try:
+        yield Offer(data.brief(config), service.name)
+    finally:
+        service.stop()
+
+
+def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -74,6 +107,7 @@ def _fit(config: RunConfig, run_dir: Path) -> RunResult:
             "settings": portable(config).model_dump(mode="json"),
             "attempt": attempt,
             "folder": str(Path.cwd()),
+            "offer": offer,
         },
         scaling_config=ScalingConfig(
             num_workers=wanted.workers,
@@ -110,7 +144,7 @@ def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
             fix="start from a folder that all nodes share, or with ray job submit --working-dir",
         )
     os.chdir(folder)
-    return work(loop_config["settings"], loop_config["attempt"])
+    return work(loop_config["settings"], loop_config["attempt"], loop_config["offer"])
 
 
 def _cause(error: BaseException) -> SftError:

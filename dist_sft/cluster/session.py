@@ -1,12 +1,32 @@
 """A connection to Ray: which one, with what environment for the workers, and whether it is large enough."""
 
 import logging
+import math
 import os
 import socket
+from pathlib import Path
 
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError
+
+
+RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
+"""Left by `ray start`: a cluster that ray.init joins when no address is given."""
+
+WORKERS_PER_ENCODER = 16
+"""Of those that train, where service.encoders is not set: a tokenizer is faster than any GPU learns."""
+
+
+def encoders_of(config: RunConfig) -> int:
+    """How many actors encode."""
+    wanted = config.service.encoders
+    return -(-config.cluster.workers // WORKERS_PER_ENCODER) if wanted is None else wanted
+
+
+def local_cpus(config: RunConfig) -> int:
+    """What a local Ray is told: encoders share the machine's CPUs with the workers, for they have little to do."""
+    return (os.cpu_count() or 1) + math.ceil(encoders_of(config) * config.service.cpus_per_encoder)
 
 
 def connect(config: RunConfig) -> None:
@@ -22,6 +42,7 @@ def connect(config: RunConfig) -> None:
     try:
         ray.init(
             address=address,
+            num_cpus=local_cpus(config) if address is None and not RAY_STARTED.exists() else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=False if address is None else None,
@@ -74,18 +95,21 @@ def quiet() -> None:
 
 
 def check_resources(config: RunConfig, have: dict[str, float], who: str) -> None:
-    """Raise ClusterError where the workers want more GPUs or CPUs than `who` has."""
-    wanted = config.cluster
+    """Raise ClusterError where the workers and encoders want more GPUs or CPUs than `who` has."""
+    wanted, encoders = config.cluster, encoders_of(config)
     for name, each, key in (("GPU", wanted.gpus_per_worker, "gpus"), ("CPU", wanted.cpus_per_worker, "cpus")):
-        need, there = each * wanted.workers, have.get(name, 0.0)
+        extra = encoders * config.service.cpus_per_encoder if name == "CPU" else 0.0
+        need, there = each * wanted.workers + extra, have.get(name, 0.0)
         if need > there:
             lower = f"cluster.{key}_per_worker"
+            and_encoders = f", {_count(encoders, 'encoder')} with {extra / encoders:g}" if extra else ""
             raise ClusterError(
-                f"{_count(wanted.workers, 'worker')} with {_count(each, name)} each: {need:g} in all; "
+                f"{_count(wanted.workers, 'worker')} with {_count(each, name)} each{and_encoders}: {need:g} in all; "
                 f"{who} has {there:g}",
                 where=f"cluster.workers={wanted.workers}, {lower}={each:g}",
                 fix=(f"lower cluster.workers or {lower}" if wanted.workers > 1 else f"lower {lower}")
                 + (" (0 trains on CPU)" if name == "GPU" else " (0.5 lets two workers share a CPU)")
+                + (", set service.encoders=0" if extra else "")
                 + ", or set cluster.address to a larger Ray cluster",
             )
 

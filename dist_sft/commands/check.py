@@ -10,14 +10,10 @@ from rich.console import Console
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import check_resources, ray_address
+from dist_sft.cluster.session import RAY_STARTED, check_resources, local_cpus, ray_address
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
-from dist_sft.data.order import Steps
-
-RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
-"""Left by `ray start`: a cluster that ray.init joins when no address is given."""
 
 
 def check_run(config: RunConfig) -> dict[str, Any]:
@@ -28,21 +24,21 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     _check_machine(config)
     wait_for_builds(fresh=0)
     data = RunData.of(config)
-    looked = data.rows.probe(data.steps)
+    looked = data.train.rows.probe(data.train.steps)
     run_folder.refuse_changes(run_dir, data.facts(config))
     return {
-        "rows": dict(zip((source.name for source in data.rows.sources), data.rows.lengths, strict=True)),
-        "steps": len(data.steps),
+        "rows": [{"source": source.name, "rows": len(source)} for source in data.train.rows.sources],
+        "steps": len(data.train.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
-        **_masks(looked, min(PROBE, data.steps.positions)),
-        **_held_out(config, data),
+        **_masks(looked, min(PROBE, data.train.steps.positions)),
+        **_held_out(data),
     }
 
 
 def _check_machine(config: RunConfig) -> None:
     """Count GPUs and CPUs where a local Ray would be started: a cluster's are known only once it is joined."""
     if ray_address(config) is None and not RAY_STARTED.exists():
-        have = {"GPU": float(torch.cuda.device_count()), "CPU": float(os.cpu_count() or 1)}
+        have = {"GPU": float(torch.cuda.device_count()), "CPU": float(local_cpus(config))}
         check_resources(config, have, "this machine")
 
 
@@ -57,17 +53,17 @@ def _masks(looked: EncodedStep, count: int) -> dict[str, Any]:
     }
 
 
-def _held_out(config: RunConfig, data: RunData) -> dict[str, int]:
-    if (rows := data.held_out) is None:
+def _held_out(data: RunData) -> dict[str, int]:
+    if (feed := data.held_out) is None:
         return {}
-    rows.probe(Steps.of(rows.lengths, 0, config.train.samples_per_step, None, epochs=1.0))
-    return {"held_out_rows": sum(rows.lengths)}
+    feed.rows.probe(feed.steps)
+    return {"held_out_rows": feed.steps.positions}
 
 
 def show(findings: dict[str, Any], console: Console) -> None:
     """A line per finding; of the rows that are dropped the first three."""
     lines = [(name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped")]
-    lines = [*((f"rows of {name}", count) for name, count in findings["rows"].items()), *lines]
+    lines = [*((f"rows of {one['source']}", one["rows"]) for one in findings["rows"]), *lines]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         shown = f"{value:.1%}" if name == "supervised share" else value

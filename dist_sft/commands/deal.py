@@ -42,16 +42,16 @@ class DealtStep:
 def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtStep]:
     """Steps start .. start + count - 1 as `world` ranks would get them. Raises DataError past the end of the run."""
     data = RunData.of(config)
-    if start >= len(data.steps):
+    if start >= len(data.train.steps):
         raise DataError(
-            f"there is no step {start}: the run has {len(data.steps)}, counted from 0",
+            f"there is no step {start}: the run has {len(data.train.steps)}, counted from 0",
             where="--from",
-            fix=f"use --from 0 to {len(data.steps) - 1}, or raise train.steps or train.epochs",
+            fix=f"use --from 0 to {len(data.train.steps) - 1}, or raise train.steps or train.epochs",
         )
     dealer = data.dealer(config, world)
     dealt = []
-    for step in range(start, min(start + count, len(data.steps))):
-        encoded = data.rows.encode(step, data.steps.samples(step))
+    for step in range(start, min(start + count, len(data.train.steps))):
+        encoded = data.train.rows.encode(step, data.train.steps.samples(step))
         lengths = [len(sample) for sample in encoded.samples]
         plan = dealer.deal(lengths)
         dealt.append(

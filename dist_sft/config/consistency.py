@@ -8,7 +8,8 @@ from dist_sft.config.sections import RunConfig
 
 def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
-    return [*_length(config), *_schedule(config), *_optimizer(config), *_evaluation(config), *_device(config)]
+    checks = (_length, _schedule, _optimizer, _evaluation, _device, _mixture, _changes, _order)
+    return [problem for check in checks for problem in check(config)]
 
 
 def _length(config: RunConfig) -> Iterator[Problem]:
@@ -23,6 +24,13 @@ def _length(config: RunConfig) -> Iterator[Problem]:
             f"data.context_length is {data.context_length}, more than train.tokens_per_pack, {train.tokens_per_pack}: "
             "the longest sample fits into no pack",
             f"set train.tokens_per_pack={data.context_length}, or shorten data.context_length",
+        )
+    elif -(-data.context_length // train.pad_to_multiple_of) * train.pad_to_multiple_of > train.tokens_per_pack:
+        yield Problem(
+            ("train", "pad_to_multiple_of"),
+            f"a sample of data.context_length={data.context_length} tokens, padded to a multiple of "
+            f"{train.pad_to_multiple_of}, is longer than train.tokens_per_pack, {train.tokens_per_pack}",
+            f"make train.tokens_per_pack a multiple of {train.pad_to_multiple_of}",
         )
 
 
@@ -74,3 +82,68 @@ def _device(config: RunConfig) -> Iterator[Problem]:
             "model.attention is varlen, a CUDA kernel, and cluster.gpus_per_worker is 0",
             "set model.attention: auto, or give the workers GPUs",
         )
+
+
+def _mixture(config: RunConfig) -> Iterator[Problem]:
+    sources = config.data.sources
+    mixed = [source.weight is not None or source.token_share is not None for source in sources]
+    for i, source in enumerate(sources):
+        path = ("data", "sources", i)
+        if source.weight is not None and source.token_share is not None:
+            yield Problem((*path, "token_share"), f"data.sources[{i}] has weight and token_share", "remove one of them")
+        if any(mixed) and not mixed[i]:
+            yield Problem(
+                path,
+                f"data.sources[{i}] has neither weight nor token_share, and other sources do",
+                "give each source one of them, or none any: then all rows are shuffled together",
+            )
+        if source.max_epochs is not None and not any(mixed) and len(sources) > 1:
+            yield Problem(
+                (*path, "max_epochs"),
+                f"data.sources[{i}].max_epochs is set, but no source has a weight: all end together",
+                "give the sources weights, or set train.epochs",
+            )
+    yield from _shares(config, [source.token_share for source in sources], ("data", "sources"))
+
+
+def _shares(config: RunConfig, shares: list[float | None], path: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Shares of tokens must leave room for the sources with weights, or else be all of them."""
+    given = [share for share in shares if share is not None]
+    total, others = sum(given), len(given) < len(config.data.sources)
+    if given and (total >= 1 if others else abs(total - 1) > 1e-6):
+        yield Problem(
+            path,
+            f"the token shares add up to {total:g}",
+            "make them less than 1, for the other sources have the rest" if others else "make them 1",
+        )
+
+
+def _changes(config: RunConfig) -> Iterator[Problem]:
+    sources, last = config.data.sources, 0
+    for i, change in enumerate(config.data.schedule):
+        path = ("data", "schedule", i)
+        if all(source.weight is None and source.token_share is None for source in sources):
+            yield Problem(path, "data.schedule changes weights, and no source has one", "give each source a weight")
+        if len(change.weights) != len(sources):
+            what = f"data.schedule[{i}] has {len(change.weights)} weights for {len(sources)} sources"
+            yield Problem((*path, "weights"), what, "give one for each source, 0 for one that is left out")
+        elif not any(change.weights):
+            yield Problem((*path, "weights"), f"data.schedule[{i}] leaves out every source", "make one weight above 0")
+        else:
+            shares = zip(change.weights, sources, strict=True)
+            yield from _shares(config, [w if s.token_share is not None else None for w, s in shares], path)
+        if change.step <= last and i:
+            yield Problem((*path, "step"), f"data.schedule[{i}].step is {change.step}, after {last}", "sort by step")
+        last = change.step
+
+
+def _order(config: RunConfig) -> Iterator[Problem]:
+    order = config.data.order
+    if order.pacing and order.kind not in ("staged", "interleaved"):
+        what = f"data.order.pacing opens easy rows first, and data.order.kind is {order.kind}"
+        yield Problem(("data", "order", "pacing"), what, "set data.order.kind to staged or interleaved")
+    if order.domain is not None and order.kind != "interleaved":
+        what = f"data.order.domain is a setting of interleaved, and data.order.kind is {order.kind}"
+        yield Problem(("data", "order", "domain"), what, "set data.order.kind: interleaved")
+    if len(set(order.stages)) < len(order.stages):
+        yield Problem(("data", "order", "stages"), "data.order.stages names a stage twice", "name each once")

@@ -16,6 +16,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a running average: 1 would never forget."""
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -94,6 +95,47 @@ class Source(Section):
     )
     subset: str | None = Field(default=None, description="configuration of a hub data set, e.g. main of openai/gsm8k")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set")
+    weight: PositiveFloat | None = Field(
+        default=None, description="samples of this source, against the other sources' weights; none: by number of rows"
+    )
+    token_share: Share | None = Field(
+        default=None, description="of all tokens, e.g. 0.05 of replayed pre-training text; in place of weight"
+    )
+    max_epochs: PositiveFloat | None = Field(
+        default=None, description="passes over its rows, after which the source ends; none: it repeats"
+    )
+
+
+class WeightChange(Section):
+    """data.schedule[i]: other weights from a step on."""
+
+    step: PositiveInt = Field(description="the first step with these weights, from 0")
+    weights: tuple[NonNegativeFloat, ...] = Field(
+        description="by source, in the order of data.sources; for a source with token_share: its share of tokens"
+    )
+
+
+class PacingSection(Section):
+    """data.order.pacing: draw at random from the easiest rows, of which there are more and more."""
+
+    start: Fraction = Field(default=0.2, description="share of the rows that is open at first")
+    full_at: Share = Field(default=0.8, description="share of an epoch after which all rows are open")
+    power: PositiveFloat = Field(default=1.0, description="1: grows evenly; above 1: slowly at first")
+
+
+class OrderSection(Section):
+    """data.order: of the rows within an epoch."""
+
+    kind: Literal["shuffle", "sequential", "staged", "interleaved"] = Field(
+        default="shuffle",
+        description="staged: easy to hard; interleaved: easy to hard within each domain, domains mixed throughout",
+    )
+    by: str = Field(default="difficulty", min_length=1, description="column with a number, or a name out of stages")
+    stages: tuple[str, ...] = Field(default=(), description="names in the column, easiest first")
+    domain: str | None = Field(
+        default=None, description="of interleaved: column that names a row's domain; none: its source"
+    )
+    pacing: PacingSection | None = None
 
 
 class LossWeights(Section):
@@ -110,6 +152,8 @@ class DataSection(Section):
     """data: which conversations, and how they become tokens."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
+    schedule: tuple[WeightChange, ...] = Field(default=(), description="changes of the sources' weights, by step")
+    order: OrderSection = OrderSection()
     template: str = Field(default="auto", description="auto (the tokenizer's), chatml, llama3, roles, or a .jinja file")
     role_names: dict[str, Role] = Field(
         default={}, description="what a role is called in the files, e.g. {bot: assistant}"
@@ -122,6 +166,14 @@ class DataSection(Section):
     )
     max_bad_share: Fraction = Field(
         default=0.1, description="with bad_rows=drop: stop when more than this share of rows is bad"
+    )
+    cache: str | None = Field(
+        default="~/.cache/dist_sft",
+        description="folder of encoded samples and line indexes, shared by all runs of a node; null: none",
+        json_schema_extra=EXECUTION,
+    )
+    cache_size: PositiveInt = Field(
+        default=32 << 30, description="bytes; the samples used longest ago go first", json_schema_extra=EXECUTION
     )
 
 
@@ -145,6 +197,9 @@ class TrainSection(Section):
     packing: bool = Field(default=True, description="false: one sample per forward pass", json_schema_extra=EXECUTION)
     micro_steps: PositiveInt = Field(
         default=1, description="fewest forward passes per step and rank", json_schema_extra=EXECUTION
+    )
+    pad_to_multiple_of: PositiveInt = Field(
+        default=1, description="tokens; for kernels compiled for few shapes", json_schema_extra=EXECUTION
     )
     epochs: PositiveFloat | None = Field(default=None, description="passes over the data; this or steps")
     steps: PositiveInt | None = Field(default=None, description="optimizer steps; this or epochs")
@@ -194,6 +249,28 @@ class ClusterSection(Section):
     )
 
 
+class ServiceSection(Section):
+    """service: who encodes rows and hands out steps."""
+
+    encoders: NonNegativeInt | None = Field(
+        default=None,
+        description="Ray actors that encode; none: one per 16 workers; 0: each worker encodes for itself",
+        json_schema_extra=EXECUTION,
+    )
+    cpus_per_encoder: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
+    prefetch: PositiveInt = Field(
+        default=2, description="steps that a worker asks for ahead", json_schema_extra=EXECUTION
+    )
+    budget: PositiveInt = Field(
+        default=1 << 30, description="most bytes of encoded samples on their way", json_schema_extra=EXECUTION
+    )
+    stall: PositiveFloat = Field(
+        default=60.0,
+        description="seconds without an answer after which a member is taken for frozen, and replaced",
+        json_schema_extra=EXECUTION,
+    )
+
+
 class WandbSection(Section):
     """tracking.wandb."""
 
@@ -221,6 +298,7 @@ class RunConfig(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     cluster: ClusterSection = ClusterSection()
+    service: ServiceSection = ServiceSection()
     deepspeed: str | dict[str, Any] = Field(
         default="ds_configs/zero3.json", description="a DeepSpeed JSON, or its content", json_schema_extra=EXECUTION
     )

@@ -51,24 +51,29 @@ class RowError(DataError):
     """One row that cannot become a sample.
 
     reason is a short key under which the ledger counts it, e.g. "bad_json", "wrong_role", "nothing_supervised".
+    lost is the number of supervised tokens that are not learned with it, 0 where that cannot be known.
     """
 
-    def __init__(self, what: str, *, reason: str, where: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, *, reason: str, where: str = "", fix: str = "", lost: int = 0) -> None:
         super().__init__(what, where=where, fix=fix)
-        self.reason = reason
+        self.reason, self.lost = reason, lost
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_row, (type(self), self.what, self.reason, self.where, self.fix)
+        return _rebuild_row, (type(self), self.what, self.reason, self.where, self.fix, self.lost)
 
     def at(self, where: str) -> "RowError":
         """The same error, with a place in front of the place that it already names."""
         return type(self)(
-            self.what, reason=self.reason, where=f"{where}: {self.where}" if self.where else where, fix=self.fix
+            self.what,
+            reason=self.reason,
+            where=f"{where}: {self.where}" if self.where else where,
+            fix=self.fix,
+            lost=self.lost,
         )
 
 
-def _rebuild_row(kind: type[RowError], what: str, reason: str, where: str, fix: str) -> RowError:
-    return kind(what, reason=reason, where=where, fix=fix)
+def _rebuild_row(kind: type[RowError], what: str, reason: str, where: str, fix: str, lost: int) -> RowError:
+    return kind(what, reason=reason, where=where, fix=fix, lost=lost)
 
 
 class TemplateError(SftError):

@@ -12,6 +12,7 @@ class StepResult:
                 None where no row of the step could be learned: nothing was updated
     grad_norm   of the whole gradient before clipping; None likewise
     tokens, supervised   of the whole step
+    source_tokens        of the whole step, by source
     seconds, waited      wall-clock of the step, and the part of it spent waiting for data
     micro_steps forward passes of each rank
     balance     estimated time of the step over that of a perfectly balanced one
@@ -24,6 +25,7 @@ class StepResult:
     learning_rate: float
     tokens: int
     supervised: int
+    source_tokens: tuple[int, ...]
     seconds: float
     waited: float
     micro_steps: int

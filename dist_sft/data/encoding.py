@@ -1,23 +1,30 @@
-"""Turn the rows of a step into samples, and account for those that cannot become one.
+"""Turn rows into samples, and account for those that cannot become one.
 
-position -> (source, row) -> Conversation -> EncodedSample | ledger Entry
+(source, row) ─ token store, or file -> Conversation -> chat/encode ─> EncodedSample | ledger Entry
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.config.sections import DataSection, Source
 from dist_sft.core.errors import DataError, RowError
+from dist_sft.core.files import stable_hash
 from dist_sft.data.ledger import Entry
-from dist_sft.data.order import SampleId, Steps
-from dist_sft.data.sources import RowSource, open_source
+from dist_sft.data.order import SampleId, Steps, Stream
+from dist_sft.data.sources import RawRow, RowSource, open_source
+from dist_sft.data.token_store import TokenStore
 
 PROBE = 256
 """Rows that are looked at before a run begins, to refuse one in which nothing can be learned."""
+MEASURED_ROWS, MEASURED_TOKENS = 2048, 1 << 20
+"""Of each source, where shares of tokens are wanted: its first rows in the order of the run, up to so many tokens."""
+
+Outcome = EncodedSample | RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +38,37 @@ class EncodedStep:
 
 
 class Rows:
-    """All sources of a run, and how their rows become samples."""
+    """All sources of a run, and how their rows become samples. Pickles small, and opens its files again elsewhere.
+
+    encoded  samples that this process has encoded, and not found in the token store
+    """
 
     def __init__(self, sources: Sequence[Source], data: DataSection, encoder: Encoder) -> None:
-        self.data, self.encoder = data, encoder
+        """Raises DataError: see `open_source`."""
+        self.data, self.encoder, self.encoded = data, encoder, 0
         self.formats = [source.format for source in sources]
-        self.sources: list[RowSource] = [open_source(source) for source in sources]
+        cache = Path(data.cache).expanduser() if data.cache else None
+        self.sources: list[RowSource] = [open_source(source, cache) for source in sources]
+        self.stores = {name: self._store(cache, name) for name in set(self.formats)} if cache else {}
+        self._open_maps()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "maps": [], "encoded": 0}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._open_maps()
+
+    def _open_maps(self) -> None:
+        self.maps = [
+            self.stores[name].rows(source.fingerprint, len(source)) if self.stores else None
+            for name, source in zip(self.formats, self.sources, strict=True)
+        ]
+
+    def _store(self, cache: Path, format_: str) -> TokenStore:
+        """Samples by the content of their rows, under all else that decides them."""
+        namespace = stable_hash([self.encoder.fingerprint, format_, dict(self.data.role_names)])
+        return TokenStore(cache / "tokens", namespace, self.data.cache_size)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -54,41 +86,86 @@ class Rows:
 
     def parse(self, sample: SampleId) -> Conversation | Document:
         """The conversation of a row. Raises RowError that names the row's place."""
-        try:
-            row = self.sources[sample.source][sample.row]
-            return parse_row(row, self.formats[sample.source], self.data.role_names)
-        except RowError as error:
-            raise error if error.where.startswith(self.where(sample)) else error.at(self.where(sample)) from None
+        (row,) = self.sources[sample.source].read([sample.row])
+        parsed = self._parsed(row, sample.source)
+        if isinstance(parsed, RowError):
+            raise self._placed(parsed, sample)
+        return parsed
 
     def encode(self, step: int, ids: Sequence[SampleId]) -> EncodedStep:
-        """Samples of one step. Raises RowError for a row that data.bad_rows or data.overlong forbids."""
-        outcome: dict[SampleId, EncodedSample | RowError] = {}
-        parsed: dict[SampleId, Conversation | Document] = {}
-        for sample in ids:
-            try:
-                parsed[sample] = self.parse(sample)
-            except RowError as error:
-                outcome[sample] = error
-        for sample, result in zip(parsed, self.encoder.encode_batch(list(parsed.values())), strict=True):
-            outcome[sample] = result.at(self.where(sample)) if isinstance(result, RowError) else result
-        return self._sort_out(step, [(sample, outcome[sample]) for sample in ids])
-
-    def _sort_out(self, step: int, outcome: list[tuple[SampleId, EncodedSample | RowError]]) -> EncodedStep:
+        """Samples of one step, or of a part of it. Raises RowError for a row that bad_rows or overlong forbids."""
         learned: list[tuple[SampleId, EncodedSample]] = []
         entries: list[Entry] = []
-        for sample, result in outcome:
-            where = self.where(sample)
+        for id_, result in zip(ids, self.outcomes(ids), strict=True):
             if isinstance(result, RowError):
                 if self._forbidden(result):
                     raise result
-                entries.append(Entry(step, sample.position, where, result.reason, result.what))
+                entries.append(Entry(step, id_.position, self.where(id_), result.reason, result.what, result.lost))
                 continue
-            learned.append((sample, result))
+            learned.append((id_, result))
             if result.cut:
-                entries.append(Entry(step, sample.position, where, "truncated", f"{result.cut} tokens cut off"))
+                cut = f"{result.cut} tokens cut off"
+                entries.append(Entry(step, id_.position, self.where(id_), "truncated", cut, result.lost))
         return EncodedStep(
             step, tuple(id_ for id_, _ in learned), tuple(sample for _, sample in learned), tuple(entries)
         )
+
+    def outcomes(self, ids: Sequence[SampleId]) -> list[Outcome]:
+        """What each row becomes; errors name the row's place. A row that the token store has is not read."""
+        places: dict[int, list[int]] = {}
+        for place, id_ in enumerate(ids):
+            places.setdefault(id_.source, []).append(place)
+        found: dict[int, Outcome] = {}
+        for source, here in places.items():
+            found.update(zip(here, self._of_source(source, [ids[place].row for place in here]), strict=True))
+        return [self._placed(found[place], id_) for place, id_ in enumerate(ids)]
+
+    def _of_source(self, source: int, rows: list[int]) -> list[Outcome]:
+        known = self.maps[source]
+        results: list[Outcome | None] = list(known.read(rows)) if known else [None] * len(rows)
+        missing = [i for i, result in enumerate(results) if result is None]
+        if missing:
+            raw = self.sources[source].read([rows[i] for i in missing])
+            for i, result in zip(missing, self._looked_up(source, [rows[i] for i in missing], raw), strict=True):
+                results[i] = result
+        return [result for result in results if result is not None]
+
+    def _looked_up(self, source: int, numbers: list[int], raw: Sequence[RawRow | RowError]) -> list[Outcome]:
+        """Rows that are known only by their content, if at all."""
+        whole = [i for i, row in enumerate(raw) if isinstance(row, RawRow)]
+        contents = [row.content for row in raw if isinstance(row, RawRow)]
+        known, results = self.maps[source], list[RawRow | Outcome](raw)
+        found = known.find([numbers[i] for i in whole], contents) if known else [None] * len(whole)
+        for i, result in zip(whole, found, strict=True):
+            results[i] = result if result is not None else raw[i]
+        fresh = [i for i in whole if isinstance(results[i], RawRow)]
+        encoded = self._encoded(source, [raw[i] for i in fresh])
+        self.encoded += len(fresh)
+        if known:
+            content_of = dict(zip(whole, contents, strict=True))
+            known.add([numbers[i] for i in fresh], [content_of[i] for i in fresh], encoded)
+        for i, result in zip(fresh, encoded, strict=True):
+            results[i] = result
+        return [result for result in results if not isinstance(result, RawRow)]
+
+    def _encoded(self, source: int, raw: Sequence[RawRow | RowError]) -> list[Outcome]:
+        parsed = [self._parsed(row, source) for row in raw]
+        encoded = iter(self.encoder.encode_batch([item for item in parsed if not isinstance(item, RowError)]))
+        return [item if isinstance(item, RowError) else next(encoded) for item in parsed]
+
+    def _parsed(self, raw: RawRow | RowError, source: int) -> Conversation | Document | RowError:
+        if isinstance(raw, RowError):
+            return raw
+        try:
+            return parse_row(raw.parse(), self.formats[source], self.data.role_names)
+        except RowError as error:
+            return error
+
+    def _placed(self, result: Outcome, id_: SampleId) -> Outcome:
+        if not isinstance(result, RowError):
+            return result
+        where = self.where(id_)
+        return result if result.where.startswith(where) else result.at(where)
 
     def _forbidden(self, error: RowError) -> bool:
         policy = self.data.overlong if error.reason == "overlong" else self.data.bad_rows
@@ -97,7 +174,7 @@ class Rows:
     def probe(self, steps: Steps) -> EncodedStep:
         """The first PROBE rows of a run as samples. Raises DataError where they hold nothing to learn."""
         count = min(PROBE, steps.positions)
-        looked = self.encode(0, [steps.order.sample(position) for position in range(count)])
+        looked = self.encode(0, steps.order.samples(0, count))
         if not looked.ids:
             first = looked.entries[0]
             reasons = ", ".join(sorted({entry.reason for entry in looked.entries}))
@@ -109,6 +186,27 @@ class Rows:
                 else "mend the rows, or look at one with: dist-sft preview RUN.yaml --row 0",
             )
         return looked
+
+    def mean_tokens(self, streams: Sequence[Stream]) -> list[float]:
+        """Tokens per row of each stream, over the first rows that a run takes from it; rows that are dropped count 0.
+
+        Raises DataError for a stream of which no row can be learned.
+        """
+        return [self._mean(stream) for stream in streams]
+
+    def _mean(self, stream: Stream) -> float:
+        tokens, looked, ids = 0, 0, stream.samples(0, min(MEASURED_ROWS, len(stream)))
+        while looked < len(ids) and tokens < MEASURED_TOKENS:
+            batch = self.outcomes(ids[looked : looked + 64])
+            tokens += sum(len(result) for result in batch if isinstance(result, EncodedSample))
+            looked += len(batch)
+        if not tokens:
+            raise DataError(
+                f"none of its first {looked} rows can be learned, so its share of tokens cannot be kept",
+                where=self.sources[stream.sources[0]].name,
+                fix="look at one with: dist-sft preview RUN.yaml --row 0",
+            )
+        return tokens / looked
 
 
 def step_hash(encoded: EncodedStep) -> str:

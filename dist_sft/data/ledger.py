@@ -1,6 +1,6 @@
 """What was not learned, and why: every row is delivered, cut, or listed here.
 
-The file holds one JSON line per row: {"step", "position", "where", "reason", "what"}. Lines of steps that a resumed
+The file holds one JSON line per row: {"step", "position", "where", "reason", "what", "lost"}. Lines of steps that a resumed
 run does again are forgotten first, so that a crash neither loses nor repeats one.
 """
 
@@ -18,13 +18,17 @@ FITTING = ("overlong", "truncated")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row that was dropped ("overlong", "bad_json", ...) or shortened ("truncated")."""
+    """One row that was dropped ("overlong", "bad_json", ...) or shortened ("truncated").
+
+    lost  supervised tokens that are not learned; 0 where that cannot be known
+    """
 
     step: int
     position: int
     where: str
     reason: str
     what: str
+    lost: int = 0
 
 
 @dataclass
@@ -53,6 +57,11 @@ class Ledger:
     def counts(self) -> Counter[str]:
         """Rows by reason."""
         return Counter(entry.reason for entry in self.entries)
+
+    @property
+    def lost(self) -> int:
+        """Supervised tokens that are not learned, as far as known."""
+        return sum(entry.lost for entry in self.entries)
 
     def check_share(self, positions: int, limit: float) -> None:
         """Refuse to go on when more than this share of the rows so far was bad (over-long rows are not bad).

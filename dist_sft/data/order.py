@@ -1,11 +1,11 @@
 """Which row stands at which position: closed-form, random-access, the same for ever.
 
-position ─ order ─> SampleId (source, row)
+position ─ mixture ─> (stream, visit) ─ curriculum ─> row of the stream ─> SampleId (source, row)
 
-Axes: positions count samples from the start of the run; N rows in all sources together make one epoch.
+Axes: positions count samples from the start of the run; visits count the samples of a stream; its N rows make one of
+its epochs.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_sft.core import seeds
+from dist_sft.data.curriculum import RowOrder, Shuffled
+from dist_sft.data.mixture import Change, Mixture
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,35 +27,78 @@ class SampleId:
 
 
 @dataclass(frozen=True)
-class Order:
-    """Every row of every source once per epoch, shuffled anew in each.
+class Stream:
+    """Sources that are shuffled together: their rows one after the other.
 
-    rows  number of rows of each source
-    seed  of the run
+    sources  index of each source
+    counts   number of rows of each
     """
 
-    rows: tuple[int, ...]
-    seed: int
+    sources: tuple[int, ...]
+    counts: tuple[int, ...]
+    order: RowOrder
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def rows(self, visits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """int64[K] sources and rows of these visits."""
+        epochs, offsets = np.divmod(visits, len(self))
+        rows = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self.order.rows(int(epoch), offsets[here])
+        ends = np.cumsum(self.counts)
+        which = np.searchsorted(ends, rows, side="right")
+        return np.array(self.sources)[which], rows - (ends - self.counts)[which]
+
+    def samples(self, begin: int, end: int) -> tuple[SampleId, ...]:
+        """The samples of visits [begin, end), as if the stream were alone: a position is a visit."""
+        visits = np.arange(begin, end, dtype=np.int64)
+        return tuple(map(SampleId, visits.tolist(), *(part.tolist() for part in self.rows(visits))))
+
+
+@dataclass(frozen=True)
+class Order:
+    """The streams of a run, and how they are mixed."""
+
+    streams: tuple[Stream, ...]
+    mixture: Mixture
+
+    @classmethod
+    def shuffled(cls, counts: Sequence[int], seed: int) -> "Order":
+        """Every row of every source once per epoch, shuffled together, anew in each epoch."""
+        stream = Stream(tuple(range(len(counts))), tuple(counts), Shuffled(sum(counts), seed, 0))
+        return cls((stream,), Mixture.of([Change(0, (1.0,))], [None]))
+
+    @property
+    def sources(self) -> int:
+        """Number of sources."""
+        return sum(len(stream.sources) for stream in self.streams)
 
     @property
     def epoch_length(self) -> int:
-        """Positions per epoch."""
-        return sum(self.rows)
+        """Rows of all sources."""
+        return sum(len(stream) for stream in self.streams)
 
-    def sample(self, position: int) -> SampleId:
-        """The sample at a position, from 0 on without end."""
-        epoch, offset = divmod(position, self.epoch_length)
-        row = int(_epoch_order(self.epoch_length, self.seed, epoch)[offset])
-        source = 0
-        while row >= self.rows[source]:
-            row -= self.rows[source]
-            source += 1
-        return SampleId(position, source, row)
+    def samples(self, begin: int, end: int) -> tuple[SampleId, ...]:
+        """The samples at positions [begin, end)."""
+        positions = np.arange(begin, end, dtype=np.int64)
+        sources, rows = np.empty_like(positions), np.empty_like(positions)
+        streams, visits = self.mixture.locate(positions)
+        for index, stream in enumerate(self.streams):
+            here = streams == index
+            sources[here], rows[here] = stream.rows(visits[here])
+        return tuple(map(SampleId, positions.tolist(), sources.tolist(), rows.tolist()))
 
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return seeds.permutation(n, seeds.key(seed, "order", epoch))
+    def epochs(self, position: int) -> dict[int, float]:
+        """How often the rows of each source have been passed by the samples before a position."""
+        visits = self.mixture.visits_before(position)
+        return {
+            source: count / len(stream)
+            for stream, count in zip(self.streams, visits, strict=True)
+            for source in stream.sources
+        }
 
 
 @dataclass(frozen=True)
@@ -69,21 +113,26 @@ class Steps:
     positions: int
 
     @classmethod
-    def of(
-        cls, rows: Sequence[int], seed: int, samples_per_step: int, steps: int | None, epochs: float | None
-    ) -> "Steps":
-        """Exactly one of steps (optimizer updates) and epochs (passes over the rows) is given."""
-        order = Order(tuple(rows), seed)
+    def of(cls, order: Order, samples_per_step: int, steps: int | None, epochs: float | None) -> "Steps":
+        """Exactly one of steps (optimizer updates) and epochs (passes over as many samples as there are rows).
+
+        A run by epochs ends earlier where every source ends earlier.
+        """
         if steps is not None:
             return cls(order, samples_per_step, steps * samples_per_step)
         assert epochs is not None
-        return cls(order, samples_per_step, math.ceil(epochs * order.epoch_length))
+        asked = math.ceil(epochs * order.epoch_length)
+        end = order.mixture.end
+        return cls(order, samples_per_step, asked if end is None else min(asked, end))
 
     def __len__(self) -> int:
         return math.ceil(self.positions / self.samples_per_step)
 
     def samples(self, step: int) -> tuple[SampleId, ...]:
         """The samples of a step, in order of position. Steps count from 0."""
-        first = step * self.samples_per_step
-        last = min(first + self.samples_per_step, self.positions)
-        return tuple(self.order.sample(position) for position in range(first, last))
+        return self.order.samples(*self.positions_of(step))
+
+    def positions_of(self, step: int) -> tuple[int, int]:
+        """Positions [begin, end) of a step."""
+        begin = step * self.samples_per_step
+        return begin, min(begin + self.samples_per_step, self.positions)

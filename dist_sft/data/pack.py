@@ -56,23 +56,30 @@ def build_pack(ids: Sequence[SampleId], samples: Sequence[EncodedSample]) -> Pac
 
 
 @dataclass(frozen=True, slots=True)
-class StepShare:
-    """What one rank computes in one step, and what it must know of the whole step.
+class StepTotals:
+    """The whole step, all ranks.
 
-    packs        Pack[M], one per micro-step; M is the same on every rank
-    samples      SampleId of the whole step, all ranks
-    weight       sum of loss weights over the whole step, all ranks; the loss is divided by it
-    tokens       tokens of the whole step
-    squares      sum of squared lengths of the samples of the whole step, for the cost of attention
-    supervised   tokens of the whole step with a weight above 0
-    balance      time of the step over that of a perfectly balanced one, by estimated cost
+    samples        those that are learned
+    weight         sum of loss weights; the loss is divided by it
+    squares        sum of squared lengths, for the cost of attention
+    supervised     tokens with a weight above 0
+    source_tokens  tokens of each source
+    balance        time of the step over that of a perfectly balanced one, by estimated cost
     """
 
-    step: int
-    packs: tuple[Pack, ...]
-    samples: tuple[SampleId, ...]
+    samples: int
     weight: float
     tokens: int
     squares: int
     supervised: int
+    source_tokens: tuple[int, ...]
     balance: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepShare:
+    """What one rank computes in one step. packs: Pack[M], one per micro-step; M is the same on every rank."""
+
+    step: int
+    packs: tuple[Pack, ...]
+    totals: StepTotals

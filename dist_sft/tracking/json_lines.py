@@ -28,6 +28,13 @@ class JsonLines:
         self._file.close()
 
 
+def tokens_so_far(path: Path, step: int, sources: int) -> list[int]:
+    """Tokens of each source in the steps up to `step`."""
+    records = [json.loads(line) for line in _whole_lines(path)] if step else []
+    steps = [r["source_tokens"] for r in records if r["kind"] == "step" and r["step"] <= step]
+    return [sum(tokens[source] for tokens in steps) for source in range(sources)]
+
+
 def _whole_lines(path: Path) -> list[bytes]:
     return (
         [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if path.exists() else []

@@ -21,19 +21,32 @@ class RankZeroTracker:
 
     world       ranks, for figures per rank
     peak_flops  bf16 FLOP/s of one device, None where it is not known (no MFU then)
+    sources     name of each source
+    so_far      tokens of each source in the steps before
     """
 
     sinks: Sequence[Sink]
     world: int
     peak_flops: float | None
+    sources: Sequence[str]
+    so_far: list[int]
 
     def step(self, result: StepResult) -> None:
         record = {"kind": "step", **asdict(result)}
         record["tokens_per_second_per_rank"] = result.tokens / result.seconds / self.world
         record["supervised_per_second"] = result.supervised / result.seconds
+        self.so_far = [before + now for before, now in zip(self.so_far, result.source_tokens, strict=True)]
+        if len(self.so_far) > 1:
+            record["token_shares"] = self.token_shares
         if self.peak_flops:
             record["mfu"] = result.flops / result.seconds / (self.world * self.peak_flops)
         self._write(record)
+
+    @property
+    def token_shares(self) -> dict[str, float]:
+        """Of all tokens of the run so far, by "index name" of the source: two may have one name."""
+        total = sum(self.so_far) or 1
+        return {f"{i} {name}": t / total for i, (name, t) in enumerate(zip(self.sources, self.so_far, strict=True))}
 
     def evaluation(self, result: EvalResult) -> None:
         self._write({"kind": "eval", **asdict(result)})

@@ -45,6 +45,7 @@ class Wandb:
 
     def write(self, record: dict[str, Any]) -> None:
         if (kind := record["kind"]) == "note":
+            self._run.summary.update({key: record[key] for key in ("ledger", "lost", "token_shares") if key in record})
             return
         figures = {f"{kind}/{key}": value for key, value in record.items() if key not in ("kind", "step")}
         self._run.log({"step": record["step"], **figures})

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dist_sft.config.sections import TrainSection
 from dist_sft.core.errors import TrainingError
-from dist_sft.data.order import SampleId
 from dist_sft.data.pack import StepShare
 from dist_sft.train.loss import step_loss
 from dist_sft.train.optimizer import build_optimizer
@@ -52,7 +51,7 @@ def update(engine: Any, model: TokenLosses, share: StepShare, learning_rate: flo
     same on every rank; a step of which no row can be learned (all are in the ledger) updates nothing: None.
     Raises TrainingError on every rank if the loss or the gradient is not finite; for the loss, before the update.
     """
-    if not share.samples:
+    if not share.totals.samples:
         return None
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -60,19 +59,19 @@ def update(engine: Any, model: TokenLosses, share: StepShare, learning_rate: flo
     for pack in share.packs:
         last = pack is share.packs[-1]
         nll, weights = model.token_losses(engine, pack, share.step)
-        part = step_loss(nll, weights, share.weight, world)
+        part = step_loss(nll, weights, share.totals.weight, world)
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(part, scale_wrt_gas=False)
         loss += part.detach()
         if last:
             dist.all_reduce(loss)
-            _guard("loss", float(loss), share.step, share.samples)
+            _guard("loss", float(loss), share)
             norm = _norm_without_zero(engine)
         engine.step()
     if not engine.was_step_applied():  # DeepSpeed skips an update with gradients that are not finite
-        _guard("gradient norm", math.nan, share.step, share.samples)
+        _guard("gradient norm", math.nan, share)
     norm = norm if norm is not None else float(engine.get_global_grad_norm())
-    _guard("gradient norm", norm, share.step, share.samples)
+    _guard("gradient norm", norm, share)
     return float(loss) / world, norm
 
 
@@ -84,13 +83,13 @@ def _norm_without_zero(engine: Any) -> float | None:
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
-def _guard(name: str, value: float | Tensor, step: int, samples: tuple[SampleId, ...]) -> None:
+def _guard(name: str, value: float | Tensor, share: StepShare) -> None:
     if math.isfinite(value):
         return
-    rows = ", ".join(f"{sample.source}:{sample.row}" for sample in samples)
+    rows = ", ".join(f"{sample.source}:{sample.row}" for pack in share.packs for sample in pack.samples)
     raise TrainingError(
-        f"the {name} is {value}; its samples (source:row) are {rows}",
-        where=f"step {step + 1}",
-        fix="look at these rows with dist-sft preview, lower train.learning_rate, or lengthen train.warmup; "
+        f"the {name} is {value}; this rank's samples (source:row) are {rows or 'none'}",
+        where=f"step {share.step + 1}, rank {dist.get_rank()}",
+        fix=f"see all samples with dist-sft steps --from {share.step}, look at these rows with dist-sft preview, lower train.learning_rate, or lengthen train.warmup; "
         "the newest checkpoint is from before this step",
     )

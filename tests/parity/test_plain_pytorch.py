@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
-from dist_sft.data.order import Steps
+from dist_sft.data.order import Order, Steps
 from tests.ranks import losses, records, train_on_ranks
 
 STEPS, RATE, CLIP = 4, 0.01, 1.0
@@ -63,7 +63,7 @@ def test_two_sharded_ranks_with_packing_learn_what_a_plain_loop_learns(tiny_run,
     train_on_ranks([settings], 2)
     with open(settings["data"]["sources"][0]["path"]) as file:
         rows = [json.loads(line) for line in file]
-    steps = Steps.of([len(rows)], 5, 12, STEPS, None)
+    steps = Steps.of(Order.shuffled([len(rows)], 5), 12, STEPS, None)
     samples = [[sample.row for sample in steps.samples(step)] for step in range(STEPS)]
     history, weights = by_hand(tiny_run["model"]["path"], rows, samples)
     assert list(losses(tmp_path / "run").values()) == pytest.approx([loss for loss, _ in history], abs=1e-5)

@@ -1,0 +1,124 @@
+"""From settings and sources to the order of a run.
+
+DataSection, rows of each source (how many, their columns, their mean tokens) -> Order
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_sft.config.sections import DataSection, OrderSection
+from dist_sft.core.errors import DataError
+from dist_sft.data.curriculum import Curriculum, Pacing, RowOrder, Sequential, Shuffled
+from dist_sft.data.mixture import Change, Mixture, sample_weights
+from dist_sft.data.order import Order, Stream
+
+
+class Columns(Protocol):
+    """What is asked of a source: see `sources.RowSource`."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> list[Any]: ...
+
+    def where(self, i: int) -> str: ...
+
+
+def mixed(data: DataSection) -> bool:
+    """Whether sources have weights or shares; if not, their rows are shuffled together."""
+    return any(source.weight is not None or source.token_share is not None for source in data.sources)
+
+
+def streams_of(data: DataSection, sources: Sequence[Columns], seed: int) -> tuple[Stream, ...]:
+    """One stream for each source that has a weight; a single one for all sources where none has.
+
+    Raises:
+        DataError: a row without a difficulty.
+    """
+    indices = range(len(sources))
+    groups = [(index,) for index in indices] if mixed(data) else [tuple(indices)]
+    streams = []
+    for number, group in enumerate(groups):
+        members = [sources[index] for index in group]
+        counts = tuple(len(source) for source in members)
+        streams.append(Stream(group, counts, _row_order(data.order, members, seed, number)))
+    return tuple(streams)
+
+
+def order_of(
+    data: DataSection, streams: tuple[Stream, ...], samples_per_step: int, mean_tokens: Callable[[], Sequence[float]]
+) -> Order:
+    """The streams, mixed as data.sources and data.schedule say.
+
+    Args:
+        mean_tokens: tokens per row of each source; called only where a source has a share of tokens.
+    """
+    if not mixed(data):
+        limit = data.sources[0].max_epochs if len(data.sources) == 1 else None
+        return Order(streams, Mixture.of([Change(0, (1.0,))], [_visits(streams[0], limit)]))
+    shared = [source.token_share is not None for source in data.sources]
+    means = mean_tokens() if any(shared) else [1.0] * len(shared)
+    first = [source.token_share if source.token_share is not None else source.weight for source in data.sources]
+    changes = [(0, first), *((change.step * samples_per_step, list(change.weights)) for change in data.schedule)]
+    mixture = Mixture.of(
+        [Change(position, _weights(values, shared, means)) for position, values in changes],
+        [_visits(stream, source.max_epochs) for stream, source in zip(streams, data.sources, strict=True)],
+    )
+    return Order(streams, mixture)
+
+
+def _weights(values: Sequence[float | None], shared: list[bool], means: Sequence[float]) -> tuple[float, ...]:
+    if not any(shared):
+        return tuple(float(value or 0) for value in values)
+    pairs = list(zip(values, shared, strict=True))
+    return sample_weights(
+        [None if share else value for value, share in pairs],
+        [value if share else None for value, share in pairs],
+        means,
+    )
+
+
+def _visits(stream: Stream, epochs: float | None) -> int | None:
+    return None if epochs is None else math.ceil(epochs * len(stream))
+
+
+def _row_order(order: OrderSection, sources: Sequence[Columns], seed: int, stream: int) -> RowOrder:
+    if order.kind == "shuffle":
+        return Shuffled(sum(map(len, sources)), seed, stream)
+    if order.kind == "sequential":
+        return Sequential()
+    difficulty = np.concatenate([_difficulty(source, order) for source in sources])
+    domain = None
+    if order.kind == "interleaved":
+        names = [
+            (index, None) if order.domain is None else value
+            for index, source in enumerate(sources)
+            for value in (source.column(order.domain) if order.domain is not None else [None] * len(source))
+        ]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(map(str, names)))}
+        domain = np.array([numbers[str(name)] for name in names], np.int64)
+    pacing = order.pacing and Pacing(order.pacing.start, order.pacing.full_at, order.pacing.power)
+    return Curriculum(difficulty, domain, pacing, seed, stream)
+
+
+def _difficulty(source: Columns, order: OrderSection) -> NDArray[np.float64]:
+    """float64[N]. Raises DataError at the first row whose column says nothing."""
+    stages = {name: float(number) for number, name in enumerate(order.stages)}
+    found = np.empty(len(source))
+    for i, value in enumerate(source.column(order.by)):
+        number = stages.get(value) if stages and isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise DataError(
+                f"data.order sorts by '{order.by}', and this row has {value!r} there",
+                where=source.where(i),
+                fix=f"use one of data.order.stages: {', '.join(stages)}"
+                if stages
+                else "give every row a finite number, or name the values in data.order.stages, easiest first",
+            )
+        found[i] = number
+    return found

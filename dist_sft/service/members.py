@@ -1,0 +1,190 @@
+"""The service as Ray actors: encoders anywhere in the cluster, one named dealer, links from the ranks.
+
+Every member may die or freeze. Ray starts it again (max_restarts), and whoever waited asks again; none of them holds
+state that anyone would miss. The driver owns all of them, so they end with it.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+
+from dist_sft.core.errors import ClusterError, SftError
+from dist_sft.data.packing import Dealer
+from dist_sft.service.client import ChunksLost
+from dist_sft.service.dealing import StepDealer
+from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket, as_chunk
+
+QUEUED = 2
+"""Chunks that an encoder has at a time: the one in work, and the next."""
+ATTEMPTS = 20
+"""Deaths in a row that one piece of work survives."""
+
+
+class Encoder:
+    """Encodes chunks of the feeds. Plain Python; `start` makes actors of it."""
+
+    def __init__(self, feeds: Mapping[str, Feed]) -> None:
+        self.feeds = feeds
+
+    def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Chunk]:
+        """Positions [begin, end) of a stream. Raises RowError."""
+        return as_chunk(self.feeds[stream].encode(begin, end))
+
+    def ready(self) -> bool:
+        return True
+
+
+class RayEncoders:
+    """Sends each chunk to the encoder with the least to do, and to another if that one dies or freezes."""
+
+    def __init__(self, actors: list[Any], stall: float) -> None:
+        """stall: seconds without an answer after which an encoder is replaced."""
+        self.actors, self.stall = actors, stall
+        self.capacity = QUEUED * len(actors)
+        self._load = [0] * len(actors)
+
+    async def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Any]:
+        for attempt in range(ATTEMPTS):
+            number = min(range(len(self.actors)), key=lambda i: (self._load[i], i))
+            self._load[number] += 1
+            try:
+                return await self._encode_on(self.actors[number], stream, begin, end)
+            except RayTaskError as error:
+                raise cause_of(error) from None
+            except TimeoutError:
+                ray.kill(self.actors[number], no_restart=False)
+            except (RayActorError, ObjectLostError, WorkerCrashedError):
+                await asyncio.sleep(min(0.1 * 2**attempt, 2.0))
+            finally:
+                self._load[number] -= 1
+        raise ClusterError(
+            f"encoding failed {ATTEMPTS} times, with every encoder that tried it dead",
+            where=f"{stream} samples {begin} to {end - 1}",
+            fix="look at these rows with dist-sft steps, and at the memory of the nodes; or raise service.stall",
+        )
+
+    async def _encode_on(self, actor: Any, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Any]:
+        facts, chunk = actor.encode.options(num_returns=2).remote(stream, begin, end)
+        return await asyncio.wait_for(_answer(facts), self.stall), chunk
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference
+
+
+def cause_of(error: RayTaskError) -> BaseException:
+    """The SftError that a task ended with, or the task's error."""
+    return error.cause if isinstance(error.cause, SftError) else error
+
+
+class RayLink:
+    """A DealerLink to the named dealer. The rank that keeps watch replaces a dealer that is frozen."""
+
+    def __init__(self, name: str, watch: bool, stall: float) -> None:
+        self.name, self.watch, self.stall = name, watch, stall
+        self._dealer = ray.get_actor(name)
+
+    def share(self, ask: Ask) -> Ticket:
+        deaths = 0
+        while True:
+            try:
+                return self._patiently(self._dealer.share.remote(ask))
+            except RayTaskError as error:
+                raise cause_of(error) from None
+            except (RayActorError, ObjectLostError) as error:
+                deaths += 1
+                if deaths >= ATTEMPTS:
+                    raise ClusterError(
+                        f"the dealer of the data service is gone: {str(error).splitlines()[0]}",
+                        where=self.name,
+                        fix="look at the driver and its node; the same command resumes from the newest checkpoint",
+                    ) from None
+                time.sleep(min(0.1 * 2**deaths, 2.0))
+
+    def fetch(self, ticket: Ticket) -> Mapping[int, Chunk]:
+        try:
+            found = ray.get([reference for _, reference in ticket.chunks.values()], timeout=self.stall)
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        except (RayError, TimeoutError):
+            raise ChunksLost(self._lost(ticket)) from None
+        return dict(zip(ticket.chunks, found, strict=True))
+
+    def taken(self, session: int, stream: str, rank: int, upto: int) -> None:
+        self._dealer.taken.remote(session, stream, rank, upto)
+
+    def _patiently(self, reference: Any) -> Ticket:
+        """Wait as long as the dealer is alive: a step may take long to encode."""
+        while True:
+            try:
+                ticket: Ticket = ray.get(reference, timeout=self.stall)
+                return ticket
+            except GetTimeoutError:
+                self._look_after_dealer()
+
+    def _look_after_dealer(self) -> None:
+        try:
+            ray.get(self._dealer.figures.remote(), timeout=self.stall)
+        except GetTimeoutError:
+            if self.watch:
+                ray.kill(self._dealer, no_restart=False)
+
+    def _lost(self, ticket: Ticket) -> tuple[tuple[int, int], ...]:
+        """Which chunks of a ticket cannot be had; all of them if that cannot be told."""
+        lost = []
+        for number, (version, reference) in ticket.chunks.items():
+            try:
+                ray.get(reference, timeout=1.0)
+            except (RayError, TimeoutError):
+                lost.append((number, version))
+        return tuple(lost)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The running actors."""
+
+    name: str
+    dealer: Any
+    encoders: list[Any]
+
+    def stop(self) -> None:
+        for actor in (self.dealer, *self.encoders):
+            ray.kill(actor)
+
+
+def start(
+    name: str,
+    feeds: Mapping[str, Feed],
+    dealer: Dealer,
+    context_length: int,
+    encoders: int,
+    cpus_per_encoder: float,
+    budget: int,
+    stall: float,
+    ranks: int,
+) -> Service:
+    """Start the actors of a service under a name; returns at once.
+
+    Args:
+        context_length: most tokens of a sample.
+        budget: bytes of encoded samples in flight.
+        stall: seconds without an answer after which a member is replaced.
+        ranks: that will ask at the same time.
+    """
+    shared = ray.put(dict(feeds))
+    encode = ray.remote(num_cpus=cpus_per_encoder, max_restarts=-1)(Encoder)
+    actors = [encode.options(name=f"{name}-encoder-{i}").remote(shared) for i in range(encoders)]
+
+    class DealerActor(StepDealer):
+        def __init__(self, streams: Any) -> None:
+            super().__init__(streams, dealer, RayEncoders(actors, stall), context_length, budget)
+
+    deal = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=max(1000, 8 * ranks))(DealerActor)
+    steps = {stream: feed.steps for stream, feed in feeds.items()}
+    return Service(name, deal.options(name=name).remote(steps), actors)

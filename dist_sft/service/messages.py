@@ -1,0 +1,137 @@
+"""What the members of the service say to one another.
+
+client ─ Ask ─> dealer ─ (stream, begin, end) ─> encoder ─ ChunkFacts, Chunk ─> dealer ─ Ticket ─> client
+
+Chunks hold the tokens. They go from encoders to clients through the object store; the dealer passes on references.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_sft.chat.conversation import EncodedSample
+from dist_sft.data.encoding import EncodedStep, Rows
+from dist_sft.data.ledger import Entry
+from dist_sft.data.order import SampleId, Steps
+from dist_sft.data.pack import StepTotals
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A sequence of steps, and the rows that they are made of."""
+
+    rows: Rows
+    steps: Steps
+
+    def encode(self, begin: int, end: int) -> EncodedStep:
+        """The samples at positions [begin, end) of one step. Raises RowError."""
+        step = begin // self.steps.samples_per_step
+        return self.rows.encode(step, self.steps.order.samples(begin, end))
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A rank's wish for its share of a step.
+
+    session  number of this start of the ranks; a higher one ends those below it
+    stream   name of a feed
+    taken    steps below this one are not needed any more by this rank
+    missing  (chunk, version) that could not be fetched and must be encoded again
+    """
+
+    session: int
+    stream: str
+    world: int
+    rank: int
+    step: int
+    taken: int
+    missing: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFacts:
+    """What the dealer knows of a chunk's n samples: no tokens.
+
+    ids         SampleId[n]
+    lengths     int64[n], tokens
+    weights     float64[n], sum of the loss weights of each sample
+    supervised  int, tokens with a weight above 0, of all of them
+    entries     rows that were dropped or cut
+    bytes       size of the chunk
+    """
+
+    ids: tuple[SampleId, ...]
+    lengths: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    supervised: int
+    entries: tuple[Entry, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Samples one after the other.
+
+    tokens   int32[T]
+    weights  float32[T]
+    ends     int64[n+1], where samples begin and end
+    """
+
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    ends: NDArray[np.int64]
+
+    def sample(self, index: int) -> EncodedSample:
+        """A view, no copy."""
+        part = slice(self.ends[index], self.ends[index + 1])
+        return EncodedSample(self.tokens[part], self.weights[part])
+
+
+def as_chunk(encoded: EncodedStep) -> tuple[ChunkFacts, Chunk]:
+    """A part of a step, ready to travel."""
+    samples = encoded.samples
+    lengths = np.array([len(sample) for sample in samples], np.int64)
+    chunk = Chunk(
+        np.concatenate([sample.tokens for sample in samples] or [np.zeros(0, np.int32)]),
+        np.concatenate([sample.weights for sample in samples] or [np.zeros(0, np.float32)]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+    facts = ChunkFacts(
+        encoded.ids,
+        lengths,
+        np.array([sample.total_weight for sample in samples], np.float64),
+        int(np.count_nonzero(chunk.weights)),
+        encoded.entries,
+        chunk.tokens.nbytes + chunk.weights.nbytes + chunk.ends.nbytes,
+    )
+    return facts, chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sample of a pack is found: its index in a chunk."""
+
+    id: SampleId
+    chunk: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """With this a rank gathers its share of a step.
+
+    packs    Place of each sample, by micro-step
+    chunks   (version, reference) of the chunks that they lie in, by number
+    entries  of the whole step; () for all ranks but the one that keeps the ledger
+    seen     samples of the run up to the end of this step, for the share of bad rows
+    """
+
+    step: int
+    packs: tuple[tuple[Place, ...], ...]
+    chunks: Mapping[int, tuple[int, Any]]
+    totals: StepTotals
+    entries: tuple[Entry, ...]
+    seen: int

@@ -1,0 +1,128 @@
+"""Members of a service on a real Ray are killed and frozen at random: the same steps arrive, and nothing is left behind."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import ray
+
+from dist_sft.data.ledger import Ledger
+from dist_sft.data.packing import Dealer
+from dist_sft.service.client import StepClient
+from dist_sft.service.members import RayLink, start
+from tests.service import chats
+
+STEPS, WORLD, ENCODERS = 14, 3, 2
+STALL = 1.5
+"""Seconds without an answer after which a member is replaced."""
+PATIENCE = 90
+"""Seconds that no step may take, whatever dies; Ray alone needs six to end a frozen process, and two to start one."""
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray of its own, with room for the members."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def service(cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ray_chats")
+    feeds = {"train": chats.feed(chats.write(folder), STEPS, cache=folder / "cache")}
+    dealer = Dealer(1, 333, quadratic=1e-3)
+    service = start("kills", feeds, dealer, chats.CONTEXT, ENCODERS, 0.5, 1 << 22, STALL, 8 * WORLD)
+    yield service
+    service.stop()
+
+
+def pid(actor):
+    return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=60)
+
+
+def take(session, pause):
+    """All shares of all ranks, each rank on a thread, and the longest that one waited for a share (seconds)."""
+    parts, waits, errors = [[] for _ in range(WORLD)], [0.0], []
+
+    def rank_(rank):
+        link = RayLink("kills", watch=rank == 0, stall=STALL)
+        shares = StepClient(link, "train", STEPS, session, WORLD, rank, 3, Ledger(), 1.0).shares(0)
+        try:
+            for _ in range(STEPS):
+                asked = time.monotonic()
+                parts[rank].append(next(shares))
+                waits.append(time.monotonic() - asked)
+                time.sleep(pause)
+            shares.close()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=rank_, args=(rank,)) for rank in range(WORLD)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE * 3)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), "a rank is stuck"
+    return parts, max(waits)
+
+
+def attack(service, dice, over):
+    """Kill or freeze members at random moments, until the event is set."""
+    victims = [service.dealer, *service.encoders]
+    for _ in range(dice.randint(1, 3)):
+        if over.wait(dice.random() * 1.2):
+            return
+        with suppress(ray.exceptions.RayError, ProcessLookupError):
+            os.kill(pid(dice.choice(victims)), dice.choice([signal.SIGKILL, signal.SIGSTOP]))
+
+
+def schedules():
+    return [pytest.param(seed, marks=pytest.mark.soak) if seed >= 10 else seed for seed in range(100)]
+
+
+@pytest.mark.parametrize("seed", schedules())
+def test_steps_survive_kills_and_freezes(service, seed):
+    over = threading.Event()
+    attacker = threading.Thread(target=attack, args=(service, random.Random(seed), over))
+    attacker.start()
+    try:
+        parts, longest = take(session=seed + 1, pause=0.1)
+    finally:
+        over.set()
+        attacker.join()
+    found = chats.delivered(parts)
+    assert [digest for _, (digest, _) in sorted(found.items())] == GOLDEN["together"]
+    assert longest < PATIENCE
+
+
+def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
+    def alive():
+        return {name["name"] for name in ray.util.list_named_actors(all_namespaces=True)}
+
+    before = alive()
+    feeds = {"train": chats.feed(chats.write(tmp_path), STEPS)}
+    service = start("short", feeds, Dealer(1, 333), chats.CONTEXT, ENCODERS, 0.5, 1 << 22, STALL, 8)
+    link = RayLink("short", watch=True, stall=30)
+    shares = list(StepClient(link, "train", STEPS, 1, 1, 0, 3, Ledger(), 1.0).shares(0))
+    assert len(shares) == STEPS
+    figures = ray.get(service.dealer.figures.remote())
+    assert (figures["in_flight"], figures["steps"]) == (0, 0)
+    pids = [pid(actor) for actor in (service.dealer, *service.encoders)]
+    service.stop()
+    deadline = time.monotonic() + 60
+    while (alive() - before or any(os.path.exists(f"/proc/{p}") for p in pids)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert alive() == before
+    assert not any(os.path.exists(f"/proc/{p}") for p in pids)
