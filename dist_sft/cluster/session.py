@@ -10,7 +10,6 @@ from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError
 
-
 RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
 """Left by `ray start`: a cluster that ray.init joins when no address is given."""
 

@@ -1,7 +1,5 @@
 """All that can be found wrong without a GPU and without reading weights."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch

@@ -1,7 +1,7 @@
 """What was not learned, and why: every row is delivered, cut, or listed here.
 
-The file holds one JSON line per row: {"step", "position", "where", "reason", "what", "lost"}. Lines of steps that a resumed
-run does again are forgotten first, so that a crash neither loses nor repeats one.
+The file holds one JSON line per row: {"step", "position", "where", "reason", "what", "lost"}. Lines of steps that a
+resumed run does again are forgotten first, so that a crash neither loses nor repeats one.
 """
 
 import json

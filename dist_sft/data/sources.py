@@ -12,8 +12,8 @@ import numpy as np
 
 from dist_sft.config.resolve import redact_urls
 from dist_sft.config.sections import Source
-from dist_sft.core.errors import DataError
-from dist_sft.data.readers.base import File, Rows
+from dist_sft.core.errors import DataError, RowError
+from dist_sft.data.readers.base import File, RawRow, Rows
 from dist_sft.data.readers.find import find_files, local_file
 from dist_sft.data.readers.saved import HubRows, saved_files
 from dist_sft.data.readers.suffixes import read
@@ -44,6 +44,20 @@ class Files:
         part, row = self._locate(i)
         return part[row]
 
+    def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
+        found: list[RawRow | RowError | None] = [None] * len(rows)
+        by_part: dict[int, list[int]] = {}
+        for place, part in enumerate(np.searchsorted(self.ends, np.asarray(rows), side="right").tolist()):
+            by_part.setdefault(part, []).append(place)
+        for part, places in by_part.items():
+            first = int(self.ends[part]) - len(self.parts[part])
+            for place, row in zip(places, self.parts[part].read([rows[p] - first for p in places]), strict=True):
+                found[place] = row
+        return [row for row in found if row is not None]
+
+    def column(self, name: str) -> list[Any]:
+        return [value for part in self.parts for value in part.column(name)]
+
     def where(self, i: int) -> str:
         part, row = self._locate(i)
         return part.where(row)
@@ -55,8 +69,13 @@ class Files:
         return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
 
 
-def open_source(source: Source) -> RowSource:
+def open_source(source: Source, cache: Path | None = None) -> RowSource:
     """Find and index the rows of a source. Broken rows show only when they are read (RowError).
+
+    What is opened pickles small, and opens its files again in another process.
+
+    Args:
+        cache: folder for line indexes and the like, so that a file is scanned once; None: nothing is kept.
 
     A folder is read with all folders in it, hidden files (. or _) left out; a file that holds no row is allowed where
     others do.
@@ -65,18 +84,18 @@ def open_source(source: Source) -> RowSource:
         DataError: no such file, a file that cannot be read at all, or no row in any.
         MissingExtra: a URL whose file system is not installed.
     """
-    rows = HubRows(source) if source.path.startswith("hub:") else _files(source)
+    rows = HubRows(source) if source.path.startswith("hub:") else _files(source, cache)
     if len(rows) == 0:
         raise DataError("there is no row in it", where=rows.name, fix="check the path, or remove the source")
     return rows
 
 
-def _files(source: Source) -> Files:
+def _files(source: Source, cache: Path | None) -> Files:
     saved = saved_files(Path(source.path).expanduser(), source.split)
     found = find_files(source.path) if saved is None else [local_file(path) for path in saved]
     parts, digest = [], hashlib.sha256()
     for one in found:
-        file = File(one.name, one.read(), source.split)
-        parts.append(read(file, one.name.partition("?")[0]))
-        digest.update(bytes.fromhex(file.fingerprint()))
+        rows, fingerprint = read(File(one.name, one.open(), source.split), one.name.partition("?")[0], cache)
+        parts.append(rows)
+        digest.update(bytes.fromhex(fingerprint))
     return Files(redact_urls(source.path), parts, digest.hexdigest())

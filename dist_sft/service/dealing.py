@@ -201,10 +201,10 @@ class StepDealer:
                 self.peak = max(self.peak, self.in_flight)
                 task = asyncio.get_running_loop().create_task(self._encode(stream, work, chunk))
                 self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                task.add_done_callback(self._finished)
 
     def _admit(self, most: int, step: int, work: _Work) -> bool:
-        """Whether so many bytes may be added for a step. Higher steps give way; a step alone that is too large fails."""
+        """Whether so many bytes may be added for a step. Higher steps give way; a step too large by itself fails."""
         if self.in_flight + most <= self.budget:
             return True
         if self._running:
@@ -247,7 +247,11 @@ class StepDealer:
             chunk.facts, chunk.reference = facts, reference
             if work.encoded:
                 work.ready.set()
-        asyncio.get_running_loop().call_soon(self._pump)
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            self._pump()
 
     def _wanted(self, stream: str, work: _Work) -> bool:
         delivery = self._deliveries.get(stream)

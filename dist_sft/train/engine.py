@@ -90,6 +90,6 @@ def _guard(name: str, value: float | Tensor, share: StepShare) -> None:
     raise TrainingError(
         f"the {name} is {value}; this rank's samples (source:row) are {rows or 'none'}",
         where=f"step {share.step + 1}, rank {dist.get_rank()}",
-        fix=f"see all samples with dist-sft steps --from {share.step}, look at these rows with dist-sft preview, lower train.learning_rate, or lengthen train.warmup; "
-        "the newest checkpoint is from before this step",
+        fix=f"see all samples with dist-sft steps --from {share.step}, look at rows with dist-sft preview, lower "
+        "train.learning_rate, or lengthen train.warmup; the newest checkpoint is from before this step",
     )

@@ -23,4 +23,6 @@ def evaluate(engine: Any, model: TokenLosses, shares: Sequence[StepShare], step:
             total += (nll * weights).sum(dtype=torch.float64)
     dist.all_reduce(total)
     model.module.train(training)
-    return EvalResult(step, float(total) / sum(s.totals.weight for s in shares), sum(s.totals.supervised for s in shares))
+    return EvalResult(
+        step, float(total) / sum(s.totals.weight for s in shares), sum(s.totals.supervised for s in shares)
+    )

@@ -86,7 +86,7 @@ def test_byte_order_marks_windows_line_ends_and_a_missing_last_line_end_change_n
 
 
 def test_lines_are_found_across_the_chunks_of_the_scan(tmp_path, monkeypatch):
-    monkeypatch.setattr("dist_sft.data.readers.jsonl._CHUNK", 7)
+    monkeypatch.setattr("dist_sft.data.readers.jsonl.PIECE", 7)
     (tmp_path / "a.jsonl").write_bytes(jsonl() + b"\n" * 20 + jsonl())
     assert rows(tmp_path / "a.jsonl") == ROWS + ROWS
 

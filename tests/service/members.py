@@ -75,7 +75,8 @@ class Cluster:
         asyncio.run_coroutine_threadsafe(self.dealer.taken(session, stream, rank, upto), self.loop)
 
     def close(self):
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.kill()
+        self.loop.call_soon_threadsafe(lambda: self.loop.call_soon(self.loop.stop))
         self.thread.join(10)
         self.loop.close()
 

@@ -1,40 +1,67 @@
 """Parquet, and Arrow IPC files and streams.
 
-Arrow is read in place from the (memory-mapped) file; Parquet is decoded into memory once. A column type fills keys that
-a row does not have with None: a message without tool calls comes back with `tool_calls: None`.
+Arrow on this machine is read in place. Of a file in a store, and of Parquet, only the footer is read at first, and then
+the pieces (record batches, row groups) that rows are asked from. Rows come in any order, and a row group takes long to
+decode, so each is decoded once and put beside the cache as Arrow, to be mapped from there.
+
+A column type fills keys that a row does not have with None: a message without tool calls comes back with
+`tool_calls: None`.
 """
 
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_sft.core.errors import DataError, RowError
-from dist_sft.data.readers.base import File
+from dist_sft.core.files import atomic, stable_hash
+from dist_sft.data.readers.base import File, RawRow, Values
+from dist_sft.data.readers.content import Local
 
 _ARROW_FILE = b"ARROW1"
+MOST_HELD = 256 << 20
+"""Bytes of decoded pieces that are held in memory where there is no folder for them."""
 
 
-class Table:
-    """Rows of an Arrow table."""
+class Table(Values):
+    """Rows of a file that is made of pieces. Opens it again wherever it is unpickled."""
 
-    def __init__(self, name: str, table: pa.Table) -> None:
-        self.name, self.table = name, table
+    def __init__(self, file: File, kind: str, opened: Callable[[File], "Pieces"], cache: Path | None) -> None:
+        self.file, self.kind, self.cache, self._opened = file, kind, cache, opened
+        self._pieces: Pieces | None = None
+        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        pieces = self._open()
+        names = pieces.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"two columns are called '{twice[0]}'", where=file.name, fix="rename one of them")
+        self.ends = np.cumsum(pieces.counts, dtype=np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pieces": None, "_held": OrderedDict()}
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def where(self, i: int) -> str:
-        return f"{self.name} row {i}"
+        return f"{self.file.name} row {i}"
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Row i.
 
         Raises:
             RowError: bad_unicode (a text column that is not UTF-8), bad_row (a value that Python cannot hold).
+            DataError: a piece that is broken.
         """
+        piece = int(np.searchsorted(self.ends, i, side="right"))
+        first = int(self.ends[piece - 1]) if piece else 0
         try:
-            row: dict[str, Any] = self.table.slice(i, 1).to_pylist()[0]
+            row: dict[str, Any] = self._piece(piece).slice(i - first, 1).to_pylist()[0]
         except UnicodeDecodeError as error:
             what = f"invalid UTF-8 in a text column: {error.reason}"
             raise RowError(what, reason="bad_unicode", where=self.where(i), fix="write the column again") from None
@@ -42,35 +69,126 @@ class Table:
             raise RowError(f"a value cannot be read: {error}", reason="bad_row", where=self.where(i)) from None
         return row
 
+    def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
+        """Piece by piece, so that each is fetched once."""
+        found: dict[int, RawRow | RowError] = {}
+        for i in sorted(set(rows)):
+            found[i] = self._raw(i)
+        return [found[i] for i in rows]
 
-def read_parquet(file: File) -> Table:
+    def column(self, name: str) -> list[Any]:
+        pieces = self._open()
+        if name not in pieces.names:
+            return [None] * len(self)
+        return [value for piece in range(len(pieces.counts)) for value in self._read(piece, [name])[name].to_pylist()]
+
+    def _piece(self, number: int) -> pa.Table:
+        if number in self._held:
+            self._held.move_to_end(number)
+            return self._held[number]
+        table = self._kept(number) if self.cache and not self._open().in_place else self._read(number, None)
+        self._held[number] = table
+        while sum(held.nbytes for held in self._held.values()) > MOST_HELD and len(self._held) > 1:
+            self._held.popitem(last=False)
+        return table
+
+    def _kept(self, number: int) -> pa.Table:
+        """A piece as it lies beside the cache; put there if it does not."""
+        assert self.cache is not None
+        data = self.file.data
+        key = stable_hash([self.file.name, data.size, data.identity, self.kind, number])[:40]
+        path = self.cache / "row_groups" / f"{key}.arrow"
+        with contextlib.suppress(OSError, pa.ArrowException):
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = self._read(number, None)
+        with contextlib.suppress(OSError):  # a cache may be full or read-only
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return table
+
+    def _read(self, number: int, columns: list[str] | None) -> pa.Table:
+        try:
+            return self._open().read(number, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"part {number} of the {self.kind} file cannot be read: {error}",
+                where=self.file.name,
+                fix="write or copy it again",
+            ) from None
+
+    def _open(self) -> "Pieces":
+        if self._pieces is None:
+            try:
+                self._pieces = self._opened(self.file)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"no whole {self.kind} file: {error}",
+                    where=self.file.name,
+                    fix="write or copy it again; was it cut off?",
+                ) from None
+        return self._pieces
+
+
+class Pieces:
+    """An open file. counts: rows of each piece. in_place: pieces are views of the file, and cost nothing."""
+
+    def __init__(
+        self,
+        names: list[str],
+        counts: list[int],
+        read: Callable[[int, list[str] | None], pa.Table],
+        in_place: bool,
+    ) -> None:
+        self.names, self.counts, self.read, self.in_place = names, counts, read, in_place
+
+
+def read_parquet(file: File, cache: Path | None = None) -> Table:
     """A Parquet file.
 
     Raises:
         DataError: broken or cut off, or two columns of one name.
     """
-    return _table(file, "Parquet", lambda buffer: pq.ParquetFile(buffer).read())
+    return Table(file, "Parquet", _open_parquet, cache)
 
 
-def read_arrow(file: File) -> Table:
+def read_arrow(file: File, cache: Path | None = None) -> Table:
     """An Arrow IPC file, or a stream as `datasets` writes them.
 
     Raises:
         DataError: broken or cut off, or two columns of one name.
     """
-    opened = pa.ipc.open_file if bytes(file.content[: len(_ARROW_FILE)]) == _ARROW_FILE else pa.ipc.open_stream
-    return _table(file, "Arrow", lambda buffer: opened(buffer).read_all())
+    return Table(file, "Arrow", _open_arrow, cache)
 
 
-def _table(file: File, kind: str, read: Any) -> Table:
-    try:
-        table: pa.Table = read(pa.BufferReader(pa.py_buffer(file.content)))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"no whole {kind} file: {error}", where=file.name, fix="write or copy it again; was it cut off?"
-        ) from None
-    names = table.column_names
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"two columns are called '{twice[0]}'", where=file.name, fix="rename one of them")
-    return Table(file.name, table)
+def _open_parquet(file: File) -> Pieces:
+    parquet = pq.ParquetFile(file.data.open())
+    groups = parquet.metadata.num_row_groups
+    counts = [parquet.metadata.row_group(group).num_rows for group in range(groups)]
+    return Pieces(
+        parquet.schema_arrow.names, counts, lambda group, columns: parquet.read_row_group(group, columns=columns), False
+    )
+
+
+def _open_arrow(file: File) -> Pieces:
+    whole = isinstance(file.data, Local) or bytes(file.data.read(0, min(6, file.data.size))) != _ARROW_FILE
+    source = pa.BufferReader(pa.py_buffer(file.data.whole())) if whole else pa.PythonFile(file.data.open(), "r")
+    if bytes(file.data.read(0, min(6, file.data.size))) != _ARROW_FILE:
+        table = pa.ipc.open_stream(source).read_all()
+        return Pieces(table.column_names, [table.num_rows], lambda _, columns: _columns(table, columns), True)
+    opened = pa.ipc.open_file(source)
+    if whole:
+        table = opened.read_all()
+        return Pieces(table.column_names, [table.num_rows], lambda _, columns: _columns(table, columns), True)
+    counts = [opened.get_batch(batch).num_rows for batch in range(opened.num_record_batches)]
+    return Pieces(
+        opened.schema.names,
+        counts,
+        lambda batch, columns: _columns(pa.Table.from_batches([opened.get_batch(batch)]), columns),
+        False,
+    )
+
+
+def _columns(table: pa.Table, columns: list[str] | None) -> pa.Table:
+    return table if columns is None else table.select(columns)

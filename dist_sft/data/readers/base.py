@@ -1,14 +1,26 @@
 """What every reader gets and gives."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dist_sft.core.errors import DataError, RowError
+from dist_sft.data.readers.content import Buffer, Content
 
-Buffer = memoryview
-"""uint8[bytes of the file]; memory-mapped where the file is local and not compressed."""
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row as it lies in its file.
+
+    content  bytes that decide all that it says; rows with equal bytes are equal
+    parse    gives the row, or raises RowError
+    """
+
+    content: bytes
+    parse: Callable[[], dict[str, Any]]
 
 
 class Rows(Protocol):
@@ -18,9 +30,49 @@ class Rows(Protocol):
 
     def __getitem__(self, i: int) -> dict[str, Any]: ...
 
+    def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
+        """Rows in the order asked, from a store in as few requests as can be."""
+        ...
+
+    def column(self, name: str) -> list[Any]:
+        """What every row has under a key, in order; None where that is not there or the row is broken."""
+        ...
+
     def where(self, i: int) -> str:
         """The place of row i, as a person finds it: "train.jsonl:41207"."""
         ...
+
+
+class Values:
+    """What `read` and `column` are for rows that are at hand as values."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
+        return [self._raw(i) for i in rows]
+
+    def column(self, name: str) -> list[Any]:
+        return [raw.parse().get(name) if isinstance(raw := self._raw(i), RawRow) else None for i in range(len(self))]
+
+    def _raw(self, i: int) -> RawRow | RowError:
+        try:
+            row = self[i]
+        except RowError as error:
+            return error
+        return RawRow(canonical(row), lambda: row)
+
+
+def canonical(row: dict[str, Any]) -> bytes:
+    """Bytes that are the same for equal rows, and others for others."""
+    return json.dumps(row, ensure_ascii=True, default=_described, separators=(",", ":")).encode()
+
+
+def _described(value: Any) -> dict[str, str]:
+    return {f"\0{type(value).__module__}.{type(value).__qualname__}": repr(value)}
 
 
 @dataclass(frozen=True)
@@ -31,17 +83,28 @@ class File:
     """
 
     name: str
-    content: Buffer
+    data: Content
     split: str = "train"
+
+    @property
+    def content(self) -> Buffer:
+        """All of it; memory-mapped where the file is on this machine and not compressed."""
+        return self.data.whole()
 
     def fingerprint(self) -> str:
         """SHA-256 of the content: the same wherever the file lies."""
-        return hashlib.sha256(self.content).hexdigest()
+        digest = hashlib.sha256()
+        for at in range(0, self.data.size, PIECE):
+            digest.update(self.data.read(at, min(at + PIECE, self.data.size)))
+        return digest.hexdigest()
 
 
-Reader = Callable[[File], Rows]
+Reader = Callable[[File, Path | None], Rows]
+"""Rows of a file. The folder is for what is worth keeping; None: there is none."""
 
 BOM = b"\xef\xbb\xbf"
+PIECE = 1 << 24
+"""Bytes that are read at once."""
 
 
 def text_start(file: File) -> int:
@@ -50,7 +113,7 @@ def text_start(file: File) -> int:
     Raises:
         DataError: UTF-16, which begins with another mark.
     """
-    head = bytes(file.content[:3])
+    head = bytes(file.data.read(0, min(3, file.data.size)))
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError("the file is UTF-16", where=file.name, fix="convert it: iconv -f UTF-16 -t UTF-8")
     return len(BOM) if head == BOM else 0

@@ -1,21 +1,20 @@
-"""A source's path -> the files it names, and their content.
+"""A source's path -> the files it names, and how to reach their content.
 
-Local paths are memory-mapped; anything with a scheme (`s3://`, `https://`, `memory://`) is fetched whole by fsspec.
+Anything with a scheme (`s3://`, `https://`, `memory://`) is fsspec's.
 """
 
 import difflib
 import glob
-import mmap
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fsspec
 
 from dist_sft.config.resolve import redact_urls
-from dist_sft.core.errors import DataError, MissingExtra
+from dist_sft.core.errors import DataError
+from dist_sft.data.readers.content import Content, Local, Remote, reached
 from dist_sft.data.readers.suffixes import READERS, suffixes
 
 _SCHEME = re.compile(r"^[A-Za-z][\w+.-]*(://|::)")
@@ -23,10 +22,10 @@ _SCHEME = re.compile(r"^[A-Za-z][\w+.-]*(://|::)")
 
 @dataclass(frozen=True)
 class Found:
-    """A file that a source names. name: as errors say it, without secrets.  read: fetches or maps its bytes."""
+    """A file that a source names. name: as errors say it, without secrets.  open: reaches for its bytes."""
 
     name: str
-    read: Callable[[], memoryview]
+    open: Callable[[], Content]
 
 
 def find_files(path: str) -> list[Found]:
@@ -56,7 +55,7 @@ def _find_local(path: str) -> list[Found]:
 
 def local_file(path: Path) -> Found:
     """A file on this machine."""
-    return Found(str(path), lambda: _map(path))
+    return Found(str(path), lambda: _local(path))
 
 
 def readable(names: list[str], folder: str) -> list[str]:
@@ -73,13 +72,11 @@ def readable(names: list[str], folder: str) -> list[str]:
     return rows or known
 
 
-def _map(path: Path) -> memoryview:
-    """uint8[bytes of the file], memory-mapped."""
+def _local(path: Path) -> Content:
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        content = Local.of(path)
+        content.whole()
+        return content
     except FileNotFoundError:
         if path.is_symlink():
             what = f"a link to {path.readlink()}, which does not exist"
@@ -100,37 +97,20 @@ def _neighbours(folder: Path, name: str) -> str:
 
 
 def _find_remote(url: str) -> list[Found]:
-    fs, path = _remote(url, lambda: fsspec.core.url_to_fs(url))
+    fs, path = reached(url, lambda: fsspec.core.url_to_fs(url))
     shown = redact_urls(url)
     prefix = shown[: len(shown) - len(redact_urls(path))] if shown.endswith(redact_urls(path)) else ""
     if glob.has_magic(path) and not url.startswith(("http://", "https://")):  # where ? begins a query
-        names = [str(name) for name in _remote(url, lambda: fs.glob(path))]
+        names = [str(name) for name in reached(url, lambda: fs.glob(path))]
         if not names:
             raise DataError("no file matches", where=shown, fix="check the pattern")
-    elif not suffixes(path.partition("?")[0])[0] and _remote(url, lambda: fs.isdir(path)):
-        names = readable([str(name) for name in _remote(url, lambda: fs.find(path))], shown)
+    elif not suffixes(path.partition("?")[0])[0] and reached(url, lambda: fs.isdir(path)):
+        names = readable([str(name) for name in reached(url, lambda: fs.find(path))], shown)
     else:
         names = [path]
     names.sort(key=_natural)
-    return [Found(prefix + redact_urls(name), _fetcher(url, fs, name)) for name in names]
-
-
-def _fetcher(url: str, fs: Any, name: str) -> Callable[[], memoryview]:
-    return lambda: memoryview(_remote(url, lambda: fs.cat_file(name)))
-
-
-def _remote(url: str, call: Callable[[], Any]) -> Any:
-    """What a file system answers. Its faults are of any type: each store has its own."""
-    shown = redact_urls(url)
-    try:
-        return call()
-    except FileNotFoundError:
-        raise DataError("no such file", where=shown, fix="check the URL") from None
-    except ImportError as error:
-        raise MissingExtra(f"no file system for this URL: {error}", where=shown, fix="install what it names") from None
-    except Exception as error:  # noqa: BLE001  # whatever it is, it must name the URL
-        what = f"cannot be read: {type(error).__name__}: {redact_urls(str(error))}"
-        raise DataError(what, where=shown, fix="check the URL, the network and the credentials") from None
+    shown_names = [prefix + redact_urls(name) for name in names]
+    return [Found(at, lambda n=name, s=at: Remote(url, n, s)) for name, at in zip(names, shown_names, strict=True)]
 
 
 def _hidden(path: Path) -> bool:

@@ -4,14 +4,15 @@ A .json file that holds an object on each line is read as JSON Lines, as many pu
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from dist_sft.core.errors import DataError
-from dist_sft.data.readers.base import File, Rows, checked_row, decode, refuse_surrogates
+from dist_sft.data.readers.base import File, Rows, Values, checked_row, decode, refuse_surrogates
 from dist_sft.data.readers.jsonl import JsonLines
 
 
-class JsonArray:
+class JsonArray(Values):
     """Rows of an array in memory. key: where the array stands in the file, "" at the top."""
 
     def __init__(self, name: str, key: str, values: list[Any], surrogates: bool) -> None:
@@ -34,7 +35,7 @@ class JsonArray:
         return checked_row(self.values[i], self.where(i))
 
 
-def read_json(file: File) -> Rows:
+def read_json(file: File, cache: Path | None = None) -> Rows:
     """Rows of a .json file.
 
     Raises:
@@ -45,7 +46,7 @@ def read_json(file: File) -> Rows:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            return JsonLines(file)
+            return JsonLines(file, cache)
         raise _broken(file, error, text) from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"not JSON: {error}", where=file.name) from None

@@ -4,12 +4,13 @@ A corpus in one file is thereby many samples, each of which can be packed and ha
 blank lines inside, or a whole file as one, is written as JSON Lines: {"text": "..."}.
 """
 
+from pathlib import Path
 from typing import Any
 
-from dist_sft.data.readers.base import File, decode
+from dist_sft.data.readers.base import File, Values, decode
 
 
-class Documents:
+class Documents(Values):
     """Documents of a text file in memory. lines[i]: 1-based line on which document i begins."""
 
     def __init__(self, name: str, texts: list[str], lines: list[int]) -> None:
@@ -25,7 +26,7 @@ class Documents:
         return {"text": self.texts[i]}
 
 
-def read_text(file: File) -> Documents:
+def read_text(file: File, cache: Path | None = None) -> Documents:
     """A text file.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError
+from dist_sft.data.readers.base import Values
 
 
 def saved_files(folder: Path, split: str) -> list[Path] | None:
@@ -35,7 +36,7 @@ def _json(path: Path, key: str) -> Any:
         raise DataError(what, where=str(path), fix="save it again with save_to_disk") from None
 
 
-class HubRows:
+class HubRows(Values):
     """Rows of a data set of the hub, as `datasets` caches it: memory-mapped Arrow."""
 
     def __init__(self, source: Source) -> None:
@@ -52,6 +53,9 @@ class HubRows:
     def __getitem__(self, i: int) -> dict[str, Any]:
         row: dict[str, Any] = self.data[i]
         return row
+
+    def column(self, name: str) -> list[Any]:
+        return list(self.data[name]) if name in self.data.column_names else [None] * len(self)
 
 
 def _load(source: Source, where: str) -> Any:

@@ -5,14 +5,18 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 
 from dist_sft.core.errors import DataError
+from dist_sft.core.files import stable_hash
 from dist_sft.data.readers.arrow import read_arrow, read_parquet
 from dist_sft.data.readers.base import File, Reader, Rows
+from dist_sft.data.readers.content import Memory
 from dist_sft.data.readers.json_array import read_json
 from dist_sft.data.readers.jsonl import JsonLines
+from dist_sft.data.readers.kept import Kept
 from dist_sft.data.readers.plain_text import read_text
 from dist_sft.data.readers.table_text import read_csv, read_tsv
 
@@ -48,10 +52,11 @@ def suffixes(name: str) -> tuple[str, str]:
     return next((suffix for suffix in READERS if stem.endswith(suffix)), ""), compression
 
 
-def read(file: File, file_name: str) -> Rows:
-    """Rows of a file.
+def read(file: File, file_name: str, cache: Path | None) -> tuple[Rows, str]:
+    """Rows of a file, and its fingerprint.
 
     Args:
+        cache: folder for what is worth keeping, or None.
         file_name: what its suffix is taken from; file.name may have more to it.
     Raises:
         DataError: an unknown suffix, a broken compression, or what the reader raises.
@@ -61,14 +66,29 @@ def read(file: File, file_name: str) -> Rows:
         raise DataError(
             "a file of unknown format", where=file.name, fix=f"name it {', '.join(READERS)}, or with .gz after that"
         )
-    if compression:
-        file = File(file.name, _decompressed(file, compression), file.split)
-    return READERS[suffix](file)
+    if not compression:
+        return _rows(READERS[suffix], file, cache)
+    plain = File(file.name, Memory(_decompressed(file, compression)), file.split)
+    return READERS[suffix](plain, None), file.fingerprint()
 
 
-def _decompressed(file: File, compression: str) -> memoryview:
+def _rows(reader: Reader, file: File, cache: Path | None) -> tuple[Rows, str]:
+    if reader is JsonLines:
+        lines = JsonLines(file, cache)
+        return lines, lines.fingerprint
+    rows, kept = reader(file, cache), Kept(cache, file)
+    if file.data.digest is not None and reader in (read_parquet, read_arrow):  # read in pieces, so not hashed whole
+        return rows, stable_hash([file.data.size, file.data.digest])
+    if (known := kept.load()) is not None:
+        return rows, known[0]
+    fingerprint = file.fingerprint()
+    kept.save(fingerprint, {})
+    return rows, fingerprint
+
+
+def _decompressed(file: File, compression: str) -> bytes:
     try:
-        return memoryview(COMPRESSIONS[compression](bytes(file.content)))
+        return COMPRESSIONS[compression](bytes(file.content))
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         what = f"no whole {compression} file: {error}"
         raise DataError(what, where=file.name, fix="write or copy it again; was it cut off?") from None

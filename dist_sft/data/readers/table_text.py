@@ -3,16 +3,17 @@
 import csv
 import io
 import sys
+from pathlib import Path
 from typing import Any
 
 from dist_sft.core.errors import DataError, RowError
-from dist_sft.data.readers.base import File, decode
+from dist_sft.data.readers.base import File, Values, decode
 
 _LONGEST_NAME = 200
 """Characters. A header with a longer name is taken for a row of data."""
 
 
-class Csv:
+class Csv(Values):
     """Rows of a CSV file in memory. lines[i]: 1-based line on which row i begins."""
 
     def __init__(self, name: str, columns: list[str], rows: list[list[str]], lines: list[int]) -> None:
@@ -41,12 +42,12 @@ class Csv:
         return dict(zip(self.columns, values, strict=True))
 
 
-def read_csv(file: File) -> Csv:
+def read_csv(file: File, cache: Path | None = None) -> Csv:
     """A comma-separated file."""
     return _read(file, ",")
 
 
-def read_tsv(file: File) -> Csv:
+def read_tsv(file: File, cache: Path | None = None) -> Csv:
     """A tab-separated file."""
     return _read(file, "\t")
 

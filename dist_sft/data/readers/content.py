@@ -1,0 +1,212 @@
+"""The bytes of a file on this machine, in a store, or in memory. Random access; what was not asked for is not held.
+
+All three pickle small. What is unpickled on another node opens the file there, and refuses one that is not the same.
+"""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+
+from dist_sft.config.resolve import redact_urls
+from dist_sft.core.errors import DataError, MissingExtra
+
+Buffer = memoryview
+"""uint8[bytes of the file]"""
+
+STRONG = ("ETag", "etag", "md5", "md5Hash", "content_md5", "crc32c")
+WEAK = ("generation", "LastModified", "last_modified", "updated", "mtime", "created", "modified")
+"""Keys under which a store says that a file's content, or its date, has changed."""
+
+
+class Content(Protocol):
+    """Bytes of a file.
+
+    size      bytes
+    identity  changes when the file is written again; None where that cannot be told
+    digest    of the content, as the store itself keeps it; None where it keeps none
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def identity(self) -> str | None: ...
+
+    @property
+    def digest(self) -> str | None: ...
+
+    def whole(self) -> Buffer:
+        """All bytes: mapped where the file is on this machine, else fetched and kept."""
+        ...
+
+    def read(self, begin: int, end: int) -> Buffer: ...
+
+    def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Many pieces, from a store in one go."""
+        ...
+
+    def open(self) -> Any:
+        """A seekable binary file, or a path, for libraries that read by themselves."""
+        ...
+
+
+@dataclass
+class Local:
+    """A file on this machine. size, identity: as they were when the run first saw it."""
+
+    path: Path
+    size: int
+    identity: str
+    digest: None = None
+    _map: memoryview | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, path: Path) -> "Local":
+        """Raises OSError."""
+        stat = path.stat()
+        return cls(path.absolute(), stat.st_size, f"{stat.st_mtime_ns}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def whole(self) -> Buffer:
+        """Raises OSError; DataError: the file is not the one that the run began with."""
+        if self._map is None:
+            with self.path.open("rb") as file:
+                if self.path.stat().st_size != self.size:
+                    raise _changed(str(self.path))
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+            self._map = memoryview(data)
+        return self._map
+
+    def read(self, begin: int, end: int) -> Buffer:
+        return self.whole()[begin:end]
+
+    def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        data = self.whole()
+        return [bytes(data[begin:end]) for begin, end in spans]
+
+    def open(self) -> Any:
+        self.whole()
+        return str(self.path)
+
+
+@dataclass
+class Remote:
+    """A file that fsspec reaches. name: within its file system. shown: without secrets."""
+
+    url: str
+    name: str
+    shown: str
+    info: dict[str, Any] | None = None
+    _whole: memoryview | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.info is None:
+            found = self._call(lambda fs: fs.info(self.name))
+            self.info = {key: str(found[key]) for key in (*STRONG, *WEAK, "size") if found.get(key) is not None}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_whole": None}
+
+    @property
+    def size(self) -> int:
+        """A store that does not tell the size of a file gives it whole."""
+        assert self.info is not None
+        return int(self.info["size"]) if "size" in self.info else len(self.whole())
+
+    @property
+    def identity(self) -> str | None:
+        assert self.info is not None
+        known = [f"{key}={self.info[key]}" for key in (*STRONG, *WEAK) if key in self.info]
+        return ",".join(known) or None
+
+    @property
+    def digest(self) -> str | None:
+        assert self.info is not None
+        return next((self.info[key] for key in STRONG if key in self.info), None)
+
+    def whole(self) -> Buffer:
+        if self._whole is None:
+            self._whole = memoryview(self._call(lambda fs: fs.cat_file(self.name)))
+        return self._whole
+
+    def read(self, begin: int, end: int) -> Buffer:
+        return memoryview(self.ranges([(begin, end)])[0])
+
+    def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self._whole is not None or not self.info or "size" not in self.info:
+            return [bytes(self.whole()[begin:end]) for begin, end in spans]
+        begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
+        pieces: list[bytes] = self._call(
+            lambda fs: fs.cat_ranges([self.name] * len(spans), begins, ends, on_error="raise")
+        )
+        if all(len(piece) == end - begin for piece, (begin, end) in zip(pieces, spans, strict=True)):
+            return pieces
+        if len(pieces[0]) != self.size:
+            raise _changed(self.shown)
+        self._whole = memoryview(pieces[0])  # a web server that knows no ranges gives the whole file
+        return self.ranges(spans)
+
+    def open(self) -> Any:
+        return self._call(lambda fs: fs.open(self.name, "rb"))
+
+    def _call(self, call: Any) -> Any:
+        return reached(self.url, lambda: call(fsspec.core.url_to_fs(self.url)[0]))
+
+
+@dataclass
+class Memory:
+    """Bytes that had to be unpacked."""
+
+    data: bytes
+    identity: None = None
+    digest: None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def whole(self) -> Buffer:
+        return memoryview(self.data)
+
+    def read(self, begin: int, end: int) -> Buffer:
+        return self.whole()[begin:end]
+
+    def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.data[begin:end] for begin, end in spans]
+
+    def open(self) -> Any:
+        import io
+
+        return io.BytesIO(self.data)
+
+
+def reached(url: str, call: Any) -> Any:
+    """What a file system answers. Its faults are of any type, for each store has its own.
+
+    Raises:
+        DataError, MissingExtra
+    """
+    shown = redact_urls(url)
+    try:
+        return call()
+    except FileNotFoundError:
+        raise DataError("no such file", where=shown, fix="check the URL") from None
+    except ImportError as error:
+        raise MissingExtra(f"no file system for this URL: {error}", where=shown, fix="install what it names") from None
+    except Exception as error:  # noqa: BLE001  # whatever it is, it must name the URL
+        what = f"cannot be read: {type(error).__name__}: {redact_urls(str(error))}"
+        raise DataError(what, where=shown, fix="check the URL, the network and the credentials") from None
+
+
+def _changed(where: str) -> DataError:
+    return DataError(
+        "the file has changed since the run first saw it, or is another one on this node",
+        where=where,
+        fix="bring the file back, or start a new run; every node must see the same files",
+    )

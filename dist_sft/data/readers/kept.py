@@ -1,0 +1,54 @@
+"""What a scan of a file has found, kept in the cache folder so that it need not be scanned again."""
+
+import contextlib
+import hashlib
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_sft.core.files import atomic
+from dist_sft.data.readers.base import File
+
+VERSION = "1"
+RACY = 2.0
+"""Seconds: a file may be written again within the resolution of its date, so a younger one is not trusted by it."""
+
+Arrays = dict[str, NDArray[np.int64]]
+
+
+class Kept:
+    """The index of one file. Nothing is kept without a folder, or of a file that cannot be told from a changed one."""
+
+    def __init__(self, cache: Path | None, file: File) -> None:
+        content = file.data
+        if cache is None or content.identity is None or _young(content.identity):
+            self.path: Path | None = None
+            return
+        key = "\0".join((VERSION, file.name, str(content.size), content.identity))
+        self.path = cache / "index" / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npz"
+
+    def load(self) -> tuple[str, Arrays] | None:
+        """Fingerprint and arrays; None where nothing whole is kept."""
+        if self.path is None:
+            return None
+        try:
+            with np.load(self.path) as kept:  # a zip file: it has checksums
+                arrays = {name: kept[name] for name in kept.files}
+            return bytes(arrays.pop("fingerprint")).hex(), arrays
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile):
+            return None
+
+    def save(self, fingerprint: str, arrays: Arrays) -> None:
+        if self.path is None:
+            return
+        with contextlib.suppress(OSError):  # a cache may be full or read-only
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(self.path) as file:
+                np.savez(file, fingerprint=np.frombuffer(bytes.fromhex(fingerprint), np.uint8), **arrays)
+
+
+def _young(identity: str) -> bool:
+    return identity.isdecimal() and time.time() - int(identity) / 1e9 < RACY
