@@ -39,6 +39,10 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 
 
+data = typer.Typer(no_args_is_help=True, help="Look at the data of a run, before and beside training.")
+app.add_typer(data, name="data")
+
+
 def main() -> None:
     """The `dist-sft` command: an error of the user's is one clear message and exit code 1."""
     _quiet()
@@ -137,6 +141,35 @@ def steps(
             _print_json(step.as_dict())
     else:
         show(dealt, Console())
+
+
+@data.command(
+    epilog="Examples: `dist-sft data stats run.yaml`, `dist-sft data stats run.yaml --steps 0 --png stats.png`, "
+    "`dist-sft data stats run.yaml --world 64 train.tokens_per_pack=16384 --json`"
+)
+def stats(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option("--steps", min=0, help="first steps of the run; 0: all")] = 100,
+    world: Annotated[int | None, typer.Option(min=1, help="ranks; default: cluster.workers")] = None,
+    png: Annotated[Path | None, typer.Option(help="also draw a picture into this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rows, tokens, lengths by source, the mixture as it comes about, how steps pack, and what is not learned."""
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.commands.stats import draw, show
+        from dist_sft.commands.stats import stats as look
+
+        found = look(config, count or None, world or config.cluster.workers, Console(stderr=True))
+        if png:
+            draw(found, png)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        show(found, Console())
+        if png:
+            print(f"drawn: {png}")
 
 
 @app.command(epilog="Examples: `dist-sft check run.yaml`, `dist-sft check run.yaml cluster.workers=2 --json`")

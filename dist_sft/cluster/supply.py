@@ -73,12 +73,12 @@ def connect(offer: Offer | None, config: RunConfig, world: int, rank: int, sessi
     if offer and offer.service:
         from dist_sft.service.members import RayLink
 
-        link = RayLink(offer.service, watch=rank == 0, stall=config.service.stall)
-        return Supply(offer.brief, link, config, world, rank, session)
+        remote = RayLink(offer.service, watch=rank == 0, stall=config.service.stall)
+        return Supply(offer.brief, remote, config, world, rank, session)
     data = RunData.of(config)
     data.probe(config)
-    link = local_link(data.feeds, data.dealer(config, world), config)
-    return Supply(data.brief(config), link, config, world, rank, session)
+    local = local_link(data.feeds, data.dealer(config, world), config)
+    return Supply(data.brief(config), local, config, world, rank, session)
 
 
 def local_link(feeds: Mapping[str, Feed], dealer: Dealer, config: RunConfig) -> LocalLink:

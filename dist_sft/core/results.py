@@ -16,6 +16,7 @@ class StepResult:
     seconds, waited      wall-clock of the step, and the part of it spent waiting for data
     micro_steps forward passes of each rank
     balance     estimated time of the step over that of a perfectly balanced one
+    fill, dummies, padding  tokens over what all packs could hold; packs without a sample; tokens of padding in others
     flops       forward and backward of the whole step
     """
 
@@ -30,6 +31,9 @@ class StepResult:
     waited: float
     micro_steps: int
     balance: float
+    fill: float
+    dummies: int
+    padding: int
     flops: float
 
 

@@ -64,7 +64,8 @@ def order_of(
     shared = [source.token_share is not None for source in data.sources]
     means = mean_tokens() if any(shared) else [1.0] * len(shared)
     first = [source.token_share if source.token_share is not None else source.weight for source in data.sources]
-    changes = [(0, first), *((change.step * samples_per_step, list(change.weights)) for change in data.schedule)]
+    changes: list[tuple[int, Sequence[float | None]]] = [(0, first)]
+    changes += [(change.step * samples_per_step, change.weights) for change in data.schedule]
     mixture = Mixture.of(
         [Change(position, _weights(values, shared, means)) for position, values in changes],
         [_visits(stream, source.max_epochs) for stream, source in zip(streams, data.sources, strict=True)],
@@ -102,7 +103,8 @@ def _row_order(order: OrderSection, sources: Sequence[Columns], seed: int, strea
         ]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(map(str, names)))}
         domain = np.array([numbers[str(name)] for name in names], np.int64)
-    pacing = order.pacing and Pacing(order.pacing.start, order.pacing.full_at, order.pacing.power)
+    slow = order.pacing
+    pacing = None if slow is None else Pacing(slow.start, slow.full_at, slow.power)
     return Curriculum(difficulty, domain, pacing, seed, stream)
 
 

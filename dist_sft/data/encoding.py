@@ -89,7 +89,7 @@ class Rows:
         (row,) = self.sources[sample.source].read([sample.row])
         parsed = self._parsed(row, sample.source)
         if isinstance(parsed, RowError):
-            raise self._placed(parsed, sample)
+            raise self._at_its_place(parsed, sample)
         return parsed
 
     def encode(self, step: int, ids: Sequence[SampleId]) -> EncodedStep:
@@ -118,7 +118,10 @@ class Rows:
         found: dict[int, Outcome] = {}
         for source, here in places.items():
             found.update(zip(here, self._of_source(source, [ids[place].row for place in here]), strict=True))
-        return [self._placed(found[place], id_) for place, id_ in enumerate(ids)]
+        return [
+            self._at_its_place(result, id_) if isinstance(result := found[place], RowError) else result
+            for place, id_ in enumerate(ids)
+        ]
 
     def _of_source(self, source: int, rows: list[int]) -> list[Outcome]:
         known = self.maps[source]
@@ -161,11 +164,9 @@ class Rows:
         except RowError as error:
             return error
 
-    def _placed(self, result: Outcome, id_: SampleId) -> Outcome:
-        if not isinstance(result, RowError):
-            return result
+    def _at_its_place(self, error: RowError, id_: SampleId) -> RowError:
         where = self.where(id_)
-        return result if result.where.startswith(where) else result.at(where)
+        return error if error.where.startswith(where) else error.at(where)
 
     def _forbidden(self, error: RowError) -> bool:
         policy = self.data.overlong if error.reason == "overlong" else self.data.bad_rows

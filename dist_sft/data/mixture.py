@@ -131,7 +131,7 @@ def sample_weights(
     rest = 1 - sum(share or 0 for share in token_shares)
     weighted = sum(w * t for w, t in zip(weights, tokens, strict=True) if w is not None)
     raw = [
-        share / mean if share is not None else rest * weight / weighted
+        share / mean if share is not None else rest * (weight or 0) / weighted
         for weight, share, mean in zip(weights, token_shares, tokens, strict=True)
     ]
     return tuple(max(round(value / sum(raw), 5), 1e-5) if value else 0.0 for value in raw)
@@ -157,10 +157,10 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """streams: int32[D] in order of slot. visits: int32[D], how many slots before have the same stream."""
+    """streams: int64[D] in order of slot. visits: int64[D], how many slots before have the same stream."""
 
-    streams: NDArray[np.int32]
-    visits: NDArray[np.int32]
+    streams: NDArray[np.int64]
+    visits: NDArray[np.int64]
 
 
 @functools.lru_cache(maxsize=8)
@@ -169,7 +169,7 @@ def _table(quotas_: tuple[int, ...]) -> _Table:
     released = [(-(-length // quota), stream) for stream, quota in enumerate(quotas_) if quota]  # (deadline, stream)
     waiting: list[tuple[int, int]] = []  # (release, stream)
     heapq.heapify(released)
-    streams, visits = np.empty(length, np.int32), np.empty(length, np.int32)
+    streams, visits = np.empty(length, np.int64), np.empty(length, np.int64)
     for slot in range(length):
         while waiting and waiting[0][0] <= slot:
             _, stream = heapq.heappop(waiting)

@@ -48,9 +48,9 @@ class Stream:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             rows[here] = self.order.rows(int(epoch), offsets[here])
-        ends = np.cumsum(self.counts)
+        ends = np.cumsum(self.counts, dtype=np.int64)
         which = np.searchsorted(ends, rows, side="right")
-        return np.array(self.sources)[which], rows - (ends - self.counts)[which]
+        return np.array(self.sources, np.int64)[which], rows - (ends - self.counts)[which]
 
     def samples(self, begin: int, end: int) -> tuple[SampleId, ...]:
         """The samples of visits [begin, end), as if the stream were alone: a position is a visit."""

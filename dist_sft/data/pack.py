@@ -17,13 +17,13 @@ from dist_sft.data.order import SampleId
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Whole samples side by side, no padding between or after them.
+    """Whole samples side by side, no padding between them.
 
     tokens     int32[T]    ids
     weights    float32[T]  loss weight of predicting token t from those before it; 0 at each sample's first token
     positions  int32[T]    restart at 0 with each sample
-    cu_seqlens int32[K+1]  where samples begin and end
-    samples    SampleId[K] source and row; () for a dummy pack, which is one token of weight 0
+    cu_seqlens int32[K+1]  where samples begin and end; K+2 if padding follows, which is a segment of its own
+    samples    SampleId[K] source and row; () for a dummy pack, which is padding alone
     """
 
     tokens: NDArray[np.int32]
@@ -34,14 +34,17 @@ class Pack:
 
     @property
     def real_tokens(self) -> int:
-        return len(self.tokens) if self.samples else 0
+        return int(self.cu_seqlens[len(self.samples)])
 
 
-def build_pack(ids: Sequence[SampleId], samples: Sequence[EncodedSample]) -> Pack:
-    """Lay samples side by side; without any, the dummy pack that keeps a rank in step with the others."""
-    if not samples:
-        one = np.zeros(1, np.int32)
-        return Pack(one, np.zeros(1, np.float32), one, np.array([0, 1], np.int32), ())
+def build_pack(ids: Sequence[SampleId], samples: Sequence[EncodedSample], multiple: int = 1) -> Pack:
+    """Lay samples side by side; without any, the dummy pack that keeps a rank in step with the others.
+
+    multiple: of tokens that the pack's length shall be; what is missing is one more segment, of weight 0.
+    """
+    filler = -sum(map(len, samples)) % multiple if samples else multiple
+    if filler:
+        samples = [*samples, EncodedSample(np.zeros(filler, np.int32), np.zeros(filler, np.float32))]
     lengths = [len(sample) for sample in samples]
     weights = np.concatenate([sample.weights for sample in samples])
     ends = np.cumsum([0, *lengths], dtype=np.int32)
@@ -65,6 +68,9 @@ class StepTotals:
     supervised     tokens with a weight above 0
     source_tokens  tokens of each source
     balance        time of the step over that of a perfectly balanced one, by estimated cost
+    fill           tokens over what all packs could hold
+    dummies        packs without a sample
+    padding        tokens of padding in the others
     """
 
     samples: int
@@ -74,6 +80,9 @@ class StepTotals:
     supervised: int
     source_tokens: tuple[int, ...]
     balance: float
+    fill: float
+    dummies: int
+    padding: int
 
 
 @dataclass(frozen=True, slots=True)

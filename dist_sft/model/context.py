@@ -47,7 +47,8 @@ class PackContext:
         self.lengths = torch.from_numpy(np.repeat(lengths, lengths)).to(device)
         self.keys = None
         if step is not None:
-            keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples] or [0]
+            keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples]
+            keys += [0] * (len(lengths) - len(keys))  # padding
             self.keys = torch.from_numpy(np.repeat(np.array(keys, np.uint64).view(np.int64), lengths)).to(device)
 
     def attach(self, model: nn.Module) -> None:

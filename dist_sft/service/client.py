@@ -109,5 +109,5 @@ def _share(ticket: Ticket, chunks: Mapping[int, Chunk]) -> StepShare:
     def samples(pack: tuple[Place, ...]) -> list[EncodedSample]:
         return [chunks[place.chunk].sample(place.index) for place in pack]
 
-    packs = tuple(build_pack([place.id for place in pack], samples(pack)) for pack in ticket.packs)
+    packs = tuple(build_pack([place.id for place in pack], samples(pack), ticket.multiple) for pack in ticket.packs)
     return StepShare(ticket.step, packs, ticket.totals)

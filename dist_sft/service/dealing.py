@@ -168,12 +168,16 @@ class StepDealer:
         if current and current.session > ask.session:
             raise _stale(ask.session)
         if current is None or current.session < ask.session:
-            for work in current.steps.values() if current else ():
-                self._drop(work)
-                work.error = _stale(current.session)
-                work.ready.set()
+            if current:
+                self._end(current)
             current = self._deliveries[ask.stream] = _Delivery(ask.session, ask.world)
         return current
+
+    def _end(self, delivery: _Delivery) -> None:
+        for work in delivery.steps.values():
+            self._drop(work)
+            work.error = _stale(delivery.session)
+            work.ready.set()
 
     def _chunks(self, steps: Steps, step: int) -> Iterator[_Chunk]:
         begin, end = steps.positions_of(step)
@@ -293,6 +297,7 @@ class StepDealer:
             totals=dealt.totals,
             entries=dealt.entries if self.alone or ask.rank == 0 else (),
             seen=steps.positions_of(ask.step)[1],
+            multiple=self.dealer.pad_to_multiple_of,
         )
 
 
@@ -308,6 +313,9 @@ def _deal(facts: list[ChunkFacts], dealer: Dealer, sources: int) -> _Dealt:
         supervised=sum(part.supervised for part in facts),
         source_tokens=tuple(np.bincount(source, lengths, minlength=sources).astype(int).tolist()),
         balance=plan.balance,
+        fill=plan.fill,
+        dummies=plan.dummies,
+        padding=plan.padding,
     )
     places = (Place(id_, number, index) for number, part in enumerate(facts) for index, id_ in enumerate(part.ids))
     return _Dealt(plan, tuple(places), totals, tuple(entry for part in facts for entry in part.entries))

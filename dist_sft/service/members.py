@@ -185,6 +185,6 @@ def start(
         def __init__(self, streams: Any) -> None:
             super().__init__(streams, dealer, RayEncoders(actors, stall), context_length, budget)
 
-    deal = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=max(1000, 8 * ranks))(DealerActor)
+    deal = ray.remote(num_cpus=0, max_restarts=-1)(DealerActor)
     steps = {stream: feed.steps for stream, feed in feeds.items()}
-    return Service(name, deal.options(name=name).remote(steps), actors)
+    return Service(name, deal.options(name=name, max_concurrency=max(1000, 8 * ranks)).remote(steps), actors)

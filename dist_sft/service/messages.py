@@ -127,6 +127,7 @@ class Ticket:
     chunks   (version, reference) of the chunks that they lie in, by number
     entries  of the whole step; () for all ranks but the one that keeps the ledger
     seen     samples of the run up to the end of this step, for the share of bad rows
+    multiple of tokens that the length of each pack shall be
     """
 
     step: int
@@ -135,3 +136,4 @@ class Ticket:
     totals: StepTotals
     entries: tuple[Entry, ...]
     seen: int
+    multiple: int

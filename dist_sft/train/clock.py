@@ -45,5 +45,8 @@ class StepClock:
             waited=self._received - self._asked,
             micro_steps=len(share.packs),
             balance=share.totals.balance,
+            fill=share.totals.fill,
+            dummies=share.totals.dummies,
+            padding=share.totals.padding,
             flops=self.flops(share.totals.tokens, share.totals.squares),
         )

@@ -89,7 +89,7 @@ def test_sample_weights_give_the_shares_of_tokens_that_were_asked_for(shared, we
     means = np.array([mean for _, mean in shared + weighted])
     samples = np.array(sample_weights(weights, shares, means))
     tokens = samples * means / (samples * means).sum()
-    for i, (share, mean) in enumerate(shared):
+    for i, (share, _) in enumerate(shared):
         assert tokens[i] == pytest.approx(share, abs=1e-5 * len(means) * means.max() / (samples * means).sum() + 1e-9)
     first = samples[len(shared)] / weighted[0][0]
     for value, (weight, _) in zip(samples[len(shared) :], weighted, strict=True):

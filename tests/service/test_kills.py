@@ -1,4 +1,4 @@
-"""Members of a service on a real Ray are killed and frozen at random: the same steps arrive, and nothing is left behind."""
+"""On a real Ray, members are killed and frozen at random: the same steps arrive, and nothing is left behind."""
 
 import json
 import os

@@ -8,6 +8,7 @@ import glob
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -110,7 +111,7 @@ def _find_remote(url: str) -> list[Found]:
         names = [path]
     names.sort(key=_natural)
     shown_names = [prefix + redact_urls(name) for name in names]
-    return [Found(at, lambda n=name, s=at: Remote(url, n, s)) for name, at in zip(names, shown_names, strict=True)]
+    return [Found(at, partial(Remote, url, name, at)) for name, at in zip(names, shown_names, strict=True)]
 
 
 def _hidden(path: Path) -> bool:

@@ -45,12 +45,14 @@ class JsonLines:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Row i. Raises RowError, see `_parse`."""
-        (row,) = self.read([i])
-        return row.parse()
+        ((begin, end),) = self._spans([i])
+        return self._parse(i, bytes(self.file.data.read(begin, end)))
 
     def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
-        spans = [(int(self.starts[i]), int(self.ends[i])) for i in rows]
-        return [self._row(i, line) for i, line in zip(rows, self.file.data.ranges(spans), strict=True)]
+        return [self._row(i, line) for i, line in zip(rows, self.file.data.ranges(self._spans(rows)), strict=True)]
+
+    def _spans(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        return [(int(self.starts[i]), int(self.ends[i])) for i in rows]
 
     def column(self, name: str) -> list[Any]:
         return [self._value(i, name) for i in range(len(self))]

@@ -47,7 +47,7 @@ class Kept:
         with contextlib.suppress(OSError):  # a cache may be full or read-only
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic(self.path) as file:
-                np.savez(file, fingerprint=np.frombuffer(bytes.fromhex(fingerprint), np.uint8), **arrays)
+                np.savez(file, **arrays, fingerprint=np.frombuffer(bytes.fromhex(fingerprint), np.uint8))  # type: ignore[arg-type]
 
 
 def _young(identity: str) -> bool:
