@@ -1,11 +1,36 @@
 """Fixtures that several folders of tests share."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from tests.chat.registry import shared_data, tokenizer_folder
 from tests.tiny import tiny_model, tiny_rows, tiny_run
+from tools import registry
 
-__all__ = ["shared_data", "tiny_model", "tiny_rows", "tiny_run", "tokenizer_folder"]
+__all__ = ["tiny_model", "tiny_rows", "tiny_run"]
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data, which is not in the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder():
+    """A function: name of a real tokenizer -> its folder. Without a registry the tests that need it are skipped."""
+
+    def folder(name):
+        try:
+            return registry.tokenizer_folder(name)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"no registry: {error}")
+
+    return folder
 
 
 def pytest_addoption(parser):

@@ -1,6 +1,6 @@
 """Conversation | Document -> tokens and loss weights: the template's own ids, and a mask with a proof.
 
-render, and find the strings of the row (skeleton, marks) -> what is learned, in characters -> tokens, by offsets
+render, and find the strings of the row (skeleton, marks) -> what is learned, in characters -> which tokens
 """
 
 from bisect import bisect_left
@@ -14,7 +14,7 @@ from dist_sft.chat.anatomy import study
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.render import TODAY, Renderer
 from dist_sft.chat.skeleton import Locator
-from dist_sft.chat.spans import WeightedSpan, row_spans, supervised
+from dist_sft.chat.spans import Supervisor, WeightedSpan, row_spans
 from dist_sft.chat.templates import ChatTemplate, choose
 from dist_sft.chat.tokens import RowText, TextEncoder, Tokens
 from dist_sft.chat.vocabulary import Vocabulary
@@ -65,11 +65,12 @@ class Encoder:
         """
         self.template = choose(template, vocabulary) if isinstance(template, str) else template
         self._settings = (vocabulary, self.template, loss, context_length, overlong)
-        self._vocabulary, self._loss, self._context_length, self._overlong = vocabulary, loss, context_length, overlong
+        self._vocabulary, self._context_length, self._overlong = vocabulary, context_length, overlong
         self._renderer = Renderer(self.template.source, vocabulary.special_tokens)
         self._anatomy = study(self._renderer, vocabulary)
         self._texts = TextEncoder(vocabulary, self._anatomy.words)
         self._locate = Locator(self._renderer, self._texts.suspect)
+        self._supervise = Supervisor(self._renderer, self._anatomy, loss)
 
     def __reduce__(self) -> tuple[object, ...]:
         return Encoder, self._settings
@@ -150,7 +151,7 @@ class Encoder:
             if isinstance(item, Document):
                 return _Plan(RowText(item.text, ((0, len(item.text)),)), None)
             found = self._locate(item)
-            learned = supervised(item, found, self._renderer, self._anatomy, self._loss)
+            learned = self._supervise(item, found)
             return _Plan(RowText(found.text, tuple(row_spans(found))), learned)
         except RowError as error:
             return error
@@ -170,7 +171,7 @@ class Encoder:
             )
         before, size = self._texts.document_prefix, len(plan.row.text)
         ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array([eos], np.int32)])
-        return plan, Tokens(ids, [(0, 0)] * len(before) + tokens.offsets + [(size, size)])
+        return plan, Tokens(ids, None, lambda: [(0, 0)] * len(before) + tokens.offsets + [(size, size)])
 
     def _sample(self, found: tuple[_Plan, Tokens] | RowError) -> EncodedSample | RowError:
         """Weights, length and the last proofs of one row."""
@@ -204,7 +205,8 @@ class Encoder:
         """float32[T]. Raises: RowError: straddles, stop_not_supervised."""
         weights = np.full(len(tokens.ids), 1.0 if plan.learned is None else 0.0, np.float32)
         for span in plan.learned or ():
-            first, last = _token_range(tokens.offsets, span)
+            known = self._texts.between_controls(plan.row.text, tokens, span.start, span.end) if span.stop else None
+            first, last = known or _token_range(tokens.offsets, span)
             if span.stop and not (last > first and self._texts.is_control(int(tokens.ids[last - 1]))):
                 raise RowError(
                     f"the stop token of messages[{span.message}] is not learned",

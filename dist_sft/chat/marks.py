@@ -21,6 +21,10 @@ _FIRST = 0x100000
 _MOST = (ord(GENERATION_OPEN) - _FIRST) // 2
 _MARK = re.compile("([\U00100000-\U0010fffd])")
 
+Shape = tuple[tuple[str, bool, bool], ...]
+"""Of each turn: its role, and whether it has a content and a reasoning."""
+SHAPES_KEPT = 4096
+
 Inset = Callable[[str], tuple[int, int]]
 """How many characters at the start and at the end of a string the marks leave outside."""
 
@@ -42,12 +46,14 @@ class Located:
     spans       in the order of the text; they do not overlap
     lost        strings that the template left out, or cut
     generation  (start, end) of {% generation %} regions
+    shape       where rows of one shape have the same text between their strings, what leads to it; else None
     """
 
     text: str
     spans: tuple[Span, ...]
     lost: frozenset[Part]
     generation: tuple[tuple[int, int], ...]
+    shape: Shape | None = None
 
 
 class Marker:

@@ -13,7 +13,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dist_sft.chat.conversation import Conversation, Message
@@ -146,13 +146,27 @@ class _Namespace(jinja2.utils.Namespace):
         super().__setitem__(name, value)
 
 
+_NOTHING = object()
+_OF_DICT = frozenset(dir(dict))
+_OF_TEXT = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
+"""Methods of a text that the sandbox lets pass as they are; the two others could reach into Python's objects."""
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with a short way to what templates do most: `message.role` of a plain dict. The long way ends at
-    the same item, for a dict has no such attribute, and takes most of the time of a render."""
+    """Jinja's sandbox, with short ways to what templates do most: `message.role` of a plain dict, be it there or not,
+    `content.startswith("x")` of a plain text, `loop.first`, `ns.seen`. The long ways end at the same place, and take
+    most of a render's time."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
-            return obj[attribute]
+        kind = type(obj)
+        if kind is dict and attribute not in _OF_DICT:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if kind is str and attribute in _OF_TEXT:
+            return getattr(obj, attribute)
+        if (kind is LoopContext or kind is _Namespace) and not attribute.startswith("_"):
+            value = getattr(obj, attribute, _NOTHING)
+            if value is not _NOTHING:
+                return value
         return super().getattr(obj, attribute)
 
 

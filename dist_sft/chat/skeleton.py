@@ -9,17 +9,16 @@ import re
 from dataclasses import dataclass, replace
 
 from dist_sft.chat.conversation import Conversation
-from dist_sft.chat.marks import Located, Span, locate
+from dist_sft.chat.marks import SHAPES_KEPT, Located, Shape, Span, locate
 from dist_sft.chat.render import Part, Renderer
 from dist_sft.core.errors import RowError
-
-_SHAPES_KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Skeleton:
     """texts[0] part[0] texts[1] part[1] ... texts[-1]; lost: parts that the template leaves out in this shape."""
 
+    shape: Shape
     texts: tuple[str, ...]
     parts: tuple[Part, ...]
     lost: frozenset[Part]
@@ -30,7 +29,7 @@ class Locator:
 
     def __init__(self, renderer: Renderer, suspect: re.Pattern[str]) -> None:
         self._renderer, self._suspect = renderer, suspect
-        self._skeletons: dict[tuple[tuple[str, bool, bool], ...], _Skeleton | None] = {}
+        self._skeletons: dict[Shape, _Skeleton | None] = {}
 
     def __call__(self, conversation: Conversation) -> Located:
         """Raises: RowError, see `marks.locate`."""
@@ -49,12 +48,12 @@ class Locator:
             return None
         shape = tuple((m.role, bool(m.content), bool(m.reasoning)) for m in conversation.messages)
         if shape not in self._skeletons:
-            if len(self._skeletons) >= _SHAPES_KEPT:
+            if len(self._skeletons) >= SHAPES_KEPT:
                 self._skeletons.clear()
-            self._skeletons[shape] = self._build(conversation)
+            self._skeletons[shape] = self._build(conversation, shape)
         return self._skeletons[shape]
 
-    def _build(self, conversation: Conversation) -> _Skeleton | None:
+    def _build(self, conversation: Conversation, shape: Shape) -> _Skeleton | None:
         bare = tuple(
             replace(m, content="1" if m.content else "", reasoning="1" if m.reasoning else None)
             for m in conversation.messages
@@ -68,7 +67,7 @@ class Locator:
         ends = [0, *(span.end for span in found.spans)]
         starts = [*(span.start for span in found.spans), len(found.text)]
         texts = tuple(found.text[a:b] for a, b in zip(ends, starts, strict=True))
-        return _Skeleton(texts, tuple(span.part for span in found.spans), found.lost)
+        return _Skeleton(shape, texts, tuple(span.part for span in found.spans), found.lost)
 
 
 def _is_plain(text: str) -> bool:
@@ -85,4 +84,4 @@ def _fill(skeleton: _Skeleton, conversation: Conversation) -> Located:
         spans.append(Span(part, position, position + len(own)))
         position += len(own) + len(after)
         pieces += (own, after)
-    return Located("".join(pieces), tuple(spans), skeleton.lost, ())
+    return Located("".join(pieces), tuple(spans), skeleton.lost, (), skeleton.shape)

@@ -3,13 +3,14 @@
 Located (text and where the row's strings are) ─ supervised ─> WeightedSpan[], in characters
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from dist_sft.chat.anatomy import NOTHING, Anatomy
 from dist_sft.chat.conversation import Conversation, Message
-from dist_sft.chat.marks import Located, Span, render_marked
+from dist_sft.chat.marks import SHAPES_KEPT, Located, Shape, Span, render_marked
 from dist_sft.chat.render import Renderer
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
@@ -40,12 +41,58 @@ class _Turn:
 def weights_of(conversation: Conversation, loss: LossWeights) -> tuple[float, ...]:
     """The weight of each message: its own, else its role's; 0 before the last question where `turns` is last."""
     messages = conversation.messages
-    users = [i for i, message in enumerate(messages) if message.role == "user"]
-    first = users[-1] + 1 if loss.turns == "last" and users else 0
+    first = 0
+    if loss.turns == "last":
+        first = max((i + 1 for i, message in enumerate(messages) if message.role == "user"), default=0)
     return tuple(
         0.0 if i < first else float(loss.roles.get(m.role, 0.0) if m.weight is None else m.weight)
         for i, m in enumerate(messages)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """An answer's borders as characters after the end of a string of the row: strings are counted from 1, 0 is the
+    start of the text."""
+
+    first: int
+    start: int
+    last: int
+    end: int
+
+    @classmethod
+    def of(cls, span: WeightedSpan, found: Located) -> "_Reach":
+        ends = [0, *(string.end for string in found.spans)]
+        first, last = bisect_right(ends, span.start) - 1, bisect_right(ends, span.end) - 1
+        return cls(first, span.start - ends[first], last, span.end - ends[last])
+
+    def span(self, found: Located, weight: float, message: int) -> WeightedSpan:
+        start = self.start + (found.spans[self.first - 1].end if self.first else 0)
+        return WeightedSpan(start, self.end + found.spans[self.last - 1].end, weight, message, stop=True)
+
+
+class Supervisor:
+    """Tells what is learned of a conversation. Remembers it by shape: there the template's text between the strings is
+    the same, and the borders of answers lie in it."""
+
+    def __init__(self, renderer: Renderer, anatomy: Anatomy, loss: LossWeights) -> None:
+        self._renderer, self._anatomy, self._loss = renderer, anatomy, loss
+        self._reaches: dict[Shape, dict[int, _Reach]] = {}
+
+    def __call__(self, conversation: Conversation, found: Located) -> list[WeightedSpan]:
+        """What is learned, in the order of the text. Raises RowError, see `supervised`."""
+        if found.shape is None:
+            return supervised(conversation, found, self._renderer, self._anatomy, self._loss)
+        learned = [(i, weight) for i, weight in enumerate(weights_of(conversation, self._loss)) if weight]
+        known = self._reaches.get(found.shape, {})
+        if known and all(i in known for i, _ in learned):
+            return [known[i].span(found, weight, i) for i, weight in learned]
+        spans = supervised(conversation, found, self._renderer, self._anatomy, self._loss)
+        if [span.message for span in spans] == [i for i, _ in learned] and all(span.stop for span in spans):
+            if len(self._reaches) >= SHAPES_KEPT:
+                self._reaches.clear()
+            self._reaches.setdefault(found.shape, {}).update({s.message: _Reach.of(s, found) for s in spans})
+        return spans
 
 
 def supervised(

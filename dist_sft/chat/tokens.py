@@ -6,9 +6,12 @@ Control tokens are the tokens that steer a model: special ones, those that the c
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +20,36 @@ from tokenizers import Encoding, Tokenizer
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.core.errors import RowError
 
+_PIECES_KEPT, _LONG_PIECE = 4096, 256
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.+\|>", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+Offsets = list[tuple[int, int]]
+"""T pairs (start, end), in characters of the text; a character of several tokens is in each of them."""
+
+
+class Control(NamedTuple):
+    """A control token that the template wrote: text[start:end], and which token it is."""
+
+    start: int
+    end: int
+    token: int
+
+
 class Tokens:
     """A text as tokens.
 
-    ids      int32[T]
-    offsets  T pairs (start, end), in characters of the text; a character of several tokens is in each of them
+    ids       int32[T]
+    controls  every control token, in order; None where they were not told apart
     """
 
-    ids: NDArray[np.int32]
-    offsets: list[tuple[int, int]]
+    def __init__(self, ids: NDArray[np.int32], controls: list[Control] | None, offsets: Callable[[], Offsets]) -> None:
+        """offsets: works them out, which costs as much as the ids did; most texts never need them."""
+        self.ids, self.controls, self._find = ids, controls, offsets
+
+    @cached_property
+    def offsets(self) -> Offsets:
+        return self._find()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +72,15 @@ class TextEncoder:
         self._tokenizer.no_truncation()
         self._is_control = np.zeros(max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1, np.bool_)
         self._is_control[[vocabulary.ids[token] for token in control]] = True
+        self._control_ids = {token: vocabulary.ids[token] for token in control}
+        parts = json.loads(vocabulary.backend)
+        self._alone = not any(
+            token["content"] in control and any(token[flag] for flag in ("lstrip", "rstrip", "single_word"))
+            for token in parts["added_tokens"]
+        )
+        self._unknown = self._tokenizer.token_to_id(parts["model"].get("unk_token") or "")
+        self._controls: dict[str, list[tuple[int, int, int]]] = {}
+        self._between: dict[tuple[str, bool], list[int] | None] = {}
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False).ids
         self.document_prefix = self._added_before_text()
 
@@ -61,9 +90,26 @@ class TextEncoder:
         Texts without a control token inside their row parts get the ids of the text encoded whole.
         """
         clean = [i for i, row in enumerate(rows) if not any(self._cuts(row))]
-        encodings = self._tokenizer.encode_batch([rows[i].text for i in clean], add_special_tokens=False)
-        tokens = dict(zip(clean, map(_tokens, encodings), strict=True))
-        return [self._checked(row, tokens.get(i) or self._in_pieces(row)) for i, row in enumerate(rows)]
+        encodings = self._tokenizer.encode_batch_fast([rows[i].text for i in clean], add_special_tokens=False)
+        whole = {i: self._whole(rows[i], found) for i, found in zip(clean, encodings, strict=True)}
+        return [self._checked(row, whole.get(i) or self._in_pieces(row)) for i, row in enumerate(rows)]
+
+    def between_controls(self, text: str, tokens: Tokens, start: int, end: int) -> tuple[int, int] | None:
+        """Tokens [first, last) of text[start:end]; None where only offsets can tell.
+
+        The tokenizer cuts a text at its control tokens before all else. So an end there is a border of tokens, and a
+        start is one if the ids after the control token before it begin with those of what stands between the two.
+        """
+        controls = tokens.controls or []
+        last = bisect_left(controls, end, key=_end)
+        before = bisect_right(controls, start, key=_end) - 1
+        if last >= len(controls) or controls[last].end != end or before >= last:
+            return None
+        after, first = (controls[before].end, controls[before].token + 1) if before >= 0 else (0, 0)
+        between = self._ids_between(text[after:start], before < 0)
+        if between is None or tokens.ids[first : first + len(between)].tolist() != between:
+            return None
+        return first + len(between), controls[last].token + 1
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included."""
@@ -74,6 +120,39 @@ class TextEncoder:
 
     def _cuts(self, row: RowText) -> Iterable[tuple[int, int]]:
         return (match.span() for start, end in row.spans for match in self.suspect.finditer(row.text, start, end))
+
+    def _whole(self, row: RowText, encoding: Encoding) -> Tokens:
+        """A text that was encoded in one piece, with its control tokens if the template wrote them all."""
+        ids = np.array(encoding.ids, np.int32)
+        at = np.flatnonzero(self._is_control[ids])
+        edges = [0, *chain.from_iterable(row.spans), len(row.text)]
+        written = [
+            (begin + start, begin + end, id_)
+            for begin, stop in zip(edges[::2], edges[1::2], strict=True)
+            for start, end, id_ in self._controls_in(row.text[begin:stop])
+        ]
+        same = self._alone and ids[at].tolist() == [id_ for _, _, id_ in written]
+        controls = [Control(a, b, token) for (a, b, _), token in zip(written, at.tolist(), strict=True)] if same else None
+        return Tokens(ids, controls, lambda: self._tokenizer.encode(row.text, add_special_tokens=False).offsets)
+
+    def _controls_in(self, text: str) -> list[tuple[int, int, int]]:
+        """Start, end and id of the control tokens in a piece of the template."""
+        found = self._controls.get(text)
+        if found is None:
+            found = [(*match.span(), self._control_ids[match[0]]) for match in self.suspect.finditer(text)]
+            if len(text) < _LONG_PIECE and len(self._controls) < _PIECES_KEPT:
+                self._controls[text] = found
+        return found
+
+    def _ids_between(self, text: str, first: bool) -> list[int] | None:
+        """Ids of a piece of the template; None if they do not hold the whole piece, or not it alone."""
+        if (text, first) not in self._between:
+            if len(self._between) >= _PIECES_KEPT:
+                self._between.clear()
+            ids, offsets = self._piece(text, False, first)
+            exact = not text or (offsets and offsets[0][0] == 0 and offsets[-1][1] == len(text))
+            self._between[text, first] = ids if exact and self._unknown not in ids else None
+        return self._between[text, first]
 
     def _in_pieces(self, row: RowText) -> Tokens:
         """The row's control strings encoded as text, all between them as ever."""
@@ -86,7 +165,7 @@ class TextEncoder:
                 ids += piece_ids
                 offsets += [(low + a, low + b) for a, b in piece_offsets]
             position = end
-        return Tokens(np.array(ids, np.int32), offsets)
+        return Tokens(np.array(ids, np.int32), None, lambda: offsets)
 
     def _piece(self, text: str, as_text: bool, first: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a piece as it would be in the middle of a text: SentencePiece puts a blank before a first word."""
@@ -106,6 +185,8 @@ class TextEncoder:
 
     def _checked(self, row: RowText, tokens: Tokens) -> Tokens | RowError:
         """The promise: no control token holds a character of the row."""
+        if tokens.controls is not None:
+            return tokens
         for at in np.flatnonzero(self._is_control[tokens.ids]):
             start, end = tokens.offsets[at]
             if any(start < b and a < end for a, b in row.spans):
@@ -135,8 +216,8 @@ def control_tokens(vocabulary: Vocabulary, words: Iterable[str]) -> frozenset[st
     )
 
 
-def _tokens(encoding: Encoding) -> Tokens:
-    return Tokens(np.array(encoding.ids, np.int32), encoding.offsets)
+def _end(control: Control) -> int:
+    return control.end
 
 
 def _locked(backend: str, control: frozenset[str]) -> str:

@@ -17,7 +17,7 @@ from dist_sft.core.files import stable_hash
 from dist_sft.data.ledger import Entry
 from dist_sft.data.order import SampleId, Steps, Stream
 from dist_sft.data.sources import RawRow, RowSource, open_source
-from dist_sft.data.token_store import TokenStore
+from dist_sft.data.token_store import TokenStore, digest_of
 
 PROBE = 256
 """Rows that are looked at before a run begins, to refuse one in which nothing can be learned."""
@@ -135,18 +135,16 @@ class Rows:
 
     def _looked_up(self, source: int, numbers: list[int], raw: Sequence[RawRow | RowError]) -> list[Outcome]:
         """Rows that are known only by their content, if at all."""
-        whole = [i for i, row in enumerate(raw) if isinstance(row, RawRow)]
-        contents = [row.content for row in raw if isinstance(row, RawRow)]
         known, results = self.maps[source], list[RawRow | Outcome](raw)
-        found = known.find([numbers[i] for i in whole], contents) if known else [None] * len(whole)
-        for i, result in zip(whole, found, strict=True):
-            results[i] = result if result is not None else raw[i]
-        fresh = [i for i in whole if isinstance(results[i], RawRow)]
+        digests = {i: digest_of(row.content) for i, row in enumerate(raw) if isinstance(row, RawRow)}
+        if known:
+            for i, result in zip(digests, known.find([numbers[i] for i in digests], [*digests.values()]), strict=True):
+                results[i] = result if result is not None else raw[i]
+        fresh = [i for i in digests if isinstance(results[i], RawRow)]
         encoded = self._encoded(source, [raw[i] for i in fresh])
         self.encoded += len(fresh)
         if known:
-            content_of = dict(zip(whole, contents, strict=True))
-            known.add([numbers[i] for i in fresh], [content_of[i] for i in fresh], encoded)
+            known.add([numbers[i] for i in fresh], [digests[i] for i in fresh], encoded)
         for i, result in zip(fresh, encoded, strict=True):
             results[i] = result
         return [result for result in results if not isinstance(result, RawRow)]

