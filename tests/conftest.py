@@ -1,6 +1,9 @@
 """Fixtures that several folders of tests share."""
 
+import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,13 @@ def tokenizer_folder():
             pytest.skip(f"no registry: {error}")
 
     return folder
+
+
+os.environ["DIST_SFT_CACHE"] = tempfile.mkdtemp(prefix="dist_sft_cache_")  # never what an older code has stored
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["DIST_SFT_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser):

@@ -15,7 +15,7 @@ from typing import Any
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import check_resources, connect, encoders_of, quiet
+from dist_sft.cluster.session import check_resources, connect, encoder_cpus, encoders_of, quiet
 from dist_sft.cluster.supply import Offer
 from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
@@ -78,7 +78,7 @@ def _data_service(config: RunConfig) -> Iterator[Offer | None]:
         data.dealer(config, config.cluster.workers),
         config.data.context_length,
         encoders_of(config),
-        settings.cpus_per_encoder,
+        encoder_cpus(config),
         settings.budget,
         settings.stall,
         config.cluster.workers * settings.prefetch,

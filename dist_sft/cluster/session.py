@@ -1,7 +1,6 @@
 """A connection to Ray: which one, with what environment for the workers, and whether it is large enough."""
 
 import logging
-import math
 import os
 import socket
 from pathlib import Path
@@ -23,9 +22,14 @@ def encoders_of(config: RunConfig) -> int:
     return -(-config.cluster.workers // WORKERS_PER_ENCODER) if wanted is None else wanted
 
 
-def local_cpus(config: RunConfig) -> int:
-    """What a local Ray is told: encoders share the machine's CPUs with the workers, for they have little to do."""
-    return (os.cpu_count() or 1) + math.ceil(encoders_of(config) * config.service.cpus_per_encoder)
+def is_local(config: RunConfig) -> bool:
+    """Whether a Ray is started on this machine, for this run alone."""
+    return ray_address(config) is None and not RAY_STARTED.exists()
+
+
+def encoder_cpus(config: RunConfig) -> float:
+    """What an encoder reserves: on one machine nothing, for it has little to do beside the workers."""
+    return 0.0 if is_local(config) else config.service.cpus_per_encoder
 
 
 def connect(config: RunConfig) -> None:
@@ -41,7 +45,7 @@ def connect(config: RunConfig) -> None:
     try:
         ray.init(
             address=address,
-            num_cpus=local_cpus(config) if address is None and not RAY_STARTED.exists() else None,
+            num_cpus=os.cpu_count() if is_local(config) else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=False if address is None else None,
@@ -97,7 +101,7 @@ def check_resources(config: RunConfig, have: dict[str, float], who: str) -> None
     """Raise ClusterError where the workers and encoders want more GPUs or CPUs than `who` has."""
     wanted, encoders = config.cluster, encoders_of(config)
     for name, each, key in (("GPU", wanted.gpus_per_worker, "gpus"), ("CPU", wanted.cpus_per_worker, "cpus")):
-        extra = encoders * config.service.cpus_per_encoder if name == "CPU" else 0.0
+        extra = encoders * encoder_cpus(config) if name == "CPU" else 0.0
         need, there = each * wanted.workers + extra, have.get(name, 0.0)
         if need > there:
             lower = f"cluster.{key}_per_worker"

@@ -1,5 +1,6 @@
 """All that can be found wrong without a GPU and without reading weights."""
 
+import os
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from rich.console import Console
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import RAY_STARTED, check_resources, local_cpus, ray_address
+from dist_sft.cluster.session import check_resources, is_local
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
@@ -35,8 +36,8 @@ def check_run(config: RunConfig) -> dict[str, Any]:
 
 def _check_machine(config: RunConfig) -> None:
     """Count GPUs and CPUs where a local Ray would be started: a cluster's are known only once it is joined."""
-    if ray_address(config) is None and not RAY_STARTED.exists():
-        have = {"GPU": float(torch.cuda.device_count()), "CPU": float(local_cpus(config))}
+    if is_local(config):
+        have = {"GPU": float(torch.cuda.device_count()), "CPU": float(os.cpu_count() or 1)}
         check_resources(config, have, "this machine")
 
 

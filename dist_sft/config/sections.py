@@ -4,6 +4,7 @@ All sections are frozen and refuse unknown keys. Settings marked with EXECUTION 
 cannot change what is learned. All others may not, see `learned`.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -168,7 +169,7 @@ class DataSection(Section):
         default=0.1, description="with bad_rows=drop: stop when more than this share of rows is bad"
     )
     cache: str | None = Field(
-        default="~/.cache/dist_sft",
+        default_factory=lambda: os.environ.get("DIST_SFT_CACHE", "~/.cache/dist_sft"),
         description="folder of encoded samples and line indexes, shared by all runs of a node; null: none",
         json_schema_extra=EXECUTION,
     )

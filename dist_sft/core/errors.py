@@ -71,6 +71,11 @@ class RowError(DataError):
             lost=self.lost,
         )
 
+    def inside(self, where: str) -> "RowError":
+        """The same error, without the place in front: as it is wherever else an equal row lies."""
+        rest = self.where.removeprefix(where).removeprefix(": ") if self.where.startswith(where) else self.where
+        return type(self)(self.what, reason=self.reason, where=rest, fix=self.fix, lost=self.lost)
+
 
 def _rebuild_row(kind: type[RowError], what: str, reason: str, where: str, fix: str, lost: int) -> RowError:
     return kind(what, reason=reason, where=where, fix=fix, lost=lost)

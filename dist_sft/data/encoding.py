@@ -3,11 +3,16 @@
 (source, row) ─ token store, or file -> Conversation -> chat/encode ─> EncodedSample | ledger Entry
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
+import tokenizers
+
+from dist_sft import chat
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
@@ -67,7 +72,7 @@ class Rows:
 
     def _store(self, cache: Path, format_: str) -> TokenStore:
         """Samples by the content of their rows, under all else that decides them."""
-        namespace = stable_hash([self.encoder.fingerprint, format_, dict(self.data.role_names)])
+        namespace = stable_hash([self.encoder.fingerprint, code_fingerprint(), format_, dict(self.data.role_names)])
         return TokenStore(cache / "tokens", namespace, self.data.cache_size)
 
     @property
@@ -141,7 +146,7 @@ class Rows:
             for i, result in zip(digests, known.find([numbers[i] for i in digests], [*digests.values()]), strict=True):
                 results[i] = result if result is not None else raw[i]
         fresh = [i for i in digests if isinstance(results[i], RawRow)]
-        encoded = self._encoded(source, [raw[i] for i in fresh])
+        encoded = self._encoded(source, [numbers[i] for i in fresh], [raw[i] for i in fresh])
         self.encoded += len(fresh)
         if known:
             known.add([numbers[i] for i in fresh], [digests[i] for i in fresh], encoded)
@@ -149,8 +154,12 @@ class Rows:
             results[i] = result
         return [result for result in results if not isinstance(result, RawRow)]
 
-    def _encoded(self, source: int, raw: Sequence[RawRow | RowError]) -> list[Outcome]:
-        parsed = [self._parsed(row, source) for row in raw]
+    def _encoded(self, source: int, numbers: Sequence[int], raw: Sequence[RawRow | RowError]) -> list[Outcome]:
+        """Samples or errors, none of which depends on where the row lies: the token store gives them to equal rows."""
+        parsed = [
+            found.inside(self.sources[source].where(number)) if isinstance(found, RowError) else found
+            for number, found in zip(numbers, (self._parsed(row, source) for row in raw), strict=True)
+        ]
         encoded = iter(self.encoder.encode_batch([item for item in parsed if not isinstance(item, RowError)]))
         return [item if isinstance(item, RowError) else next(encoded) for item in parsed]
 
@@ -206,6 +215,15 @@ class Rows:
                 fix="look at one with: dist-sft preview RUN.yaml --row 0",
             )
         return tokens / looked
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Of the code that makes samples of rows: what an older or newer one has stored is never used."""
+    digest = hashlib.sha256(f"{tokenizers.__version__} {jinja2.__version__}".encode())
+    for path in sorted(Path(chat.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def step_hash(encoded: EncodedStep) -> str:

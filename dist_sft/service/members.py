@@ -5,6 +5,8 @@ state that anyone would miss. The driver owns all of them, so they end with it.
 """
 
 import asyncio
+import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +23,21 @@ from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket, as_c
 
 QUEUED = 2
 """Chunks that an encoder has at a time: the one in work, and the next."""
-ATTEMPTS = 20
-"""Deaths in a row that one piece of work survives."""
+ATTEMPTS = 8
+"""Deaths of encoders in a row that one chunk survives."""
+STARTING = 10
+"""Stalls that a member may take to start: a process, its imports, a tokenizer."""
+GONE = 600.0
+"""Seconds of errors without an answer after which the dealer is given up."""
 
 
 class Encoder:
     """Encodes chunks of the feeds. Plain Python; `start` makes actors of it."""
 
-    def __init__(self, feeds: Mapping[str, Feed]) -> None:
+    def __init__(self, feeds: Mapping[str, Feed], threads: int) -> None:
+        """threads: of the tokenizer."""
         self.feeds = feeds
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when it first encodes
 
     def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Chunk]:
         """Positions [begin, end) of a stream. Raises RowError."""
@@ -47,23 +55,28 @@ class RayEncoders:
         self.actors, self.stall = actors, stall
         self.capacity = QUEUED * len(actors)
         self._load = [0] * len(actors)
+        self._up: set[int] = set()  # encoders that have answered since they were last started
+        self._starting: dict[int, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._broken: BaseException | None = None
 
     async def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Any]:
-        for attempt in range(ATTEMPTS):
-            number = min(range(len(self.actors)), key=lambda i: (self._load[i], i))
+        for _ in range(ATTEMPTS):
+            number = await self._free()
             self._load[number] += 1
             try:
                 return await self._encode_on(self.actors[number], stream, begin, end)
             except RayTaskError as error:
                 raise cause_of(error) from None
             except TimeoutError:
+                self._up.discard(number)
                 ray.kill(self.actors[number], no_restart=False)
             except (RayActorError, ObjectLostError, WorkerCrashedError):
-                await asyncio.sleep(min(0.1 * 2**attempt, 2.0))
+                self._up.discard(number)
             finally:
                 self._load[number] -= 1
         raise ClusterError(
-            f"encoding failed {ATTEMPTS} times, with every encoder that tried it dead",
+            f"encoding failed {ATTEMPTS} times, with every encoder that tried it dead or frozen",
             where=f"{stream} samples {begin} to {end - 1}",
             fix="look at these rows with dist-sft steps, and at the memory of the nodes; or raise service.stall",
         )
@@ -71,6 +84,33 @@ class RayEncoders:
     async def _encode_on(self, actor: Any, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Any]:
         facts, chunk = actor.encode.options(num_returns=2).remote(stream, begin, end)
         return await asyncio.wait_for(_answer(facts), self.stall), chunk
+
+    async def _free(self) -> int:
+        """The encoder with the least to do, once there is one."""
+        while True:
+            for number in set(range(len(self.actors))) - self._up - self._starting.keys():
+                self._starting[number] = asyncio.get_running_loop().create_task(self._started(number))
+            if self._broken:
+                raise self._broken
+            if self._up:
+                return min(self._up, key=lambda i: (self._load[i], i))
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _started(self, number: int) -> None:
+        """Until an encoder answers. One that takes far too long is started once more."""
+        while number not in self._up and not self._broken:
+            try:
+                await asyncio.wait_for(_answer(self.actors[number].ready.remote()), STARTING * self.stall)
+                self._up.add(number)
+            except TimeoutError:
+                ray.kill(self.actors[number], no_restart=False)
+            except RayActorError as error:
+                if error.actor_init_failed:  # no other start would end differently
+                    self._broken = error
+                await asyncio.sleep(0.2)
+        del self._starting[number]
+        self._changed.set()
 
 
 async def _answer(reference: Any) -> Any:
@@ -88,23 +128,25 @@ class RayLink:
     def __init__(self, name: str, watch: bool, stall: float) -> None:
         self.name, self.watch, self.stall = name, watch, stall
         self._dealer = ray.get_actor(name)
+        self._patience = 0.0
+        self._give_it_time()
 
     def share(self, ask: Ask) -> Ticket:
-        deaths = 0
+        begin = time.monotonic()
         while True:
             try:
                 return self._patiently(self._dealer.share.remote(ask))
             except RayTaskError as error:
                 raise cause_of(error) from None
             except (RayActorError, ObjectLostError) as error:
-                deaths += 1
-                if deaths >= ATTEMPTS:
+                if time.monotonic() - begin > GONE:
                     raise ClusterError(
                         f"the dealer of the data service is gone: {str(error).splitlines()[0]}",
                         where=self.name,
                         fix="look at the driver and its node; the same command resumes from the newest checkpoint",
                     ) from None
-                time.sleep(min(0.1 * 2**deaths, 2.0))
+                self._give_it_time()
+                time.sleep(0.2)
 
     def fetch(self, ticket: Ticket) -> Mapping[int, Chunk]:
         try:
@@ -131,8 +173,13 @@ class RayLink:
         try:
             ray.get(self._dealer.figures.remote(), timeout=self.stall)
         except GetTimeoutError:
-            if self.watch:
+            if self.watch and time.monotonic() > self._patience:
                 ray.kill(self._dealer, no_restart=False)
+                self._give_it_time()
+
+    def _give_it_time(self) -> None:
+        """A dealer that starts must not be taken for one that is frozen."""
+        self._patience = time.monotonic() + STARTING * self.stall
 
     def _lost(self, ticket: Ticket) -> tuple[tuple[int, int], ...]:
         """Which chunks of a ticket cannot be had; all of them if that cannot be told."""
@@ -178,8 +225,9 @@ def start(
         ranks: that will ask at the same time.
     """
     shared = ray.put(dict(feeds))
-    encode = ray.remote(num_cpus=cpus_per_encoder, max_restarts=-1)(Encoder)
-    actors = [encode.options(name=f"{name}-encoder-{i}").remote(shared) for i in range(encoders)]
+    encode = ray.remote(num_cpus=cpus_per_encoder, max_restarts=-1, scheduling_strategy="SPREAD")(Encoder)
+    threads = max(1, math.ceil(cpus_per_encoder))
+    actors = [encode.options(name=f"{name}-encoder-{i}").remote(shared, threads) for i in range(encoders)]
 
     class DealerActor(StepDealer):
         def __init__(self, streams: Any) -> None:

@@ -24,12 +24,13 @@ def test_an_error_of_a_worker_reaches_the_terminal_as_itself(run):
     assert "Traceback" not in ended.stdout + ended.stderr and "RayTaskError" not in ended.stderr
 
 
-def test_a_bad_row_stops_the_training_before_it_starts(run):
+def test_a_bad_row_stops_the_training_before_it_starts(run, tmp_path):
     run.rows.write_text(chat("user", "gpt") * 60)
+    folder = tmp_path / "run"
     settings = yaml.safe_load(run.file.read_text()) | {"cluster": {"workers": 2, "gpus_per_worker": 0,
                                                                    "cpus_per_worker": 0.5}}  # fmt: skip
     run.file.write_text(yaml.safe_dump(settings))
-    ended = process("train", run.file, "--json")
+    ended = process("train", run.file, f"run.dir={folder}", "--json")
     assert (ended.returncode, ended.stdout) == (1, ""), ended
     error = ended.stderr[ended.stderr.index("error: ") :]
     assert re.fullmatch(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private import internal_api
 
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.packing import Dealer
@@ -107,22 +108,36 @@ def test_steps_survive_kills_and_freezes(service, seed):
     assert longest < PATIENCE
 
 
-def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
-    def alive():
-        return {name["name"] for name in ray.util.list_named_actors(all_namespaces=True)}
+def alive():
+    return {name["name"] for name in ray.util.list_named_actors(all_namespaces=True)}
 
-    before = alive()
+
+def objects():
+    """Bytes in Ray's object store."""
+    state = internal_api.get_state_from_address(None)
+    return internal_api.get_memory_info_reply(state).store_stats.object_store_bytes_used
+
+
+def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
+    before, held = alive(), objects()
     feeds = {"train": chats.feed(chats.write(tmp_path), STEPS)}
     service = start("short", feeds, Dealer(1, 333), chats.CONTEXT, ENCODERS, 0.5, 1 << 22, STALL, 8)
     link = RayLink("short", watch=True, stall=30)
     shares = list(StepClient(link, "train", STEPS, 1, 1, 0, 3, Ledger(), 1.0).shares(0))
     assert len(shares) == STEPS
+    deadline = time.monotonic() + 30  # the last word that a step was taken is on its way
+    while ray.get(service.dealer.figures.remote())["steps"] and time.monotonic() < deadline:
+        time.sleep(0.1)
     figures = ray.get(service.dealer.figures.remote())
     assert (figures["in_flight"], figures["steps"]) == (0, 0)
     pids = [pid(actor) for actor in (service.dealer, *service.encoders)]
     service.stop()
     deadline = time.monotonic() + 60
-    while (alive() - before or any(os.path.exists(f"/proc/{p}") for p in pids)) and time.monotonic() < deadline:
+    def left():
+        return alive() - before or any(os.path.exists(f"/proc/{p}") for p in pids) or objects() > held
+
+    while left() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert alive() == before
+    assert objects() <= held
     assert not any(os.path.exists(f"/proc/{p}") for p in pids)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -9,17 +10,24 @@ from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.results import EvalResult, StepResult
 from dist_sft.tracking.console import Console
-from dist_sft.tracking.json_lines import JsonLines
+from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker
 from dist_sft.tracking.wandb_sink import Wandb
 
 
 def result(step):
-    return StepResult(step, 1.5, 0.7, 1e-5, 800, 400, 2.0, 0.1, 3, 1.01, 4e12)
+    return StepResult(
+        step=step, loss=1.5, grad_norm=0.7, learning_rate=1e-5, tokens=800, supervised=400, source_tokens=(600, 200),
+        seconds=2.0, waited=0.1, micro_steps=3, balance=1.01, fill=0.9, dummies=1, padding=8, flops=4e12,
+    )  # fmt: skip
+
+
+def tracker_of(sink, world=1, peak_flops=None, so_far=(0, 0)):
+    return RankZeroTracker([sink], world, peak_flops, ("chats.jsonl", "c4.jsonl"), list(so_far))
 
 
 def test_throughput_is_derived_from_tokens_and_seconds(tmp_path):
-    tracker = RankZeroTracker([JsonLines(tmp_path / "m.jsonl", 0)], world=4, peak_flops=1e12)
+    tracker = tracker_of(JsonLines(tmp_path / "m.jsonl", 0), world=4, peak_flops=1e12)
     tracker.step(result(1))
     tracker.close()
     record = json.loads((tmp_path / "m.jsonl").read_text())
@@ -30,20 +38,33 @@ def test_throughput_is_derived_from_tokens_and_seconds(tmp_path):
 
 def test_a_resumed_run_forgets_what_it_will_do_again_and_torn_lines(tmp_path):
     path = tmp_path / "m.jsonl"
-    tracker = RankZeroTracker([JsonLines(path, 0)], 1, None)
+    tracker = tracker_of(JsonLines(path, 0))
     for step in (1, 2, 3):
         tracker.step(result(step))
     tracker.close()
     path.write_bytes(path.read_bytes() + b'{"kind": "st')
-    resumed = RankZeroTracker([JsonLines(path, 2)], 1, None)
+    resumed = tracker_of(JsonLines(path, 2), so_far=tokens_so_far(path, 2, 2))
     resumed.step(result(3))
     resumed.close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+
+
+def test_each_step_says_which_share_of_all_tokens_each_source_has_had(tmp_path):
+    path = tmp_path / "m.jsonl"
+    first = tracker_of(JsonLines(path, 0))
+    for step, tokens in enumerate(((900, 100), (800, 200), (1, 1)), 1):
+        first.step(replace(result(step), source_tokens=tokens))
+    resumed = tracker_of(JsonLines(path, 2), so_far=tokens_so_far(path, 2, 2))
+    resumed.step(replace(result(3), source_tokens=(500, 500)))
+    shares = [json.loads(line)["token_shares"] for line in path.read_text().splitlines()]
+    assert [share["1 c4.jsonl"] for share in shares] == [100 / 1000, 300 / 2000, 800 / 3000]
+    assert resumed.token_shares == {"0 chats.jsonl": 2200 / 3000, "1 c4.jsonl": 800 / 3000}
 
 
 def test_the_console_says_what_a_person_and_grep_need():
     lines = []
-    tracker = RankZeroTracker([Console(10, 5, lines.append)], 1, None)
+    tracker = tracker_of(Console(10, 5, lines.append))
     for step in range(1, 11):
         tracker.step(result(step))
     tracker.evaluation(EvalResult(10, 1.25, 4000))
@@ -64,12 +85,15 @@ def test_wandb_gets_facts_and_figures_goes_on_with_its_run_and_holds_no_secret(t
     }
     for step in (1, 2):  # the second start of the same run folder
         sink = Wandb(WandbSection(mode="offline"), RunSection(name="tracked"), tmp_path, redacted(facts))
-        RankZeroTracker([sink], 1, None).step(result(step))
+        tracker = tracker_of(sink)
+        tracker.step(result(step))
+        tracker.note(step, "finished", ledger={"overlong": 3}, lost=41, token_shares=tracker.token_shares)
         sink.close(failed=False)
     names = sorted(path.name.split("-")[-1] for path in tmp_path.glob("wandb/offline-run-*"))
     assert len(names) == 2 and len(set(names)) == 1 and names[0] == (tmp_path / "run_id").read_text()
     content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"tracked" in content and b"9.9" in content and b"step/loss" in content
+    assert b"overlong" in content and b"0 chats.jsonl" in content
     for secret in (b"hunter2", b"k3y", b"hf_topsecret", b"0123456789012345678901234567890123456789"):
         assert secret not in content
     assert os.environ["HF_TOKEN"]

@@ -195,13 +195,20 @@ def reached(url: str, call: Any) -> Any:
     shown = redact_urls(url)
     try:
         return call()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause = error.__cause__  # fsspec says "not found" of any error of a web server
+        if cause is not None and getattr(cause, "status", 404) != 404:
+            raise _unreadable(shown, cause) from None
         raise DataError("no such file", where=shown, fix="check the URL") from None
     except ImportError as error:
         raise MissingExtra(f"no file system for this URL: {error}", where=shown, fix="install what it names") from None
     except Exception as error:  # noqa: BLE001  # whatever it is, it must name the URL
-        what = f"cannot be read: {type(error).__name__}: {redact_urls(str(error))}"
-        raise DataError(what, where=shown, fix="check the URL, the network and the credentials") from None
+        raise _unreadable(shown, error) from None
+
+
+def _unreadable(shown: str, error: BaseException) -> DataError:
+    what = f"cannot be read: {type(error).__name__}: {redact_urls(str(error))}"
+    return DataError(what, where=shown, fix="check the URL, the network and the credentials")
 
 
 def _changed(where: str) -> DataError:
