@@ -52,7 +52,7 @@ def build_pack(ids: Sequence[SampleId], samples: Sequence[EncodedSample], multip
     return Pack(
         tokens=np.concatenate([sample.tokens for sample in samples]),
         weights=weights,
-        positions=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        positions=np.arange(ends[-1], dtype=np.int32) - np.repeat(ends[:-1], lengths),
         cu_seqlens=ends,
         samples=tuple(ids),
     )

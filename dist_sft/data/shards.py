@@ -2,7 +2,7 @@
 
 A shard is <id>.tokens, written by one process, and <id>.index once that process is done with it.
 
-A record is 40 bytes of header, then its payload in units of 8 bytes: int32 tokens and float32 weights of a sample, or
+A record is 48 bytes of header, then its payload in units of 8 bytes: int32 tokens and float32 weights of a sample, or
 the text of an error. The checksum is looked at whenever a record is read, so that a byte which has changed on the disk
 is never learned. Nobody changes a shard after it is written; eviction removes it whole, and who has it mapped keeps it.
 """
@@ -13,22 +13,24 @@ import mmap
 import os
 import secrets
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.core.errors import RowError
 
 Outcome = EncodedSample | RowError
 
-HEADER = struct.Struct("<4sIIIII16s")
-"""magic, CRC-32 of all that follows it, kind, units of payload, cut, lost, digest of the row's bytes."""
-MAGIC = b"sft1"
+HEADER = struct.Struct("<8sQIIII16s")
+"""magic, XXH3 of all that follows it, kind, units of payload, cut, lost, digest of the row's bytes."""
+CHECKED = 16
+"""Bytes of a record that its checksum leaves out: the magic and itself."""
+MAGIC = b"sft rec2"
 SAMPLE, ERROR = 0, 1
 INDEX_ENTRY = np.dtype([("digest", "<u8"), ("offset", "<u8")])
 
@@ -62,7 +64,7 @@ class ShardReader:
         magic, checksum, kind, stored, cut, lost, whole = HEADER.unpack_from(self._view, offset)
         if magic != MAGIC or stored != units or half(whole) != digest:
             return None
-        if zlib.crc32(self._view[offset + 8 : end]) != checksum:
+        if xxh3_64_intdigest(self._view[offset + CHECKED : end]) != checksum:
             raise Damaged(f"{self.path}: the checksum of the record at byte {offset} is wrong")
         begin = offset + HEADER.size
         if kind == ERROR:
@@ -73,7 +75,7 @@ class ShardReader:
     def find(self, offset: int, digest: bytes) -> tuple[Outcome, int]:
         """The record that the index says is there, and its units. Raises Damaged."""
         if offset + HEADER.size <= self.size:
-            units, whole = HEADER.unpack_from(self._view, offset)[3], HEADER.unpack_from(self._view, offset)[6]
+            _, _, _, units, _, _, whole = HEADER.unpack_from(self._view, offset)
             found = self.read(offset, units, half(digest)) if whole == digest else None
             if found is not None:
                 return found, units
@@ -83,7 +85,8 @@ class ShardReader:
         """(digest, offset) of each whole record, up to the first that is torn or broken."""
         offset = 0
         while offset + HEADER.size <= self.size:
-            units, digest = HEADER.unpack_from(self._view, offset)[3], half(HEADER.unpack_from(self._view, offset)[6])
+            _, _, _, units, _, _, whole = HEADER.unpack_from(self._view, offset)
+            digest = half(whole)
             try:
                 if self.read(offset, units, digest) is None:
                     return
@@ -120,11 +123,11 @@ class ShardWriter:
         else:
             payload = outcome.tokens.astype("<i4").tobytes() + outcome.weights.astype("<f4").tobytes()
             kind, units, cut, lost = SAMPLE, len(outcome), outcome.cut, outcome.lost
-        header = HEADER.pack(MAGIC, 0, kind, units, cut, lost, digest)
-        checksum = zlib.crc32(payload, zlib.crc32(header[8:]))
+        record = HEADER.pack(MAGIC, 0, kind, units, cut, lost, digest) + payload
+        checksum = xxh3_64_intdigest(record[CHECKED:])
         offset = self.size
-        self._file.write(header[:4] + checksum.to_bytes(4, "little") + header[8:] + payload)
-        self.size += len(header) + len(payload)
+        self._file.write(HEADER.pack(MAGIC, checksum, kind, units, cut, lost, digest) + payload)
+        self.size += len(record)
         self.offsets[half(digest)] = offset
         return offset, units
 
@@ -150,12 +153,12 @@ class ShardIndex:
         """Raises OSError; Damaged: cut off or changed."""
         raw = path.read_bytes()
         if (
-            len(raw) < 4
-            or (len(raw) - 4) % INDEX_ENTRY.itemsize
-            or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little")
+            len(raw) < 8
+            or (len(raw) - 8) % INDEX_ENTRY.itemsize
+            or xxh3_64_digest(raw[8:]) != raw[:8]
         ):
             raise Damaged(f"{path}: the checksum is wrong")
-        return cls(np.frombuffer(raw, INDEX_ENTRY, offset=4))
+        return cls(np.frombuffer(raw, INDEX_ENTRY, offset=8))
 
     def find(self, digests: NDArray[np.uint64]) -> NDArray[np.int64]:
         """int64[K] offsets of these digests, -1 for those that are not there."""
@@ -171,7 +174,7 @@ def write_index(shard: Path, offsets: dict[int, int]) -> None:
     entries = np.array(sorted(offsets.items()), dtype=INDEX_ENTRY) if offsets else np.zeros(0, INDEX_ENTRY)
     raw = entries.tobytes()
     partial = shard.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(zlib.crc32(raw).to_bytes(4, "little") + raw)
+    partial.write_bytes(xxh3_64_digest(raw) + raw)
     partial.replace(shard.with_suffix(".index"))
 
 

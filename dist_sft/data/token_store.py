@@ -2,7 +2,7 @@
 
     <folder>/<namespace>/            all that decides a sample, given its row's bytes, is in the namespace
         <id>.tokens, <id>.index      see `shards`
-        <fingerprint>-<rows>.rows    for one file of rows: where each row's record is, if it is known
+        <fingerprint>.rows           for one file of rows: where each row's record is, if it is known
 
 What is found is the right sample, or nothing: a record carries the digest of its row and a checksum, and both are
 looked at whenever it is read. So the row maps are mere hints. A shard with a wrong byte is removed, and only its rows
@@ -12,6 +12,7 @@ are encoded again. The store may vanish at any time, and a full disk switches it
 import contextlib
 import fcntl
 import hashlib
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ class TokenStore:
 
     def rows(self, fingerprint: str, count: int) -> "RowMap":
         """The map of `count` rows with this fingerprint."""
-        return RowMap(self, self.folder / f"{fingerprint[:32]}-{count}.rows", count)
+        return RowMap(self, self.folder / f"{fingerprint[:32]}.rows", count)
 
     def close(self) -> None:
         """Seal what was written; nothing is written after that."""
@@ -187,17 +188,24 @@ class TokenStore:
 
 
 class RowMap:
-    """Where the record of each row of a file is; hints that are right, or lead nowhere."""
+    """Where the record of each row of a file is; hints that are right, or lead nowhere.
+
+    All of the file has its blocks on the disk before it is mapped, and it is written by calls: so a full disk is an
+    error here, and not the end of the process.
+    """
 
     def __init__(self, store: TokenStore, path: Path, count: int) -> None:
         self.store = store
-        self._hints: NDArray[np.void] = np.zeros(count, HINT)
+        self._file, self._hints = -1, np.zeros(count, HINT)
         try:
-            with path.open("a+b") as file:
-                file.truncate(count * HINT.itemsize)  # no blocks are used until rows are known
-            self._hints = np.memmap(path, HINT, "r+", shape=(count,))
-        except (OSError, ValueError):
-            store.damaged.append(f"{path}: cannot be written; rows are looked up by their content")
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            weakref.finalize(self, os.close, self._file)
+            os.posix_fallocate(self._file, 0, count * HINT.itemsize)
+            self._hints = np.memmap(path, HINT, "r", shape=(count,))
+        except (OSError, ValueError) as error:
+            self._file = -1
+            why = getattr(error, "strerror", None) or error
+            store.damaged.append(f"{path}: {why}; rows are looked up by their content")
 
     def read(self, rows: Sequence[int]) -> list[Outcome | None]:
         """What these rows became, without a look at the rows; None for a row that is not known by its number."""
@@ -225,7 +233,11 @@ class RowMap:
                 self._remember(row, digest, place)
 
     def _remember(self, row: int, digest: bytes, place: Place) -> None:
-        self._hints[row] = (half(digest), place.offset, place.shard, place.units)
+        if self._file < 0:
+            return
+        hint = np.array((half(digest), place.offset, place.shard, place.units), HINT)
+        with contextlib.suppress(OSError):  # a row without a hint is looked up
+            os.pwrite(self._file, hint.tobytes(), HINT.itemsize * row)
 
 
 def digest_of(content: bytes) -> bytes:
