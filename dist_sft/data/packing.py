@@ -125,7 +125,7 @@ class Dealer:
         while (bins := _cheapest(order, tokens, costs, limit, rounds * self.world)) is None:
             tight = tight or _tightest(order, tokens, limit)
             if len(tight) <= rounds * self.world:
-                return tight
+                return _evened(tight, tokens, costs, limit, self.world)
             rounds += 1
         return bins
 
@@ -164,3 +164,18 @@ def _tightest(order: list[int], tokens: list[int], limit: int) -> list[list[int]
         if left > tokens[i]:
             insort(room, (left - tokens[i], bin_))
     return bins
+
+
+def _evened(bins: list[list[int]], tokens: list[int], cost: list[float], limit: int, world: int) -> list[list[int]]:
+    """The same rounds of bins, dearest first, with the samples of each dealt anew where that evens it out."""
+
+    def total(members: list[int]) -> float:
+        return sum(cost[i] for i in members)
+
+    bins, even = sorted(bins, key=total, reverse=True), []
+    for begin in range(0, len(bins), world):
+        round_ = bins[begin : begin + world]
+        order = sorted((i for members in round_ for i in members), key=lambda i: (-cost[i], i))
+        again = _cheapest(order, tokens, cost, limit, world)
+        even += again if again is not None and max(map(total, again)) < max(map(total, round_)) else round_
+    return even

@@ -1,6 +1,9 @@
 """Dealing changes who computes a sample and when, never which samples are computed."""
 
+import time
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,3 +68,77 @@ def test_a_pack_is_its_samples_side_by_side():
 def test_a_rank_without_samples_gets_a_pack_that_teaches_nothing():
     pack = build_pack([], [])
     assert (len(pack.tokens), pack.weights.sum(), pack.real_tokens) == (1, 0, 0)
+
+
+QWEN3_8B = 2.12e-5  # attention's share of the cost, see model.cost
+
+
+def chats(rng, count):
+    """Lengths of chats of at most 4,096 tokens, about 570 on average."""
+    return np.clip(rng.lognormal(6.1, 0.7, count), 16, 4096).astype(int).tolist()
+
+
+def imbalance(plan):
+    """Cost of the slowest rank over the mean, by micro-step."""
+    cost = np.array(plan.cost)
+    return cost.max(axis=0) / cost.mean(axis=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limit", [8192, 32768])
+def test_ranks_wait_less_than_2_percent_for_each_other_on_chats(seed, limit):
+    plan = Dealer(8, limit, quadratic=QWEN3_8B).deal(chats(np.random.default_rng(seed), 1024))
+    assert imbalance(plan).max() <= 1.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nearly_full_packs_cost_the_same_too(seed):
+    plan = Dealer(8, 4096, quadratic=QWEN3_8B).deal(chats(np.random.default_rng(seed), 2048))
+    assert plan.fill > 0.98 and plan.balance <= 1.01 and imbalance(plan).max() <= 1.06
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ranks_wait_less_than_10_percent_where_chats_are_mixed_with_long_documents(seed):
+    rng, lengths = np.random.default_rng(seed), []
+    while sum(lengths) < 0.85 * 64 * 4 * 32768:
+        long = rng.random() < 0.1
+        lengths.append(int(np.clip(rng.normal(12000, 2000), 1000, 32768)) if long else chats(rng, 1)[0])
+    plan = Dealer(64, 32768, micro_steps=4, quadratic=QWEN3_8B).deal(lengths)
+    assert plan.micro_steps == 4 and plan.dummies == 0
+    assert imbalance(plan).max() <= 1.10
+
+
+def test_a_step_for_8192_ranks_is_planned_in_half_a_second():
+    lengths = chats(np.random.default_rng(0), 16384)
+    begin = time.process_time()
+    plan = Dealer(8192, 4096, quadratic=QWEN3_8B).deal(lengths)
+    assert time.process_time() - begin < 0.5
+    assert sorted(i for packs in plan.packs for pack in packs for i in pack) == list(range(16384))
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 5), st.sampled_from([1, 2, 8, 64]))
+def test_packs_are_filled_to_a_multiple_within_the_limit(lengths, world, multiple):
+    limit = 128
+    plan = Dealer(world, limit, pad_to_multiple_of=multiple).deal(lengths)
+    padding = 0
+    for packs in plan.packs:
+        for pack in packs:
+            samples = [EncodedSample(np.ones(lengths[i], np.int32), np.zeros(lengths[i], np.float32)) for i in pack]
+            built = build_pack([SampleId(i, 0, i) for i in pack], samples, multiple)
+            assert len(built.tokens) % multiple == 0 and len(built.tokens) <= limit
+            assert built.real_tokens == sum(lengths[i] for i in pack)
+            assert built.tokens[built.real_tokens :].any() == 0 and len(built.samples) == len(pack)
+            padding += len(built.tokens) - built.real_tokens if pack else 0
+    assert plan.padding == padding
+
+
+def test_a_step_that_is_too_small_for_its_ranks_says_what_to_change():
+    small = Dealer(8, 4096).deal([500] * 4)
+    assert (small.dummies, small.micro_steps) == (4, 1)
+    assert small.advice() == (
+        "the step is small for 8 ranks: 4 of 8 packs are empty (250 tokens of 4096 each). Set train.samples_per_step "
+        "to about 59, or take fewer workers, or lower train.tokens_per_pack"
+    )
+    assert Dealer(8, 4096).deal([500] * 59).advice() is None
+    assert Dealer(8, 4096).deal([]).advice() is None
