@@ -88,13 +88,13 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
 
     on_rank_0(folder, lambda: sinks.append(JsonLines(folder / "metrics.jsonl", done)))
     so_far = tokens_so_far(folder / "metrics.jsonl", done if rank == 0 else 0, len(brief.sources))
-    tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far)
+    ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
+    tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger)
     tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world)
     for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
-    ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
     clock = StepClock(brief.cost.flops)
-    run = Training(config, engine, model, supply.training(ledger), held_out, checkpoints, tracker, clock)
+    run = Training(config, engine, model, supply.training(ledger, tracker.note), held_out, checkpoints, tracker, clock)
     return Rank(run, done, progress.state, ledger, tracker)
 
 

@@ -4,7 +4,7 @@ Brief, name of a service | None -> links -> shares of training steps and held-ou
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dist_sft.cluster.run_data import HELD_OUT, TRAIN, Brief, Feed, RunData
@@ -36,9 +36,9 @@ class Supply:
     rank: int
     session: int
 
-    def training(self, ledger: Ledger) -> StepClient:
-        """Shares of the training steps. ledger: gets what is dropped or cut."""
-        return self._client(TRAIN, ledger)
+    def training(self, ledger: Ledger, note: Callable[[int, str], None]) -> StepClient:
+        """Shares of the training steps. ledger: gets what is dropped or cut. note: see StepClient."""
+        return self._client(TRAIN, ledger, note)
 
     def held_out(self) -> tuple[list[StepShare], Counter[str]]:
         """This rank's shares of the held-out rows, and how many of these are left out, by reason.
@@ -53,7 +53,7 @@ class Supply:
             raise DataError("no held-out row can be scored", where="eval.source", fix="look at it with dist-sft check")
         return shares, ledger.counts
 
-    def _client(self, stream: str, ledger: Ledger) -> StepClient:
+    def _client(self, stream: str, ledger: Ledger, note: Callable[[int, str], None] = lambda *_: None) -> StepClient:
         settings = self.config.service
         return StepClient(
             self.link,
@@ -65,6 +65,7 @@ class Supply:
             settings.prefetch,
             ledger,
             self.config.data.max_bad_share if stream == TRAIN else 1.0,
+            note,
         )
 
 

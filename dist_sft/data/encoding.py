@@ -34,12 +34,16 @@ Outcome = EncodedSample | RowError
 
 @dataclass(frozen=True, slots=True)
 class EncodedStep:
-    """The samples of a step that are learned, in order of position, and the entries of those that are not."""
+    """The samples of a step that are learned, in order of position, and the entries of those that are not.
+
+    notes  what happened to the token store meanwhile, for a person
+    """
 
     step: int
     ids: tuple[SampleId, ...]
     samples: tuple[EncodedSample, ...]
     entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Rows:
@@ -111,9 +115,15 @@ class Rows:
             if result.cut:
                 cut = f"{result.cut} tokens cut off"
                 entries.append(Entry(step, id_.position, self.where(id_), "truncated", cut, result.lost))
-        return EncodedStep(
-            step, tuple(id_ for id_, _ in learned), tuple(sample for _, sample in learned), tuple(entries)
-        )
+        ids, samples = tuple(id_ for id_, _ in learned), tuple(sample for _, sample in learned)
+        return EncodedStep(step, ids, samples, tuple(entries), self._notes())
+
+    def _notes(self) -> tuple[str, ...]:
+        """What is new of the token stores' troubles."""
+        notes = tuple(note for store in self.stores.values() for note in store.damaged)
+        for store in self.stores.values() if notes else ():
+            store.damaged.clear()
+        return notes
 
     def outcomes(self, ids: Sequence[SampleId]) -> list[Outcome]:
         """What each row becomes; errors name the row's place. A row that the token store has is not read."""

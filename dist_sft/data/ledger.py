@@ -33,10 +33,20 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries so far; `path` is where they are kept, None to keep them in memory only."""
+    """The entries so far; `path` is where they are kept, None to keep them in memory only.
+
+    counts  rows by reason
+    lost    supervised tokens that are not learned, as far as known
+    """
 
     path: Path | None = None
     entries: list[Entry] = field(default_factory=list)
+    counts: Counter[str] = field(init=False)
+    lost: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = Counter(entry.reason for entry in self.entries)
+        self.lost = sum(entry.lost for entry in self.entries)
 
     @classmethod
     def resume(cls, path: Path, step: int, write: bool) -> "Ledger":
@@ -49,30 +59,22 @@ class Ledger:
 
     def add(self, entries: list[Entry]) -> None:
         self.entries += entries
+        self.counts.update(entry.reason for entry in entries)
+        self.lost += sum(entry.lost for entry in entries)
         if self.path and entries:
             with writing(self.path), self.path.open("ab") as file:
                 file.writelines(_line(entry) for entry in entries)
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Rows by reason."""
-        return Counter(entry.reason for entry in self.entries)
-
-    @property
-    def lost(self) -> int:
-        """Supervised tokens that are not learned, as far as known."""
-        return sum(entry.lost for entry in self.entries)
 
     def check_share(self, positions: int, limit: float) -> None:
         """Refuse to go on when more than this share of the rows so far was bad (over-long rows are not bad).
 
         Waits for 100 rows, so that one bad row at the start does not end a run.
         """
-        bad = [entry for entry in self.entries if entry.reason not in FITTING] if positions >= 100 else []
-        if len(bad) > limit * positions:
-            first = bad[0]
+        bad = sum(count for reason, count in self.counts.items() if reason not in FITTING)
+        if positions >= 100 and bad > limit * positions:
+            first = next(entry for entry in self.entries if entry.reason not in FITTING)
             raise DataError(
-                f"{len(bad)} of the first {positions} rows are bad, more than data.max_bad_share={limit:g} allows; "
+                f"{bad} of the first {positions} rows are bad, more than data.max_bad_share={limit:g} allows; "
                 f"the first: {first.what}",
                 where=first.where,
                 fix="mend the rows that ledger.jsonl lists, or raise data.max_bad_share",

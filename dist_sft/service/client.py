@@ -1,7 +1,7 @@
 """A rank's side of the service: asks for its share some steps ahead, gathers it, and hands it over in order."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -49,6 +49,7 @@ class StepClient:
         prefetch: int,
         ledger: Ledger,
         max_bad_share: float,
+        note: Callable[[int, str], None] = lambda step, text: None,
     ) -> None:
         """
         Args:
@@ -56,10 +57,11 @@ class StepClient:
             session: see Ask; the same on all ranks of one start.
             prefetch: steps that are asked for before they are taken.
             ledger: gets what the dealer tells this rank of rows that were dropped or cut.
+            note: gets the step, and what a person should know of the data side.
         """
         self.link, self.stream, self.steps, self.prefetch = link, stream, steps, prefetch
         self.session, self.world, self.rank = session, world, rank
-        self.ledger, self.max_bad_share = ledger, max_bad_share
+        self.ledger, self.max_bad_share, self.note = ledger, max_bad_share, note
         self._taken = 0
 
     def __len__(self) -> int:
@@ -78,8 +80,10 @@ class StepClient:
             while pending:
                 share, ticket = pending.popleft().result()
                 self._taken = share.step + 1
-                self.link.taken(self.session, self.stream, self.rank, self._taken)
-                pending.extend(pool.submit(self._gather, step) for step in islice(wanted, 1))
+                if (further := next(wanted, None)) is not None:
+                    pending.append(pool.submit(self._gather, further))  # tells the dealer what is taken, too
+                else:
+                    self.link.taken(self.session, self.stream, self.rank, self._taken)
                 self._account(ticket)
                 yield share
         finally:
@@ -100,6 +104,8 @@ class StepClient:
             return _share(ticket, chunks), ticket
 
     def _account(self, ticket: Ticket) -> None:
+        for text in ticket.notes:
+            self.note(ticket.step, text)
         if ticket.entries:
             self.ledger.add(list(ticket.entries))
             self.ledger.check_share(ticket.seen, self.max_bad_share)

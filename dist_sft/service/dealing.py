@@ -13,6 +13,7 @@ still stops the encoders, however fast they are, and nothing is dropped or reord
 import asyncio
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -60,9 +61,13 @@ class _Chunk:
 
 @dataclass
 class _Work:
-    """A step that some rank has still to take. dealt is kept even if chunks are encoded again: it cannot change."""
+    """A step that some rank has still to take. dealt is kept even if chunks are encoded again: it cannot change.
+
+    todo: chunks that are neither there nor with an encoder
+    """
 
     chunks: list[_Chunk]
+    todo: int
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     error: Exception | None = None
     dealt: "_Dealt | None" = None
@@ -84,16 +89,34 @@ class _Dealt:
     places: tuple[Place, ...]
     totals: StepTotals
     entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass
 class _Delivery:
-    """A stream on its way to the ranks of one session. taken: by rank, the first step that it still needs."""
+    """A stream on its way to the ranks of one session.
+
+    taken     by rank, the first step that it still needs
+    standing  how many ranks stand at each of these steps
+    """
 
     session: int
     world: int
     taken: dict[int, int] = field(default_factory=dict)
+    standing: Counter[int] = field(default_factory=Counter)
     steps: dict[int, _Work] = field(default_factory=dict)
+
+    def advance(self, rank: int, upto: int) -> None:
+        """A rank needs no step below `upto` any more."""
+        before = self.taken.get(rank)
+        if before is not None:
+            if upto <= before:
+                return
+            self.standing[before] -= 1
+            if not self.standing[before]:
+                del self.standing[before]
+        self.taken[rank] = upto
+        self.standing[upto] += 1
 
 
 class StepDealer:
@@ -129,10 +152,11 @@ class StepDealer:
         does not fit into the budget.
         """
         delivery = self._delivery(ask)
-        delivery.taken[ask.rank] = max(ask.taken, delivery.taken.get(ask.rank, 0))
+        delivery.advance(ask.rank, ask.taken)
         work = delivery.steps.get(ask.step)
         if work is None:
-            work = delivery.steps[ask.step] = _Work(list(self._chunks(self.streams[ask.stream], ask.step)))
+            chunks = list(self._chunks(self.streams[ask.stream], ask.step))
+            work = delivery.steps[ask.step] = _Work(chunks, len(chunks))
         for number, version in ask.missing:
             if work.chunks[number].version == version:
                 self._forget(work, work.chunks[number])
@@ -147,7 +171,7 @@ class StepDealer:
         """A rank needs no step below `upto` any more."""
         delivery = self._deliveries.get(stream)
         if delivery and delivery.session == session:
-            delivery.taken[rank] = max(upto, delivery.taken.get(rank, 0))
+            delivery.advance(rank, upto)
             self._release(delivery)
             self._pump()
 
@@ -192,7 +216,7 @@ class StepDealer:
         )
         for step, stream in waiting:
             work = self._deliveries[stream].steps[step]
-            for chunk in work.chunks if not work.error else ():
+            for chunk in work.chunks if work.todo and not work.error else ():
                 if chunk.running or chunk.reference is not None:
                     continue
                 if len(self._running) >= self.encoders.capacity:
@@ -200,7 +224,7 @@ class StepDealer:
                 most = (chunk.end - chunk.begin) * (self.context_length * BYTES_PER_TOKEN + 8) + 8
                 if not self._admit(most, step, work):
                     return
-                chunk.bytes, chunk.running = most, True
+                chunk.bytes, chunk.running, work.todo = most, True, work.todo - 1
                 self.in_flight += most
                 self.peak = max(self.peak, self.in_flight)
                 task = asyncio.get_running_loop().create_task(self._encode(stream, work, chunk))
@@ -247,10 +271,12 @@ class StepDealer:
         keep = facts is not None and version == chunk.version and self._wanted(stream, work)
         self.in_flight += (facts.bytes if facts and keep else 0) - chunk.bytes
         chunk.bytes = facts.bytes if facts and keep else 0
-        if keep:
-            chunk.facts, chunk.reference = facts, reference
-            if work.encoded:
-                work.ready.set()
+        if not keep:
+            work.todo += 1
+            return
+        chunk.facts, chunk.reference = facts, reference
+        if work.encoded:
+            work.ready.set()
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
@@ -267,6 +293,7 @@ class StepDealer:
         if not chunk.running:
             self.in_flight -= chunk.bytes
             chunk.bytes = 0
+        work.todo += chunk.reference is not None
         chunk.reference = None
         work.ready.clear()
 
@@ -278,7 +305,7 @@ class StepDealer:
         """Let go of steps that every rank has taken; a rank that has not been heard of yet may need any."""
         if len(delivery.taken) < (1 if self.alone else delivery.world):
             return
-        floor = min(delivery.taken.values())
+        floor = min(delivery.standing)
         for step in [step for step in delivery.steps if step < floor]:
             self._drop(delivery.steps.pop(step))
 
@@ -290,12 +317,14 @@ class StepDealer:
         dealt = work.dealt
         packs = tuple(tuple(dealt.places[i] for i in pack) for pack in dealt.plan.packs[ask.rank])
         numbers = sorted({place.chunk for pack in packs for place in pack})
+        keeps = self.alone or ask.rank == 0
         return Ticket(
             step=ask.step,
             packs=packs,
             chunks={number: (work.chunks[number].version, work.chunks[number].reference) for number in numbers},
             totals=dealt.totals,
-            entries=dealt.entries if self.alone or ask.rank == 0 else (),
+            entries=dealt.entries if keeps else (),
+            notes=dealt.notes if keeps else (),
             seen=steps.positions_of(ask.step)[1],
             multiple=self.dealer.pad_to_multiple_of,
         )
@@ -318,7 +347,8 @@ def _deal(facts: list[ChunkFacts], dealer: Dealer, sources: int) -> _Dealt:
         padding=plan.padding,
     )
     places = (Place(id_, number, index) for number, part in enumerate(facts) for index, id_ in enumerate(part.ids))
-    return _Dealt(plan, tuple(places), totals, tuple(entry for part in facts for entry in part.entries))
+    entries = tuple(entry for part in facts for entry in part.entries)
+    return _Dealt(plan, tuple(places), totals, entries, tuple(note for part in facts for note in part.notes))
 
 
 def _stale(session: int) -> ClusterError:

@@ -60,6 +60,7 @@ class ChunkFacts:
     weights     float64[n], sum of the loss weights of each sample
     supervised  int, tokens with a weight above 0, of all of them
     entries     rows that were dropped or cut
+    notes       see EncodedStep
     bytes       size of the chunk
     """
 
@@ -68,6 +69,7 @@ class ChunkFacts:
     weights: NDArray[np.float64]
     supervised: int
     entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
     bytes: int
 
 
@@ -105,6 +107,7 @@ def as_chunk(encoded: EncodedStep) -> tuple[ChunkFacts, Chunk]:
         np.array([sample.total_weight for sample in samples], np.float64),
         int(np.count_nonzero(chunk.weights)),
         encoded.entries,
+        encoded.notes,
         chunk.tokens.nbytes + chunk.weights.nbytes + chunk.ends.nbytes,
     )
     return facts, chunk
@@ -125,7 +128,7 @@ class Ticket:
 
     packs    Place of each sample, by micro-step
     chunks   (version, reference) of the chunks that they lie in, by number
-    entries  of the whole step; () for all ranks but the one that keeps the ledger
+    entries  of the whole step, and notes: () for all ranks but the one that keeps the ledger
     seen     samples of the run up to the end of this step, for the share of bad rows
     multiple of tokens that the length of each pack shall be
     """
@@ -135,5 +138,6 @@ class Ticket:
     chunks: Mapping[int, tuple[int, Any]]
     totals: StepTotals
     entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
     seen: int
     multiple: int

@@ -1,5 +1,6 @@
 """The tracker that the loop talks to."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -15,6 +16,13 @@ class Sink(Protocol):
     def close(self, failed: bool) -> None: ...
 
 
+class DroppedRows(Protocol):
+    """What is not learned: see `data.ledger`."""
+
+    counts: Counter[str]
+    lost: int
+
+
 @dataclass
 class RankZeroTracker:
     """Hands every result, with derived throughput, to each sink. On other ranks `sinks` is empty.
@@ -23,6 +31,7 @@ class RankZeroTracker:
     peak_flops  bf16 FLOP/s of one device, None where it is not known (no MFU then)
     sources     name of each source
     so_far      tokens of each source in the steps before
+    ledger      rows that were dropped or cut so far
     """
 
     sinks: Sequence[Sink]
@@ -30,6 +39,7 @@ class RankZeroTracker:
     peak_flops: float | None
     sources: Sequence[str]
     so_far: list[int]
+    ledger: DroppedRows
 
     def step(self, result: StepResult) -> None:
         record = {"kind": "step", **asdict(result)}
@@ -38,6 +48,8 @@ class RankZeroTracker:
         self.so_far = [before + now for before, now in zip(self.so_far, result.source_tokens, strict=True)]
         if len(self.so_far) > 1:
             record["token_shares"] = self.token_shares
+        if self.ledger.counts:
+            record |= {"dropped": dict(self.ledger.counts), "lost": self.ledger.lost}
         if self.peak_flops:
             record["mfu"] = result.flops / result.seconds / (self.world * self.peak_flops)
         self._write(record)

@@ -58,12 +58,12 @@ def write(folder, counts=(37, 24, 9)):
     return files
 
 
-def feed(files, steps=None, weights=None, cache=None, per_step=PER_STEP, epochs=None, order=None):
+def feed(files, steps=None, weights=None, cache=None, per_step=PER_STEP, epochs=None, order=None, schedule=()):
     """Rows of these files and their steps."""
     sources = [Source(path=str(file), format="messages", weight=weights and weights[i]) for i, file in enumerate(files)]
     data = DataSection(
         sources=sources, context_length=CONTEXT, bad_rows="drop", max_bad_share=1.0, cache=cache and str(cache),
-        order=order or OrderSection(),
+        order=order or OrderSection(), schedule=schedule,
     )  # fmt: skip
     encoder = Encoder(vocabulary(), "chatml", LossWeights(), CONTEXT, "drop")
     rows = Rows(data.sources, data, encoder)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import statistics
 import subprocess
 import sys
 import threading
@@ -15,13 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.core.errors import ClusterError, ConfigError, RowError
+from dist_sft.config.sections import WeightChange
+from dist_sft.core.errors import ClusterError, ConfigError, DataError, RowError
+from dist_sft.data.encoding import EncodedStep
 from dist_sft.data.ledger import Ledger
-from dist_sft.data.order import SampleId
+from dist_sft.data.order import Order, SampleId, Steps
 from dist_sft.data.pack import build_pack
 from dist_sft.data.packing import Dealer
 from dist_sft.service.client import StepClient
 from dist_sft.service.local import LocalLink
+from dist_sft.service.messages import Feed
 from tests.service import chats, oracle
 from tests.service.members import Cluster
 
@@ -193,6 +197,85 @@ def test_a_bad_row_ends_the_run_under_its_own_name(files):
     with pytest.raises(RowError, match=r"part-\d.jsonl:\d+"):
         cluster.run(7, 2)
     cluster.close()
+
+
+class LengthTable:
+    """Rows of which only the lengths are known; stands for `Rows`. opened: how many were asked for."""
+
+    def __init__(self, count):
+        self.lengths, self.opened = np.random.default_rng(0).integers(1, 100, count, dtype=np.int32), 0
+
+    def encode(self, step, ids):
+        self.opened += len(ids)
+        lengths = self.lengths[[id_.row for id_ in ids]].tolist()
+        samples = tuple(EncodedSample(np.zeros(n, np.int32), np.zeros(n, np.float32)) for n in lengths)
+        return EncodedStep(step, tuple(ids), samples, ())
+
+
+def test_resuming_late_costs_what_resuming_early_costs():
+    rows = LengthTable(10_000_000)
+    feed = Feed(rows, Steps.of(Order.shuffled((10_000_000,), 0), 8, steps=None, epochs=1))
+
+    def first_share(step):
+        rows.opened, begin = 0, time.process_time()
+        cluster = Cluster({"train": feed}, 2)
+        (share,) = cluster.run(len(feed.steps), 1, step, step + 1, prefetch=1)[0]
+        took = time.process_time() - begin
+        cluster.close()
+        assert (share.step, share.totals.samples, rows.opened) == (step, 8, 8)
+        return took
+
+    early, late = ([first_share(step) for _ in range(7)] for step in (1, 1_000_000))
+    assert max(statistics.median(early), statistics.median(late)) < 0.5
+    assert statistics.median(late) < 2 * statistics.median(early) + 0.005
+
+
+def test_weights_that_change_at_a_step_are_resumed_exactly_before_and_after_it(files):
+    weights, later = [5, 2, 1], WeightChange(step=6, weights=(1, 1, 0))
+    feed = chats.feed(files, STEPS, weights, schedule=(later,))
+    sources = [[id_.source for id_ in feed.steps.samples(step)] for step in range(STEPS)]
+    assert [sorted(step).count(2) for step in sources[6:]] == [0] * 8
+    assert [sum(step.count(0) for step in part) for part in (sources[:6], sources[6:])] == [38, 40]
+    cluster = Cluster({"train": feed}, 2)
+    whole = hashes(chats.delivered(cluster.run(STEPS, 3)))
+    for session, start in enumerate((4, 5, 6, 7, 9), 2):
+        assert hashes(chats.delivered(cluster.run(STEPS, 2, start, session=session))) == whole[start:]
+    cluster.close()
+
+
+def test_too_many_bad_rows_stop_the_run_and_long_ones_do_not(files, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    good = chats.line(0, 0)
+    path.write_text("".join(("{" if row % 5 == 0 else good) + "\n" for row in range(300)))
+    feed = chats.feed([path], 30)
+    cluster = Cluster({"train": feed}, 2)
+    client = StepClient(cluster, "train", 30, 1, 1, 0, 2, Ledger(tmp_path / "ledger.jsonl"), max_bad_share=0.1)
+    seen = []
+    with pytest.raises(DataError, match=r"\d+ of the first 100 rows are bad, .*\n  fix: mend the rows that ledger.jsonl lists"):
+        seen.extend(client.shares(0))
+    cluster.close()
+    assert len(seen) == 9
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == sum(
+        id_.row % 5 == 0 for step in range(10) for id_ in feed.steps.samples(step)
+    )
+
+
+def test_damaged_shards_of_the_store_are_made_anew_and_a_person_is_told(truth, files, tmp_path):
+    weights, _, expected = truth
+    for damage in (lambda content: content[: len(content) // 2], lambda content: content[:90] + b"?" + content[91:]):
+        feed = chats.feed(files, STEPS, weights, cache=tmp_path)
+        (one,) = Cluster({"train": feed}, 1).run(STEPS, 1)
+        feed.rows.stores["messages"].close()
+        assert hashes(chats.delivered([one])) == expected
+        for path in tmp_path.glob("tokens/*/*.tokens"):
+            path.write_bytes(damage(path.read_bytes()))
+        feed, notes = chats.feed(files, STEPS, weights, cache=tmp_path), []
+        cluster = Cluster({"train": feed}, 1)
+        client = StepClient(cluster, "train", STEPS, 1, 1, 0, 2, Ledger(), 1.0, lambda step, text: notes.append(text))
+        assert hashes(chats.delivered([list(client.shares(0))])) == expected
+        assert feed.rows.encoded > 0
+        assert any(".tokens: " in note for note in notes), notes
+        feed.rows.stores["messages"].close()
 
 
 class TestTraps:

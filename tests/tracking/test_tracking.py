@@ -9,6 +9,7 @@ import pytest
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.results import EvalResult, StepResult
+from dist_sft.data.ledger import Entry, Ledger
 from dist_sft.tracking.console import Console
 from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker
@@ -22,8 +23,8 @@ def result(step):
     )  # fmt: skip
 
 
-def tracker_of(sink, world=1, peak_flops=None, so_far=(0, 0)):
-    return RankZeroTracker([sink], world, peak_flops, ("chats.jsonl", "c4.jsonl"), list(so_far))
+def tracker_of(sink, world=1, peak_flops=None, so_far=(0, 0), ledger=None):
+    return RankZeroTracker([sink], world, peak_flops, ("chats.jsonl", "c4.jsonl"), list(so_far), ledger or Ledger())
 
 
 def test_throughput_is_derived_from_tokens_and_seconds(tmp_path):
@@ -60,6 +61,17 @@ def test_each_step_says_which_share_of_all_tokens_each_source_has_had(tmp_path):
     shares = [json.loads(line)["token_shares"] for line in path.read_text().splitlines()]
     assert [share["1 c4.jsonl"] for share in shares] == [100 / 1000, 300 / 2000, 800 / 3000]
     assert resumed.token_shares == {"0 chats.jsonl": 2200 / 3000, "1 c4.jsonl": 800 / 3000}
+
+
+def test_each_step_says_what_was_dropped_so_far(tmp_path):
+    ledger = Ledger()
+    tracker = tracker_of(JsonLines(tmp_path / "m.jsonl", 0), ledger=ledger)
+    tracker.step(result(1))
+    ledger.add([Entry(1, 70, "a.jsonl:7", "overlong", "9 tokens", lost=5), Entry(1, 71, "a.jsonl:8", "overlong", "8")])
+    tracker.step(result(2))
+    first, second = (json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines())
+    assert "dropped" not in first
+    assert (second["dropped"], second["lost"]) == ({"overlong": 2}, 5)
 
 
 def test_the_console_says_what_a_person_and_grep_need():
