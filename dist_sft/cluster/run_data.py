@@ -130,7 +130,7 @@ def _train(config: RunConfig, encoder: Encoder) -> Feed:
     data, settings = config.data, config.train
     rows = Rows(data.sources, data, encoder)
     streams = streams_of(data, rows.sources, config.run.seed)
-    order = order_of(data, streams, settings.samples_per_step, lambda: rows.mean_tokens(streams))
+    order = order_of(data, streams, settings.samples_per_step, lambda: rows.first_lengths(streams))
     end = order.mixture.end
     if settings.steps is not None and end is not None and settings.steps * settings.samples_per_step > end:
         raise ConfigError(

@@ -17,6 +17,12 @@ from dist_sft.data.mixture import Change, Mixture, sample_weights
 from dist_sft.data.order import Order, Stream
 
 
+SETTLED = 200
+"""Steps after which each source has its share of tokens."""
+ROUNDS = 12
+"""In which weights, and the rows that they take, come to agree."""
+
+
 class Columns(Protocol):
     """What is asked of a source: see `sources.RowSource`."""
 
@@ -51,37 +57,65 @@ def streams_of(data: DataSection, sources: Sequence[Columns], seed: int) -> tupl
 
 
 def order_of(
-    data: DataSection, streams: tuple[Stream, ...], samples_per_step: int, mean_tokens: Callable[[], Sequence[float]]
+    data: DataSection,
+    streams: tuple[Stream, ...],
+    samples_per_step: int,
+    first_lengths: Callable[[], Sequence[NDArray[np.int64]]],
 ) -> Order:
     """The streams, mixed as data.sources and data.schedule say.
 
     Args:
-        mean_tokens: tokens per row of each source; called only where a source has a share of tokens.
+        first_lengths: tokens of each stream's first rows, see `Rows.first_lengths`; called only where a source has a
+            share of tokens.
     """
     if not mixed(data):
         limit = data.sources[0].max_epochs if len(data.sources) == 1 else None
         return Order(streams, Mixture.of([Change(0, (1.0,))], [_visits(streams[0], limit)]))
     shared = [source.token_share is not None for source in data.sources]
-    means = mean_tokens() if any(shared) else [1.0] * len(shared)
     first = [source.token_share if source.token_share is not None else source.weight for source in data.sources]
-    changes: list[tuple[int, Sequence[float | None]]] = [(0, first)]
-    changes += [(change.step * samples_per_step, change.weights) for change in data.schedule]
-    mixture = Mixture.of(
-        [Change(position, _weights(values, shared, means)) for position, values in changes],
-        [_visits(stream, source.max_epochs) for stream, source in zip(streams, data.sources, strict=True)],
-    )
-    return Order(streams, mixture)
+    settings: list[tuple[int, Sequence[float | None]]] = [(0, first)]
+    settings += [(change.step * samples_per_step, change.weights) for change in data.schedule]
+    if any(shared):
+        changes = _changes_by_tokens(settings, shared, first_lengths(), SETTLED * samples_per_step)
+    else:
+        changes = [Change(position, tuple(float(value or 0) for value in values)) for position, values in settings]
+    limits = [_visits(stream, source.max_epochs) for stream, source in zip(streams, data.sources, strict=True)]
+    return Order(streams, Mixture.of(changes, limits))
 
 
-def _weights(values: Sequence[float | None], shared: list[bool], means: Sequence[float]) -> tuple[float, ...]:
-    if not any(shared):
-        return tuple(float(value or 0) for value in values)
-    pairs = list(zip(values, shared, strict=True))
-    return sample_weights(
-        [None if share else value for value, share in pairs],
-        [value if share else None for value, share in pairs],
-        means,
-    )
+def _changes_by_tokens(
+    settings: Sequence[tuple[int, Sequence[float | None]]],
+    shared: list[bool],
+    lengths: Sequence[NDArray[np.int64]],
+    settled: int,
+) -> list[Change]:
+    """Shares of tokens as weights of samples, by measured lengths.
+
+    The few rows of a small share may be longer or shorter than most, so until the position `settled` weights are those
+    that give the shares for just the rows that come until then; from there on they are those for all measured rows.
+    """
+
+    def weights(values: Sequence[float | None], counts: Sequence[int]) -> tuple[float, ...]:
+        means = [_mean(part, count) for part, count in zip(lengths, counts, strict=True)]
+        pairs = list(zip(values, shared, strict=True))
+        return sample_weights(
+            [None if share else value for value, share in pairs],
+            [value if share else None for value, share in pairs],
+            means,
+        )
+
+    all_rows = [len(part) for part in lengths]
+    changes = {position: weights(values, all_rows) for position, values in settings}
+    until = min([settled, *(position for position, _ in settings[1:])])
+    changes.setdefault(until, changes[0])
+    for _ in range(ROUNDS):
+        changes[0] = weights(settings[0][1], [round(until * weight / sum(changes[0])) for weight in changes[0]])
+    return [Change(position, changes[position]) for position in sorted(changes)]
+
+
+def _mean(lengths: NDArray[np.int64], count: int) -> float:
+    """Of the first `count`, or of all where these say nothing."""
+    return float(lengths[: max(count, 1)].mean()) or float(lengths.mean())
 
 
 def _visits(stream: Stream, epochs: float | None) -> int | None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from dist_sft import chat
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
@@ -205,26 +207,26 @@ class Rows:
             )
         return looked
 
-    def mean_tokens(self, streams: Sequence[Stream]) -> list[float]:
-        """Tokens per row of each stream, over the first rows that a run takes from it; rows that are dropped count 0.
+    def first_lengths(self, streams: Sequence[Stream]) -> list[NDArray[np.int64]]:
+        """Tokens of the first rows that a run takes from each stream; 0 for rows that are dropped.
 
         Raises DataError for a stream of which no row can be learned.
         """
-        return [self._mean(stream) for stream in streams]
+        return [self._first_lengths(stream) for stream in streams]
 
-    def _mean(self, stream: Stream) -> float:
-        tokens, looked, ids = 0, 0, stream.samples(0, min(MEASURED_ROWS, len(stream)))
-        while looked < len(ids) and tokens < MEASURED_TOKENS:
-            batch = self.outcomes(ids[looked : looked + 64])
-            tokens += sum(len(result) for result in batch if isinstance(result, EncodedSample))
-            looked += len(batch)
-        if not tokens:
+    def _first_lengths(self, stream: Stream) -> NDArray[np.int64]:
+        lengths: list[int] = []
+        ids = stream.samples(0, min(MEASURED_ROWS, len(stream)))
+        while len(lengths) < len(ids) and sum(lengths) < MEASURED_TOKENS:
+            batch = self.outcomes(ids[len(lengths) : len(lengths) + 64])
+            lengths += [len(result) if isinstance(result, EncodedSample) else 0 for result in batch]
+        if not any(lengths):
             raise DataError(
-                f"none of its first {looked} rows can be learned, so its share of tokens cannot be kept",
+                f"none of its first {len(lengths)} rows can be learned, so its share of tokens cannot be kept",
                 where=self.sources[stream.sources[0]].name,
                 fix="look at one with: dist-sft preview RUN.yaml --row 0",
             )
-        return tokens / looked
+        return np.array(lengths, np.int64)
 
 
 @functools.cache

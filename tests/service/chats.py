@@ -68,7 +68,7 @@ def feed(files, steps=None, weights=None, cache=None, per_step=PER_STEP, epochs=
     encoder = Encoder(vocabulary(), "chatml", LossWeights(), CONTEXT, "drop")
     rows = Rows(data.sources, data, encoder)
     streams = streams_of(data, rows.sources, SEED)
-    run_order = order_of(data, streams, per_step, lambda: rows.mean_tokens(streams))
+    run_order = order_of(data, streams, per_step, lambda: rows.first_lengths(streams))
     return Feed(rows, Steps.of(run_order, per_step, steps, epochs))
 
 
