@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -13,6 +14,9 @@ from dist_sft.cluster.session import check_resources, is_local
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
+from dist_sft.data.packing import Dealer
+
+SHOWN = {"supervised share": "{:.1%}", "fill": "{:.0%} of packs", "balance": "{:.3f} (time over perfect)"}
 
 
 def check_run(config: RunConfig) -> dict[str, Any]:
@@ -30,6 +34,7 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         "steps": len(data.train.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
         **_masks(looked, min(PROBE, data.train.steps.positions)),
+        **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
         **_held_out(data),
     }
 
@@ -52,6 +57,12 @@ def _masks(looked: EncodedStep, count: int) -> dict[str, Any]:
     }
 
 
+def _step_size(looked: EncodedStep, dealer: Dealer, samples: int) -> dict[str, Any]:
+    """How a step of rows like these is packed."""
+    plan = dealer.deal(np.resize([len(sample) for sample in looked.samples], samples).tolist())
+    return {"micro_steps": plan.micro_steps, "balance": plan.balance, "fill": plan.fill, "advice": plan.advice()}
+
+
 def _held_out(data: RunData) -> dict[str, int]:
     if (feed := data.held_out) is None:
         return {}
@@ -61,14 +72,16 @@ def _held_out(data: RunData) -> dict[str, int]:
 
 def show(findings: dict[str, Any], console: Console) -> None:
     """A line per finding; of the rows that are dropped the first three."""
-    lines = [(name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped")]
+    lines = [(name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped", "advice")]
     lines = [*((f"rows of {one['source']}", one["rows"]) for one in findings["rows"]), *lines]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        shown = f"{value:.1%}" if name == "supervised share" else value
+        shown = SHOWN[name].format(value) if name in SHOWN else value
         console.print(f"{name:>{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)
     if dropped := findings["dropped"]:
         console.print(f"{len(dropped)} of these rows are dropped or cut:", highlight=False)
         for line in dropped[:3]:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if findings["advice"]:
+        console.print(findings["advice"], style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print("ok")

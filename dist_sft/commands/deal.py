@@ -22,6 +22,7 @@ class DealtStep:
     supervised  tokens of the whole step with a weight above 0
     weight      sum of the loss weights of the whole step
     dropped     rows that are not learned, with the reason
+    advice      what to change where the step is too small for its ranks
     hash        of what the step teaches; independent of world and packing
     """
 
@@ -33,6 +34,7 @@ class DealtStep:
     weight: float
     balance: float
     dropped: list[dict[str, str]]
+    advice: str | None
     hash: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtSte
                 weight=sum(sample.total_weight for sample in encoded.samples),
                 balance=plan.balance,
                 dropped=[{"where": entry.where, "reason": entry.reason} for entry in encoded.entries],
+                advice=plan.advice(),
                 hash=step_hash(encoded),
             )
         )
@@ -88,5 +91,7 @@ def show(dealt: list[DealtStep], console: Console) -> None:
             f"supervised tokens {step.supervised}  weight {step.weight:g}  balance {step.balance:.2f}  "
             f"dropped {len(step.dropped)}  hash {step.hash[:16]}"
         )
+        if step.advice:
+            console.print(step.advice, style="yellow", markup=False, highlight=False)
         for row in step.dropped:
             console.print(f"  {row['reason']}: {row['where']}", markup=False)
