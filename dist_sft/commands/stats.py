@@ -143,23 +143,24 @@ def _shares(values: Iterable[int]) -> list[float]:
 
 def show(found: Stats, console: Console) -> None:
     """Tables for a terminal, with a line of bars for the lengths of each source."""
-    table = Table(title=f"steps 1 to {found.steps} of {found.of_steps}", title_justify="left")
-    heads = ("source", "rows", "epochs", "samples", "share", "tokens", "share", "learned", "median", "95 %", "longest")
+    table = Table(title=f"steps 1 to {found.steps} of {found.of_steps}", title_justify="left", box=None, padding=(0, 1))
+    heads = ("", "rows", "epochs", "samples", "share", "tokens", "share", "learned", "median", "longest")
     for head in heads:
-        table.add_column(head, justify="left" if head == "source" else "right", overflow="fold")
-    for one in found.sources:
+        table.add_column(head, justify="right", no_wrap=True)
+    for i, one in enumerate(found.sources):
+        console.print(f"{i}  {one.name}", markup=False, highlight=False, soft_wrap=True)
         table.add_row(
-            one.name, f"{one.rows:,}", f"{one.epochs:.2f}", f"{one.seen:,}", f"{one.sample_share:.1%}",
+            str(i), f"{one.rows:,}", f"{one.epochs:.2f}", f"{one.seen:,}", f"{one.sample_share:.1%}",
             f"{one.tokens:,}", f"{one.token_share:.1%}", f"{one.supervised / (one.tokens or 1):.0%}",
-            f"{one.percentile(50):,}", f"{one.percentile(95):,}", f"{one.percentile(100):,}",
+            f"{one.percentile(50):,}", f"{one.percentile(100):,}",
         )  # fmt: skip
     console.print(table)
     edges = length_bins(found)
     console.print(f"lengths, {edges[0]:.0f} to {edges[-1]:.0f} tokens, on a logarithmic scale:")
-    for one in found.sources:
+    for i, one in enumerate(found.sources):
         counts = np.histogram(one.lengths, edges)[0]
         bars = "".join(BARS[int(np.ceil(8 * count / max(counts.max(), 1)))] for count in counts)
-        console.print(f"  [{bars}]  {one.name}", markup=False, highlight=False)
+        console.print(f"  {i}  {bars}", markup=False, highlight=False)
     mean = {name: float(np.mean(getattr(found, name))) for name in ("fill", "balance", "micro_steps", "padding")}
     console.print(
         f"packs for {found.world} ranks: fill {mean['fill']:.0%}, balance {mean['balance']:.3f} "
