@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import statistics
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from dist_sft.checkpoint.layout import Manifest, newest
 from tests.cluster.commands import chat, process, start
-from tests.ranks import losses
+from tests.ranks import losses, records
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -39,6 +40,18 @@ def test_a_bad_row_stops_the_training_before_it_starts(run, tmp_path):
         error,
     )
     assert "Traceback" not in ended.stderr
+
+
+def test_steps_do_not_wait_for_data_that_is_encoded_while_they_train(run, tmp_path):
+    """Encoders work ahead in processes of their own; each line of the log says how long its step waited."""
+    folder = tmp_path / "run"
+    ended = process("train", run.file, f"run.dir={folder}", "train.steps=12", "service.prefetch=4")
+    assert ended.returncode == 0, ended
+    waits = [record["waited"] for record in records(folder)]
+    assert len(waits) == 12
+    assert statistics.median(waits[1:]) < 0.05
+    said = re.findall(r"step \d+/12 .* wait (\d+\.\d)s", ended.stdout + ended.stderr)
+    assert said == [f"{wait:.1f}" for wait in waits] and said.count("0.0") >= 9
 
 
 def test_ctrl_c_ends_a_run_cleanly_and_a_second_run_in_its_folder_is_refused(run, tmp_path):
