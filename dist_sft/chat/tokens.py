@@ -67,18 +67,19 @@ class TextEncoder:
         """words: all that the chat template writes by itself."""
         control = control_tokens(vocabulary, words)
         self.suspect = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
-        self._tokenizer = Tokenizer.from_str(_locked(vocabulary.backend, control))
+        outline, model = vocabulary.outline()
+        self._tokenizer = Tokenizer.from_str(_locked(outline, model, control))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._is_control = np.zeros(max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1, np.bool_)
-        self._is_control[[vocabulary.ids[token] for token in control]] = True
         self._control_ids = {token: vocabulary.ids[token] for token in control}
-        parts = json.loads(vocabulary.backend)
-        self._alone = not any(
+        self._is_control = np.zeros(max(self._control_ids.values(), default=0) + 2, np.bool_)
+        self._is_control[list(self._control_ids.values())] = True  # the last stays False, for all ids above
+        self._alone = '"type":"BPE"' in model[:100] and not any(
             token["content"] in control and any(token[flag] for flag in ("lstrip", "rstrip", "single_word"))
-            for token in parts["added_tokens"]
+            for token in outline["added_tokens"]
         )
-        self._unknown = self._tokenizer.token_to_id(parts["model"].get("unk_token") or "")
+        unknown = re.search(r'"unk_token":("(?:[^"\\]|\\.)*")', model[:1000])
+        self._unknown = unknown and self._tokenizer.token_to_id(json.loads(unknown[1]))
         self._controls: dict[str, list[tuple[int, int, int]]] = {}
         self._between: dict[tuple[str, bool], list[int] | None] = {}
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False).ids
@@ -116,7 +117,7 @@ class TextEncoder:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def is_control(self, token: int) -> bool:
-        return bool(self._is_control[token])
+        return token < len(self._is_control) and bool(self._is_control[token])
 
     def _cuts(self, row: RowText) -> Iterable[tuple[int, int]]:
         return (match.span() for start, end in row.spans for match in self.suspect.finditer(row.text, start, end))
@@ -124,7 +125,7 @@ class TextEncoder:
     def _whole(self, row: RowText, encoding: Encoding) -> Tokens:
         """A text that was encoded in one piece, with its control tokens if the template wrote them all."""
         ids = np.array(encoding.ids, np.int32)
-        at = np.flatnonzero(self._is_control[ids])
+        at = self._controls_at(ids)
         edges = [0, *chain.from_iterable(row.spans), len(row.text)]
         written = [
             (begin + start, begin + end, id_)
@@ -143,6 +144,10 @@ class TextEncoder:
             if len(text) < _LONG_PIECE and len(self._controls) < _PIECES_KEPT:
                 self._controls[text] = found
         return found
+
+    def _controls_at(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Where the control tokens stand."""
+        return np.flatnonzero(self._is_control.take(ids, mode="clip"))
 
     def _ids_between(self, text: str, first: bool) -> list[int] | None:
         """Ids of a piece of the template; None if they do not hold the whole piece, or not it alone."""
@@ -187,7 +192,7 @@ class TextEncoder:
         """The promise: no control token holds a character of the row."""
         if tokens.controls is not None:
             return tokens
-        for at in np.flatnonzero(self._is_control[tokens.ids]):
+        for at in self._controls_at(tokens.ids):
             start, end = tokens.offsets[at]
             if any(start < b and a < end for a, b in row.spans):
                 return RowError(
@@ -220,14 +225,13 @@ def _end(control: Control) -> int:
     return control.end
 
 
-def _locked(backend: str, control: frozenset[str]) -> str:
+def _locked(outline: dict[str, Any], model: str, control: frozenset[str]) -> str:
     """The tokenizer's JSON in which the control tokens, and no others, obey `encode_special_tokens`, and offsets tell
     the truth about blanks."""
-    parts = json.loads(backend)
-    for token in parts["added_tokens"]:
-        token["special"] = token["content"] in control
+    added = [{**token, "special": token["content"] in control} for token in outline["added_tokens"]]
+    parts = {**outline, "added_tokens": added}
     _keep_blanks(parts.get("post_processor"))
-    return json.dumps(parts, ensure_ascii=False)
+    return f'{json.dumps(parts, ensure_ascii=False)[:-1]}, "model": {model}}}'
 
 
 def _keep_blanks(part: Any) -> None:

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dist_sft.core.errors import ModelError
 from dist_sft.core.files import write_json
@@ -46,7 +47,7 @@ class Vocabulary:
     @cached_property
     def added_tokens(self) -> tuple[AddedToken, ...]:
         named = set(self.special_tokens.values())
-        added = json.loads(self.backend)["added_tokens"]
+        added = self.outline()[0]["added_tokens"]
         return tuple(AddedToken(one["content"], one["id"], one["special"] or one["content"] in named) for one in added)
 
     @cached_property
@@ -57,6 +58,16 @@ class Vocabulary:
     def id_of(self, name: str) -> int | None:
         """Id of a named token, e.g. id_of("eos_token"); None if there is none."""
         return self.ids.get(self.special_tokens.get(name, ""))
+
+    def outline(self) -> tuple[dict[str, Any], str]:
+        """The backend's JSON without its model, and the model's: megabytes of text that need no reading here."""
+        head, found, model = self.backend.partition(',"model":')  # the last key, where `tokenizers` wrote it
+        if found:
+            parts: dict[str, Any] = json.loads(head + "}")
+            if "post_processor" in parts and "added_tokens" in parts:
+                return parts, model[:-1]
+        parts = json.loads(self.backend)
+        return parts, json.dumps(parts.pop("model"), ensure_ascii=False)
 
     def save(self, path: Path) -> None:
         """Write to one file, atomically."""

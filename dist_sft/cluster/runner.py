@@ -54,7 +54,7 @@ def train(config: RunConfig) -> RunResult:
             connect(config)
         try:
             check_resources(config, ray.cluster_resources(), "Ray")
-            with _data_service(config) as offer:
+            with data_service(config) as offer:
                 return _fit(config, run_dir, offer)
         finally:
             if started:
@@ -62,7 +62,7 @@ def train(config: RunConfig) -> RunResult:
 
 
 @contextlib.contextmanager
-def _data_service(config: RunConfig) -> Iterator[Offer | None]:
+def data_service(config: RunConfig) -> Iterator[Offer | None]:
     """The running service, for as long as the block lasts; None where each worker encodes for itself."""
     if not encoders_of(config):
         yield None

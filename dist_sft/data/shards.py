@@ -26,8 +26,8 @@ from dist_sft.core.errors import RowError
 
 Outcome = EncodedSample | RowError
 
-HEADER = struct.Struct("<8sQIIII16s")
-"""magic, XXH3 of all that follows it, kind, units of payload, cut, lost, digest of the row's bytes."""
+HEADER = struct.Struct("<8sQIIIIQ8s")
+"""magic, XXH3 of all that follows it, kind, units of payload, cut, lost, the two halves of the row's digest."""
 CHECKED = 16
 """Bytes of a record that its checksum leaves out: the magic and itself."""
 MAGIC = b"sft rec2"
@@ -55,28 +55,30 @@ class ShardReader:
             self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
             os.utime(file.fileno())  # the shard that was used longest ago is evicted first
         self._view = memoryview(self._map)
+        self._tokens = np.frombuffer(self._map, np.int32, self.size // 4)
+        self._weights = np.frombuffer(self._map, np.float32, self.size // 4)
 
     def read(self, offset: int, units: int, digest: int) -> Outcome | None:
         """The record at an offset; None if another one stands there. Raises Damaged: its checksum is wrong."""
         end = offset + HEADER.size + 8 * units
         if offset % 8 or end > self.size:
             return None
-        magic, checksum, kind, stored, cut, lost, whole = HEADER.unpack_from(self._view, offset)
-        if magic != MAGIC or stored != units or half(whole) != digest:
+        magic, checksum, kind, stored, cut, lost, stands, _ = HEADER.unpack_from(self._view, offset)
+        if magic != MAGIC or stored != units or stands != digest:
             return None
         if xxh3_64_intdigest(self._view[offset + CHECKED : end]) != checksum:
             raise Damaged(f"{self.path}: the checksum of the record at byte {offset} is wrong")
         begin = offset + HEADER.size
         if kind == ERROR:
             return RowError(**json.loads(bytes(self._view[begin:end]).rstrip(b"\0")))
-        tokens = np.frombuffer(self._map, np.int32, units, begin)
-        return EncodedSample(tokens, np.frombuffer(self._map, np.float32, units, begin + 4 * units), cut, lost)
+        at = begin // 4
+        return EncodedSample(self._tokens[at : at + units], self._weights[at + units : at + 2 * units], cut, lost)
 
     def find(self, offset: int, digest: bytes) -> tuple[Outcome, int]:
         """The record that the index says is there, and its units. Raises Damaged."""
         if offset + HEADER.size <= self.size:
-            _, _, _, units, _, _, whole = HEADER.unpack_from(self._view, offset)
-            found = self.read(offset, units, half(digest)) if whole == digest else None
+            *_, units, _, _, stands, rest = HEADER.unpack_from(self._view, offset)
+            found = self.read(offset, units, stands) if (stands, rest) == (half(digest), digest[8:]) else None
             if found is not None:
                 return found, units
         raise Damaged(f"{self.path}: the record at byte {offset} is not the one that its index names")
@@ -85,8 +87,7 @@ class ShardReader:
         """(digest, offset) of each whole record, up to the first that is torn or broken."""
         offset = 0
         while offset + HEADER.size <= self.size:
-            _, _, _, units, _, _, whole = HEADER.unpack_from(self._view, offset)
-            digest = half(whole)
+            *_, units, _, _, digest, _ = HEADER.unpack_from(self._view, offset)
             try:
                 if self.read(offset, units, digest) is None:
                     return
@@ -123,11 +124,11 @@ class ShardWriter:
         else:
             payload = outcome.tokens.astype("<i4").tobytes() + outcome.weights.astype("<f4").tobytes()
             kind, units, cut, lost = SAMPLE, len(outcome), outcome.cut, outcome.lost
-        record = HEADER.pack(MAGIC, 0, kind, units, cut, lost, digest) + payload
-        checksum = xxh3_64_intdigest(record[CHECKED:])
+        facts = (kind, units, cut, lost, half(digest), digest[8:])
+        checked = HEADER.pack(MAGIC, 0, *facts)[CHECKED:] + payload
         offset = self.size
-        self._file.write(HEADER.pack(MAGIC, checksum, kind, units, cut, lost, digest) + payload)
-        self.size += len(record)
+        self._file.write(HEADER.pack(MAGIC, xxh3_64_intdigest(checked), *facts)[:CHECKED] + checked)
+        self.size += CHECKED + len(checked)
         self.offsets[half(digest)] = offset
         return offset, units
 

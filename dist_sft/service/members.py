@@ -194,11 +194,12 @@ class RayLink:
 
 @dataclass(frozen=True)
 class Service:
-    """The running actors."""
+    """The running actors. feeds: what they are started with, which must be there when they are started again."""
 
     name: str
     dealer: Any
     encoders: list[Any]
+    feeds: Any
 
     def stop(self) -> None:
         for actor in (self.dealer, *self.encoders):
@@ -235,4 +236,4 @@ def start(
 
     deal = ray.remote(num_cpus=0, max_restarts=-1)(DealerActor)
     steps = {stream: feed.steps for stream, feed in feeds.items()}
-    return Service(name, deal.options(name=name, max_concurrency=max(1000, 8 * ranks)).remote(steps), actors)
+    return Service(name, deal.options(name=name, max_concurrency=max(1000, 8 * ranks)).remote(steps), actors, shared)

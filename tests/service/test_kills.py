@@ -114,7 +114,7 @@ def alive():
 
 def objects():
     """Bytes in Ray's object store."""
-    state = internal_api.get_state_from_address(None)
+    state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
     return internal_api.get_memory_info_reply(state).store_stats.object_store_bytes_used
 
 
@@ -132,6 +132,7 @@ def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
     assert (figures["in_flight"], figures["steps"]) == (0, 0)
     pids = [pid(actor) for actor in (service.dealer, *service.encoders)]
     service.stop()
+    del service
     deadline = time.monotonic() + 60
     def left():
         return alive() - before or any(os.path.exists(f"/proc/{p}") for p in pids) or objects() > held

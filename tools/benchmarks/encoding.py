@@ -133,8 +133,12 @@ def _part(file: Path, cache: Path, begin: int, end: int, ready: Any, go: Any) ->
 
 
 def against_trl(file: Path, processes: int, ours: float, tokens: int) -> None:
-    """TRL's SFTTrainer up to its first step: what its constructor does to the rows, nothing else of it."""
+    """TRL's SFTTrainer up to its first step: what its constructor does to the rows, nothing else of it.
+
+    It needs a template with {% generation %} for assistant masks, and has one for Qwen3.
+    """
     import datasets
+    import trl
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
@@ -154,11 +158,16 @@ def against_trl(file: Path, processes: int, ours: float, tokens: int) -> None:
             output_dir=folder, assistant_only_loss=True, dataset_num_proc=processes, max_length=None, report_to="none",
             use_cpu=True, bf16=False,
         )  # fmt: skip
-        Timed(_tiny_model(), settings, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(tokenizer_folder("qwen3")))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("qwen3"))
+        tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3_training.jinja").read_text()
+        Timed(_tiny_model(), settings, train_dataset=data, processing_class=tokenizer)
     ((time, prepared),) = times
     count = len(data)
     theirs: Sequence[int] = [len(row) for row in prepared["input_ids"]]
-    print(f"TRL 1.16, {processes} processes: {count / time.wall:,.0f} rows per second ({sum(theirs) / tokens:.3f} of our tokens)")
+    print(
+        f"TRL {trl.__version__}, {processes} processes: {count / time.wall:,.0f} rows per second "
+        f"({sum(theirs) / tokens:.3f} of our tokens)"
+    )
     print(f"  -> {ours * time.wall / count:.2f} times TRL")
 
 

@@ -7,6 +7,7 @@ itself.
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_sft.core.errors import RowError
-from dist_sft.data.readers.base import PIECE, File, RawRow, checked_row, refuse_surrogates, text_start
+from dist_sft.data.readers.base import (
+    PIECE,
+    File,
+    RawRow,
+    checked_row,
+    in_pieces,
+    joined,
+    refuse_surrogates,
+    text_start,
+)
+from dist_sft.data.readers.content import Buffer
 from dist_sft.data.readers.kept import Kept
 
 _SPACES = np.frombuffer(b" \t\r\n\v\f", np.uint8)
@@ -25,7 +36,7 @@ class JsonLines:
 
     starts, ends  int64[N]  bytes of row i: content[starts[i]:ends[i]]
     lines         int64[N]  1-based line of row i
-    fingerprint   SHA-256 of the content
+    fingerprint   see File.fingerprint
     """
 
     def __init__(self, file: File, cache: Path | None = None) -> None:
@@ -89,26 +100,31 @@ class JsonLines:
 
 
 def _scan(file: File) -> tuple[str, dict[str, NDArray[np.int64]]]:
-    """SHA-256, and starts, ends and 1-based lines of all lines that are not blank; one pass over the file."""
-    digest, size = hashlib.sha256(), file.data.size
-    ends_found, heads_found = [], []
-    begin = text_start(file)
-    first_of_next = begin  # the byte after a line's end is the head of the next line, and may be in the next piece
-    for at in range(0, size, PIECE):
-        piece = file.data.read(at, min(at + PIECE, size))
-        digest.update(piece)
-        data = np.frombuffer(piece, np.uint8)
-        ends = np.flatnonzero(data == ord("\n")) + at
-        heads = np.concatenate([[first_of_next], ends + 1]) if len(ends) else np.array([first_of_next])
-        inside = heads[(heads >= at) & (heads < at + len(data))]
-        heads_found.append(inside[np.isin(data[inside - at], _SPACES)])
-        first_of_next = int(ends[-1]) + 1 if len(ends) and ends[-1] + 1 == at + len(data) else size
-        ends_found.append(ends)
-    ends = np.concatenate([*ends_found, [size]]).astype(np.int64)
+    """Fingerprint, and starts, ends and 1-based lines of all lines that are not blank; one pass over the file."""
+    size, begin = file.data.size, text_start(file)
+    looks = in_pieces(file, PIECE, _look)
+    ends = np.concatenate([*(look.ends for look in looks), [size]]).astype(np.int64)
     starts = np.concatenate([[begin], ends[:-1] + 1]).astype(np.int64)
     full = starts < ends
-    blank_heads = np.concatenate([*heads_found, []]).astype(np.int64)
-    for i in np.searchsorted(starts, blank_heads).tolist():
+    cuts = np.arange(0, size, PIECE)  # a line that begins where a piece does was not looked at
+    suspects = np.concatenate([[begin], cuts[np.isin(cuts, starts)], *(look.blank for look in looks)]).astype(np.int64)
+    for i in np.searchsorted(starts, suspects).tolist():
         full[i] = full[i] and bool(bytes(file.data.read(int(starts[i]), int(ends[i]))).strip())
     index = {"starts": starts[full], "ends": ends[full], "lines": np.flatnonzero(full) + 1}
-    return digest.hexdigest(), index
+    return joined(look.digest for look in looks), index
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a piece holds. ends: of lines. blank: heads of lines that begin with a blank, and may be nothing else."""
+
+    digest: bytes
+    ends: NDArray[np.int64]
+    blank: NDArray[np.int64]
+
+
+def _look(at: int, piece: Buffer) -> _Look:
+    data = np.frombuffer(piece, np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    heads = ends[ends + 1 < len(data)] + 1
+    return _Look(hashlib.sha256(piece).digest(), ends + at, heads[np.isin(data[heads], _SPACES)] + at)
