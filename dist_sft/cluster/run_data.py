@@ -3,6 +3,8 @@
 RunConfig -> encoder, rows, order of the run, what identifies the run
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from dist_sft.cluster import run_folder
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.data.arrange import order_of, streams_of
-from dist_sft.data.encoding import Rows
+from dist_sft.data.encoding import Rows, open_sources
 from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Dealer
+from dist_sft.data.sources import RowSource
 from dist_sft.model.cost import ModelCost, model_cost
 from dist_sft.model.load import load_config
 from dist_sft.model.supported import refuse_unsupported
@@ -67,10 +70,12 @@ class RunData:
         architecture = load_config(settings)
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         check_weights(settings)
-        encoder = make_encoder(config)
+        with ThreadPoolExecutor(1, "open") as pool:  # files are hashed and indexed while the tokenizer is loaded
+            opened = pool.submit(open_sources, config.data.sources, config.data)
+            encoder = make_encoder(config)
+            train = _train(config, encoder, opened.result())
         cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
-        held_out = _held_out(config, encoder)
-        return cls(encoder, _train(config, encoder), held_out, cost, model_fingerprint(settings.path, architecture))
+        return cls(encoder, train, _held_out(config, encoder), cost, model_fingerprint(settings.path, architecture))
 
     @property
     def feeds(self) -> dict[str, Feed]:
@@ -126,9 +131,9 @@ def make_encoder(config: RunConfig) -> Encoder:
     return Encoder(vocabulary, data.template, data.loss, data.context_length, data.overlong)
 
 
-def _train(config: RunConfig, encoder: Encoder) -> Feed:
+def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> Feed:
     data, settings = config.data, config.train
-    rows = Rows(data.sources, data, encoder)
+    rows = Rows(data.sources, data, encoder, opened)
     streams = streams_of(data, rows.sources, config.run.seed)
     order = order_of(data, streams, settings.samples_per_step, lambda: rows.first_lengths(streams))
     end = order.mixture.end

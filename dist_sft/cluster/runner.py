@@ -15,7 +15,7 @@ from typing import Any
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import check_resources, connect, encoder_cpus, encoders_of, quiet
+from dist_sft.cluster.session import check_resources, connect, encoder_cpus, encoders_of, quiet, worker_environment
 from dist_sft.cluster.supply import Offer
 from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
@@ -67,10 +67,9 @@ def data_service(config: RunConfig) -> Iterator[Offer | None]:
     if not encoders_of(config):
         yield None
         return
-    data = RunData.of(config)
-    data.probe(config)
     from dist_sft.service.members import start
 
+    data = RunData.of(config)
     settings = config.service
     service = start(
         f"dist-sft-{uuid.uuid4().hex[:12]}",
@@ -84,6 +83,7 @@ def data_service(config: RunConfig) -> Iterator[Offer | None]:
         config.cluster.workers * settings.prefetch,
     )
     try:
+        data.probe(config)
         yield Offer(data.brief(config), service.name)
     finally:
         service.stop()
@@ -119,6 +119,7 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
             name=f"{config.run.name}-{attempt}",
             storage_path=str(run_dir / "ray"),
             failure_config=FailureConfig(max_failures=wanted.max_failures),
+            worker_runtime_env={"env_vars": worker_environment(config)},
         ),
     )
     with Follower(run_dir / "metrics.jsonl", attempt, config.tracking.log_every):

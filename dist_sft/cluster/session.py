@@ -41,7 +41,6 @@ def connect(config: RunConfig) -> None:
         wait_for_builds(fresh=0)
     else:
         _knock(address)
-    environment = _worker_environment(config)
     try:
         ray.init(
             address=address,
@@ -49,7 +48,6 @@ def connect(config: RunConfig) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=False if address is None else None,
-            runtime_env={"env_vars": environment},
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
@@ -76,8 +74,8 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def _worker_environment(config: RunConfig) -> dict[str, str]:
-    """Variables of every worker. One thread per CPU that Ray gives it."""
+def worker_environment(config: RunConfig) -> dict[str, str]:
+    """Variables of every process that trains. One thread per CPU that Ray gives it."""
     threads = str(max(1, int(config.cluster.cpus_per_worker)))
     variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     if config.cluster.gpus_per_worker == 0:

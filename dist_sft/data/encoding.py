@@ -54,12 +54,14 @@ class Rows:
     encoded  samples that this process has encoded, and not found in the token store
     """
 
-    def __init__(self, sources: Sequence[Source], data: DataSection, encoder: Encoder) -> None:
-        """Raises DataError: see `open_source`."""
+    def __init__(
+        self, sources: Sequence[Source], data: DataSection, encoder: Encoder, opened: Sequence[RowSource] | None = None
+    ) -> None:
+        """opened: what `open_sources` gave for the same sources, if it was called before. Raises DataError likewise."""
         self.data, self.encoder, self.encoded = data, encoder, 0
         self.formats = [source.format for source in sources]
-        cache = Path(data.cache).expanduser() if data.cache else None
-        self.sources: list[RowSource] = [open_source(source, cache) for source in sources]
+        cache = _cache(data)
+        self.sources = list(opened or open_sources(sources, data))
         self.stores = {name: self._store(cache, name) for name in set(self.formats)} if cache else {}
         self._open_maps()
 
@@ -227,6 +229,15 @@ class Rows:
                 fix="look at one with: dist-sft preview RUN.yaml --row 0",
             )
         return np.array(lengths, np.int64)
+
+
+def open_sources(sources: Sequence[Source], data: DataSection) -> list[RowSource]:
+    """Raises DataError: see `open_source`."""
+    return [open_source(source, _cache(data)) for source in sources]
+
+
+def _cache(data: DataSection) -> Path | None:
+    return Path(data.cache).expanduser() if data.cache else None
 
 
 @functools.cache

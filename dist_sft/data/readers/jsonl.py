@@ -4,7 +4,6 @@ One scan, piece by piece, finds where the lines begin; a row is read when it is 
 itself.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128_digest
 
 from dist_sft.core.errors import RowError
 from dist_sft.data.readers.base import (
@@ -34,9 +34,10 @@ _SPACES = np.frombuffer(b" \t\r\n\v\f", np.uint8)
 class JsonLines:
     """Rows of a JSON Lines file.
 
-    starts, ends  int64[N]  bytes of row i: content[starts[i]:ends[i]]
-    lines         int64[N]  1-based line of row i
-    fingerprint   see File.fingerprint
+    begin        byte at which the first line begins
+    ends         int64[L]  byte after each line, without its line break
+    rows         int64[N]  the lines that are not blank; empty: all of them
+    fingerprint  see File.fingerprint
     """
 
     def __init__(self, file: File, cache: Path | None = None) -> None:
@@ -46,13 +47,16 @@ class JsonLines:
             found = _scan(file)
             kept.save(*found)
         self.fingerprint, index = found
-        self.starts, self.ends, self.lines = index["starts"], index["ends"], index["lines"]
+        self.begin, self.ends, self.rows = int(index["begin"][0]), index["ends"], index["rows"]
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.rows) or len(self.ends)
 
     def where(self, i: int) -> str:
-        return f"{self.file.name}:{self.lines[i]}"
+        return f"{self.file.name}:{self._line(i) + 1}"
+
+    def _line(self, i: int) -> int:
+        return int(self.rows[i]) if len(self.rows) else i
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Row i. Raises RowError, see `_parse`."""
@@ -63,7 +67,8 @@ class JsonLines:
         return [self._row(i, line) for i, line in zip(rows, self.file.data.ranges(self._spans(rows)), strict=True)]
 
     def _spans(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        return [(int(self.starts[i]), int(self.ends[i])) for i in rows]
+        lines = [self._line(i) for i in rows]
+        return [(int(self.ends[n - 1]) + 1 if n else self.begin, int(self.ends[n])) for n in lines]
 
     def column(self, name: str) -> list[Any]:
         return [self._value(i, name) for i in range(len(self))]
@@ -94,13 +99,13 @@ class JsonLines:
         return checked_row(value, where)
 
     def _fix(self, i: int) -> str:
-        if self.ends[i] == self.file.data.size:
+        if self.ends[self._line(i)] == self.file.data.size:
             return "the last line does not end: was the file cut off?"
         return "one whole JSON object per line"
 
 
 def _scan(file: File) -> tuple[str, dict[str, NDArray[np.int64]]]:
-    """Fingerprint, and starts, ends and 1-based lines of all lines that are not blank; one pass over the file."""
+    """Fingerprint, and begin, ends and rows of `JsonLines`; one pass over the file."""
     size, begin = file.data.size, text_start(file)
     looks = in_pieces(file, PIECE, _look)
     ends = np.concatenate([*(look.ends for look in looks), [size]]).astype(np.int64)
@@ -110,7 +115,10 @@ def _scan(file: File) -> tuple[str, dict[str, NDArray[np.int64]]]:
     suspects = np.concatenate([[begin], cuts[np.isin(cuts, starts)], *(look.blank for look in looks)]).astype(np.int64)
     for i in np.searchsorted(starts, suspects).tolist():
         full[i] = full[i] and bool(bytes(file.data.read(int(starts[i]), int(ends[i]))).strip())
-    index = {"starts": starts[full], "ends": ends[full], "lines": np.flatnonzero(full) + 1}
+    last = len(full) - (not full[-1])  # nothing follows the last line break
+    ends, full = ends[:last], full[:last]
+    rows = np.zeros(0, np.int64) if full.all() else np.flatnonzero(full)
+    index = {"begin": np.array([begin], np.int64), "ends": ends if full.any() else ends[:0], "rows": rows}
     return joined(look.digest for look in looks), index
 
 
@@ -127,4 +135,4 @@ def _look(at: int, piece: Buffer) -> _Look:
     data = np.frombuffer(piece, np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     heads = ends[ends + 1 < len(data)] + 1
-    return _Look(hashlib.sha256(piece).digest(), ends + at, heads[np.isin(data[heads], _SPACES)] + at)
+    return _Look(xxh3_128_digest(piece), ends + at, heads[np.isin(data[heads], _SPACES)] + at)

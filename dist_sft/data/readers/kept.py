@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dist_sft.core.files import atomic
 from dist_sft.data.readers.base import File
 
-VERSION = "2"
+VERSION = "4"
 RACY = 2.0
 """Seconds: a file may be written again within the resolution of its date, so a younger one is not trusted by it."""
 
