@@ -133,7 +133,9 @@ class TextEncoder:
             for start, end, id_ in self._controls_in(row.text[begin:stop])
         ]
         same = self._alone and ids[at].tolist() == [id_ for _, _, id_ in written]
-        controls = [Control(a, b, token) for (a, b, _), token in zip(written, at.tolist(), strict=True)] if same else None
+        controls = (
+            [Control(a, b, token) for (a, b, _), token in zip(written, at.tolist(), strict=True)] if same else None
+        )
         return Tokens(ids, controls, lambda: self._tokenizer.encode(row.text, add_special_tokens=False).offsets)
 
     def _controls_in(self, text: str) -> list[tuple[int, int, int]]:

@@ -119,7 +119,7 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
             name=f"{config.run.name}-{attempt}",
             storage_path=str(run_dir / "ray"),
             failure_config=FailureConfig(max_failures=wanted.max_failures),
-            worker_runtime_env={"env_vars": worker_environment(config)},
+            worker_runtime_env={"env_vars": worker_environment(config)},  # type: ignore[call-arg]  # of Ray Train v2
         ),
     )
     with Follower(run_dir / "metrics.jsonl", attempt, config.tracking.log_every):

@@ -72,7 +72,9 @@ def _held_out(data: RunData) -> dict[str, int]:
 
 def show(findings: dict[str, Any], console: Console) -> None:
     """A line per finding; of the rows that are dropped the first three."""
-    lines = [(name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped", "advice")]
+    lines = [
+        (name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped", "advice")
+    ]
     lines = [*((f"rows of {one['source']}", one["rows"]) for one in findings["rows"]), *lines]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:

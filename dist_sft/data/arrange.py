@@ -16,7 +16,6 @@ from dist_sft.data.curriculum import Curriculum, Pacing, RowOrder, Sequential, S
 from dist_sft.data.mixture import Change, Mixture, sample_weights
 from dist_sft.data.order import Order, Stream
 
-
 SETTLED = 200
 """Steps after which each source has its share of tokens."""
 ROUNDS = 12

@@ -153,11 +153,7 @@ class ShardIndex:
     def read(cls, path: Path) -> "ShardIndex":
         """Raises OSError; Damaged: cut off or changed."""
         raw = path.read_bytes()
-        if (
-            len(raw) < 8
-            or (len(raw) - 8) % INDEX_ENTRY.itemsize
-            or xxh3_64_digest(raw[8:]) != raw[:8]
-        ):
+        if len(raw) < 8 or (len(raw) - 8) % INDEX_ENTRY.itemsize or xxh3_64_digest(raw[8:]) != raw[:8]:
             raise Damaged(f"{path}: the checksum is wrong")
         return cls(np.frombuffer(raw, INDEX_ENTRY, offset=8))
 

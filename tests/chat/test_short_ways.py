@@ -69,11 +69,11 @@ def test_rows_of_few_shapes_and_awkward_texts(tiny, name, monkeypatch):
     words = ("a", "b c", "", " x", "x ", "assistant", "<|im_end|>", "<think>", "\n", "é", "assistant\n", "\n\n")
     items = []
     for _ in range(300):
-        turns = [
-            Message(role, "".join(dice.choices(words, k=2)), dice.choice([None, None, "r"]) if role == "assistant" else None,
-                    weight=dice.choice([None, None, 0.0, 0.5]))
-            for role in ("user", "assistant") * dice.choice((1, 2))
-        ]  # fmt: skip
+        turns = []
+        for role in ("user", "assistant") * dice.choice((1, 2)):
+            reasoning = "r" if role == "assistant" and dice.random() < 0.3 else None
+            weight = dice.choice([None, None, 0.0, 0.5])
+            turns.append(Message(role, "".join(dice.choices(words, k=2)), reasoning, weight=weight))
         items.append(Conversation(tuple(turns)))
     short = [result(one) for batch in range(0, 300, 50) for one in enc.encode_batch(items[batch : batch + 50])]
     assert short == the_long_way(enc, items, monkeypatch)

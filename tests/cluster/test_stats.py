@@ -16,7 +16,10 @@ def mixed(run, tmp_path):
     lines = [json.dumps({"text": f"A page, number {i}. " * (i % 9 + 1)}) for i in range(40)]
     (tmp_path / "c4.jsonl").write_text("\n".join([*lines, '{"text": ""}', "{", '{"text": "x"}' * 2]) + "\n")
     sources = json.dumps(
-        [{"path": str(run.rows), "weight": 1}, {"path": str(tmp_path / "c4.jsonl"), "format": "text", "token_share": 0.1}]
+        [
+            {"path": str(run.rows), "weight": 1},
+            {"path": str(tmp_path / "c4.jsonl"), "format": "text", "token_share": 0.1},
+        ]
     )
     return [run.file, f"data.sources={sources}", "data.bad_rows=drop", "train.steps=30", f"run.dir={tmp_path / 'run'}"]
 

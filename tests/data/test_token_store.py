@@ -62,7 +62,9 @@ def test_what_was_written_is_read_by_number_and_by_content(tmp_path):
     assert all(same(found, sample(i)) for i, found in enumerate(rows.read(range(ROWS))))
     moved = TokenStore(tmp_path, "n", 1 << 30).rows("another file", 3)
     assert moved.read([0, 1, 2]) == [None] * 3
-    assert [same(found, sample(i)) for i, found in zip((5, 7, 9), moved.find([0, 1, 2], digests((5, 7, 9))), strict=True)]
+    assert [
+        same(found, sample(i)) for i, found in zip((5, 7, 9), moved.find([0, 1, 2], digests((5, 7, 9))), strict=True)
+    ]
     assert all(same(found, sample(i)) for i, found in zip((5, 7, 9), moved.read([0, 1, 2]), strict=True))
     assert moved.find([0], digests([ROWS + 1])) == [None]
 

@@ -251,7 +251,9 @@ def test_too_many_bad_rows_stop_the_run_and_long_ones_do_not(files, tmp_path):
     cluster = Cluster({"train": feed}, 2)
     client = StepClient(cluster, "train", 30, 1, 1, 0, 2, Ledger(tmp_path / "ledger.jsonl"), max_bad_share=0.1)
     seen = []
-    with pytest.raises(DataError, match=r"\d+ of the first 100 rows are bad, .*\n  fix: mend the rows that ledger.jsonl lists"):
+    with pytest.raises(
+        DataError, match=r"\d+ of the first 100 rows are bad, .*\n  fix: mend the rows that ledger.jsonl lists"
+    ):
         seen.extend(client.shares(0))
     cluster.close()
     assert len(seen) == 9
@@ -262,6 +264,7 @@ def test_too_many_bad_rows_stop_the_run_and_long_ones_do_not(files, tmp_path):
 
 def test_damaged_shards_of_the_store_are_made_anew_and_a_person_is_told(truth, files, tmp_path):
     weights, _, expected = truth
+    notes = []
     for damage in (lambda content: content[: len(content) // 2], lambda content: content[:90] + b"?" + content[91:]):
         feed = chats.feed(files, STEPS, weights, cache=tmp_path)
         (one,) = Cluster({"train": feed}, 1).run(STEPS, 1)
@@ -269,7 +272,8 @@ def test_damaged_shards_of_the_store_are_made_anew_and_a_person_is_told(truth, f
         assert hashes(chats.delivered([one])) == expected
         for path in tmp_path.glob("tokens/*/*.tokens"):
             path.write_bytes(damage(path.read_bytes()))
-        feed, notes = chats.feed(files, STEPS, weights, cache=tmp_path), []
+        feed = chats.feed(files, STEPS, weights, cache=tmp_path)
+        notes.clear()
         cluster = Cluster({"train": feed}, 1)
         client = StepClient(cluster, "train", STEPS, 1, 1, 0, 2, Ledger(), 1.0, lambda step, text: notes.append(text))
         assert hashes(chats.delivered([list(client.shares(0))])) == expected

@@ -134,6 +134,7 @@ def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
     service.stop()
     del service
     deadline = time.monotonic() + 60
+
     def left():
         return alive() - before or any(os.path.exists(f"/proc/{p}") for p in pids) or objects() > held
 

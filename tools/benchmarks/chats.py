@@ -6,12 +6,15 @@ import random
 import re
 from pathlib import Path
 
-MEAN_WORDS, SPREAD = 360, 0.7
-"""Words of a chat, and the sigma of their logarithm. 360 make about 600 tokens."""
+SPREAD = 0.7
+"""Sigma of the logarithm of a chat's words."""
 
 
-def write_chats(path: Path, rows: int, seed: int = 0) -> Path:
-    """A JSONL file of `messages`, the same for the same arguments; not written again if it is there."""
+def write_chats(path: Path, rows: int, mean_words: int = 360, seed: int = 0) -> Path:
+    """A JSONL file of `messages`, the same for the same arguments; not written again if it is there.
+
+    mean_words: of a chat; 360 make about 600 tokens.
+    """
     if path.exists():
         return path
     dice, words = random.Random(seed), _words()
@@ -19,14 +22,14 @@ def write_chats(path: Path, rows: int, seed: int = 0) -> Path:
     partial = path.with_suffix(".partial")
     with partial.open("w") as file:
         for _ in range(rows):
-            file.write(json.dumps({"messages": _chat(dice, words)}) + "\n")
+            file.write(json.dumps({"messages": _chat(dice, words, mean_words)}) + "\n")
     partial.rename(path)
     return path
 
 
-def _chat(dice: random.Random, words: list[str]) -> list[dict[str, str]]:
+def _chat(dice: random.Random, words: list[str], mean_words: int) -> list[dict[str, str]]:
     turns = dice.choice((2, 2, 4, 4, 6, 8))
-    budget = MEAN_WORDS * dice.lognormvariate(-(SPREAD**2) / 2, SPREAD)
+    budget = mean_words * dice.lognormvariate(-(SPREAD**2) / 2, SPREAD)
     shares = [dice.random() * (1 if turn % 2 else 0.4) + 0.05 for turn in range(turns)]
     messages = [{"role": "system", "content": _text(dice, words, 12)}] if dice.random() < 0.3 else []
     for turn, share in enumerate(shares):

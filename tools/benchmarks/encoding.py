@@ -7,7 +7,7 @@ import argparse
 import multiprocessing
 import os
 import statistics
-from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +20,7 @@ from dist_sft.data.pack import build_pack
 from dist_sft.model.tokenizer import load_vocabulary
 from tools.benchmarks.chats import write_chats
 from tools.benchmarks.measure import WORK, heading, took
+from tools.benchmarks.trl_peer import prepare
 from tools.registry import tokenizer_folder
 
 BATCH = 64
@@ -105,8 +106,7 @@ def in_processes(file: Path, processes: int, cache: Path) -> float:
     edges = [count * i // processes for i in range(processes + 1)]
     ready, go = context.Barrier(processes + 1), context.Barrier(processes + 1)
     workers = [
-        context.Process(target=_part, args=(file, cache, begin, end, ready, go))
-        for begin, end in zip(edges, edges[1:], strict=False)
+        context.Process(target=_part, args=(file, cache, begin, end, ready, go)) for begin, end in pairwise(edges)
     ]
     for worker in workers:
         worker.start()
@@ -133,51 +133,10 @@ def _part(file: Path, cache: Path, begin: int, end: int, ready: Any, go: Any) ->
 
 
 def against_trl(file: Path, processes: int, ours: float, tokens: int) -> None:
-    """TRL's SFTTrainer up to its first step: what its constructor does to the rows, nothing else of it.
-
-    It needs a template with {% generation %} for assistant masks, and has one for Qwen3.
-    """
-    import datasets
-    import trl
-    from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    datasets.disable_caching()
-    datasets.disable_progress_bars()
-    data = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(WORK / "datasets"))
-    times: list[Any] = []
-
-    class Timed(SFTTrainer):
-        def _prepare_dataset(self, dataset: Any, *rest: Any, **more: Any) -> Any:
-            time, prepared = took(lambda: SFTTrainer._prepare_dataset(self, dataset, *rest, **more))
-            times.append((time, prepared))
-            return prepared
-
-    with TemporaryDirectory(dir=WORK) as folder:
-        settings = SFTConfig(
-            output_dir=folder, assistant_only_loss=True, dataset_num_proc=processes, max_length=None, report_to="none",
-            use_cpu=True, bf16=False,
-        )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("qwen3"))
-        tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3_training.jinja").read_text()
-        Timed(_tiny_model(), settings, train_dataset=data, processing_class=tokenizer)
-    ((time, prepared),) = times
-    count = len(data)
-    theirs: Sequence[int] = [len(row) for row in prepared["input_ids"]]
-    print(
-        f"TRL {trl.__version__}, {processes} processes: {count / time.wall:,.0f} rows per second "
-        f"({sum(theirs) / tokens:.3f} of our tokens)"
-    )
-    print(f"  -> {ours * time.wall / count:.2f} times TRL")
-
-
-def _tiny_model() -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    return Qwen3ForCausalLM(
-        Qwen3Config(vocab_size=152_000, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                    num_attention_heads=2, num_key_value_heads=1, head_dim=8)
-    )  # fmt: skip
+    """What SFTTrainer does to the same rows, its loading of the file not counted."""
+    time, _, rows, theirs = prepare(file, processes)
+    print(f"TRL, {processes} processes: {rows / time.wall:,.0f} rows per second ({theirs / tokens:.3f} of our tokens)")
+    print(f"  -> {ours * time.wall / rows:.2f} times TRL")
 
 
 if __name__ == "__main__":

@@ -9,20 +9,21 @@ import argparse
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from tools.benchmarks.chats import write_chats
 from tools.benchmarks.measure import WORK, heading
+from tools.benchmarks.trl_peer import prepare, tiny_model
 from tools.registry import tokenizer_folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--words", type=int, default=60, help="of a chat on average; 60 make about 120 tokens")
     parser.add_argument("--trl-rows", type=int, default=5_000)
     asked = parser.parse_args()
     heading()
-    file = write_chats(WORK / f"chats-{asked.rows}.jsonl", asked.rows)
+    file = write_chats(WORK / f"chats-{asked.rows}-{asked.words}.jsonl", asked.rows, asked.words)
     model = model_folder(WORK / "qwen3_tiny")
     print(f"{asked.rows:,} rows, {file.stat().st_size / 1e9:.2f} GB")
     ours(file, model)
@@ -39,15 +40,6 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def tiny_model() -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    return Qwen3ForCausalLM(
-        Qwen3Config(vocab_size=152_000, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                    num_attention_heads=2, num_key_value_heads=1, head_dim=8)
-    )  # fmt: skip
-
-
 def ours(file: Path, model: Path) -> None:
     import ray
 
@@ -59,9 +51,14 @@ def ours(file: Path, model: Path) -> None:
 
     with TemporaryDirectory(dir=WORK) as folder:
         config = RunConfig.model_validate(
-            {"run": {"dir": f"{folder}/run"}, "model": {"path": str(model)}, "train": {"samples_per_step": 64, "steps": 100},
-             "data": {"sources": [{"path": str(file)}], "cache": f"{folder}/cache"}, "cluster": {"gpus_per_worker": 0}}
-        )  # fmt: skip
+            {
+                "run": {"dir": f"{folder}/run"},
+                "model": {"path": str(model)},
+                "data": {"sources": [{"path": str(file)}], "cache": f"{folder}/cache"},
+                "train": {"samples_per_step": 64, "steps": 100},
+                "cluster": {"gpus_per_worker": 0},
+            }
+        )
         join(config)
         for name in ("cold", "second start"):
             begin = time.monotonic()
@@ -78,28 +75,12 @@ def ours(file: Path, model: Path) -> None:
 
 
 def theirs(file: Path, rows: int, part: int) -> None:
-    import datasets
-    import trl
-    from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    datasets.disable_caching()
-    datasets.disable_progress_bars()
     with TemporaryDirectory(dir=WORK) as folder:
         head = Path(folder) / "head.jsonl"
         with file.open("rb") as lines:
             head.write_bytes(b"".join(next(lines) for _ in range(part)))
-        begin = time.monotonic()
-        data = datasets.load_dataset("json", data_files=str(head), split="train", cache_dir=folder)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder("qwen3"))
-        tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3_training.jinja").read_text()
-        settings = SFTConfig(
-            output_dir=folder, assistant_only_loss=True, dataset_num_proc=2, max_length=None, report_to="none",
-            use_cpu=True, bf16=False,
-        )  # fmt: skip
-        SFTTrainer(tiny_model(), settings, train_dataset=data, processing_class=tokenizer)
-        took = time.monotonic() - begin
-    print(f"TRL {trl.__version__}, 2 processes: {took:.0f} s to prepare {part:,} rows -> {took * rows / part:,.0f} s for all")
+        _, whole, _, _ = prepare(head, processes=2)
+    print(f"TRL, 2 processes: {whole.wall:.0f} s to prepare {part:,} rows -> {whole.wall * rows / part:,.0f} s for all")
 
 
 if __name__ == "__main__":
