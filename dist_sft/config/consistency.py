@@ -103,6 +103,8 @@ def _mixture(config: RunConfig) -> Iterator[Problem]:
                 f"data.sources[{i}].max_epochs is set, but no source has a weight: all end together",
                 "give the sources weights, or set train.epochs",
             )
+    if any(mixed) and not any(source.weight or source.token_share for source in sources):
+        yield Problem(("data", "sources"), "every source has weight 0", "make one weight above 0")
     yield from _shares(config, [source.token_share for source in sources], ("data", "sources"))
 
 

@@ -96,8 +96,10 @@ class Source(Section):
     )
     subset: str | None = Field(default=None, description="configuration of a hub data set, e.g. main of openai/gsm8k")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set")
-    weight: PositiveFloat | None = Field(
-        default=None, description="samples of this source, against the other sources' weights; none: by number of rows"
+    weight: NonNegativeFloat | None = Field(
+        default=None,
+        description="samples of this source, against the other sources' weights, 0 for one that data.schedule brings "
+        "in; none: by number of rows",
     )
     token_share: Share | None = Field(
         default=None, description="of all tokens, e.g. 0.05 of replayed pre-training text; in place of weight"

@@ -243,6 +243,12 @@ def test_weights_that_change_at_a_step_are_resumed_exactly_before_and_after_it(f
     cluster.close()
 
 
+def test_a_source_may_come_in_later(files):
+    feed = chats.feed(files, STEPS, [1, 0, 1], schedule=(WeightChange(step=4, weights=(1, 2, 1)),))
+    counts = [sum(id_.source == 1 for id_ in feed.steps.samples(step)) for step in range(STEPS)]
+    assert counts == [0] * 4 + [5] * 10
+
+
 def test_too_many_bad_rows_stop_the_run_and_long_ones_do_not(files, tmp_path):
     path = tmp_path / "rows.jsonl"
     good = chats.line(0, 0)
