@@ -5,7 +5,6 @@ process group -> data -> model -> engine -> checkpoint -> training
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -70,7 +69,7 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     """Build everything that this rank needs. A collective: all ranks call it. Raises SftError."""
     rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(config.run.dir)
     device = _prepare_process()
-    supply = connect(offer, config, world, rank, session=on_rank_0(folder, time.time_ns))
+    supply = connect(offer, config, world, rank, session=on_rank_0(folder, lambda: run_folder.next_session(folder)))
     brief = supply.brief
     held_out, left_out = supply.held_out()
     sinks: list[Sink] = []

@@ -5,6 +5,7 @@ RUN_DIR/
     run.yaml         the resolved config, to run again
     metrics.jsonl    a line per step and evaluation
     ledger.jsonl     a line per row that was dropped or cut
+    session          how often ranks were started
     checkpoints/     see checkpoint.layout
     tokenizer/       with the template that was trained; exports copy it
     wandb/
@@ -23,7 +24,7 @@ from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.resolve import redacted, resolved, resolved_yaml
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import CheckpointError, ConfigError, StorageError
-from dist_sft.core.files import atomic, write_json
+from dist_sft.core.files import atomic, write_json, writing
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "ray", "datasets", "numpy", "dist-sft")
 
@@ -77,6 +78,16 @@ def prepare(folder: Path, now: dict[str, Any], config: RunConfig) -> None:
     write_json(folder / "run.json", redacted(now))
     with atomic(folder / "run.yaml") as file:
         file.write(resolved_yaml(config).encode())
+
+
+def next_session(folder: Path) -> int:
+    """Number of this start of the ranks, above that of every start before."""
+    path = folder / "session"
+    folder.mkdir(parents=True, exist_ok=True)
+    session = int(path.read_text()) + 1 if path.exists() else 1
+    with writing(path), atomic(path) as file:
+        file.write(str(session).encode())
+    return session
 
 
 def refuse_changes(folder: Path, now: dict[str, Any]) -> None:

@@ -105,13 +105,14 @@ def _mixture(config: RunConfig) -> Iterator[Problem]:
             )
     if any(mixed) and not any(source.weight or source.token_share for source in sources):
         yield Problem(("data", "sources"), "every source has weight 0", "make one weight above 0")
-    yield from _shares(config, [source.token_share for source in sources], ("data", "sources"))
+    weights = [source.weight if source.token_share is None else None for source in sources]
+    yield from _shares([source.token_share for source in sources], weights, ("data", "sources"))
 
 
-def _shares(config: RunConfig, shares: list[float | None], path: tuple[str | int, ...]) -> Iterator[Problem]:
-    """Shares of tokens must leave room for the sources with weights, or else be all of them."""
+def _shares(shares: list[float | None], weights: list[float | None], path: tuple[str | int, ...]) -> Iterator[Problem]:
+    """Shares of tokens must leave room for the sources with weights above 0, or else be all of them."""
     given = [share for share in shares if share is not None]
-    total, others = sum(given), len(given) < len(config.data.sources)
+    total, others = sum(given), any(weights)
     if given and (total >= 1 if others else abs(total - 1) > 1e-6):
         yield Problem(
             path,
@@ -132,8 +133,13 @@ def _changes(config: RunConfig) -> Iterator[Problem]:
         elif not any(change.weights):
             yield Problem((*path, "weights"), f"data.schedule[{i}] leaves out every source", "make one weight above 0")
         else:
-            shares = zip(change.weights, sources, strict=True)
-            yield from _shares(config, [w if s.token_share is not None else None for w, s in shares], path)
+            shared = [source.token_share is not None for source in sources]
+            pairs = list(zip(change.weights, shared, strict=True))
+            shares, weights = [w if share else None for w, share in pairs], [None if share else w for w, share in pairs]
+            yield from _shares(shares, weights, path)
+        if config.train.steps is not None and change.step >= config.train.steps:
+            what = f"data.schedule[{i}].step is {change.step}, and the run has {config.train.steps} steps"
+            yield Problem((*path, "step"), what, "name an earlier step, or raise train.steps")
         if change.step <= last and i:
             yield Problem((*path, "step"), f"data.schedule[{i}].step is {change.step}, after {last}", "sort by step")
         last = change.step
@@ -144,6 +150,9 @@ def _order(config: RunConfig) -> Iterator[Problem]:
     if order.pacing and order.kind not in ("staged", "interleaved"):
         what = f"data.order.pacing opens easy rows first, and data.order.kind is {order.kind}"
         yield Problem(("data", "order", "pacing"), what, "set data.order.kind to staged or interleaved")
+    if (order.stages or order.by != "difficulty") and order.kind not in ("staged", "interleaved"):
+        what = f"data.order.by and stages say how hard rows are, and data.order.kind is {order.kind}"
+        yield Problem(("data", "order", "kind"), what, "set data.order.kind to staged or interleaved")
     if order.domain is not None and order.kind != "interleaved":
         what = f"data.order.domain is a setting of interleaved, and data.order.kind is {order.kind}"
         yield Problem(("data", "order", "domain"), what, "set data.order.kind: interleaved")

@@ -5,6 +5,7 @@ DataSection, rows of each source (how many, their columns, their mean tokens) ->
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,7 +119,7 @@ def _mean(lengths: NDArray[np.int64], count: int) -> float:
 
 
 def _visits(stream: Stream, epochs: float | None) -> int | None:
-    return None if epochs is None else math.ceil(epochs * len(stream))
+    return None if epochs is None else math.ceil(Fraction(str(epochs)) * len(stream))
 
 
 def _row_order(order: OrderSection, sources: Sequence[Columns], seed: int, stream: int) -> RowOrder:
@@ -134,6 +135,8 @@ def _row_order(order: OrderSection, sources: Sequence[Columns], seed: int, strea
             for index, source in enumerate(sources)
             for value in (source.column(order.domain) if order.domain is not None else [None] * len(source))
         ]
+        if (gone := next((i for i, name in enumerate(names) if name is None), None)) is not None:
+            raise _without_domain(sources, gone, str(order.domain))
         numbers = {name: number for number, name in enumerate(dict.fromkeys(map(str, names)))}
         domain = np.array([numbers[str(name)] for name in names], np.int64)
     slow = order.pacing
@@ -141,12 +144,21 @@ def _row_order(order: OrderSection, sources: Sequence[Columns], seed: int, strea
     return Curriculum(difficulty, domain, pacing, seed, stream)
 
 
+def _without_domain(sources: Sequence[Columns], row: int, column: str) -> DataError:
+    source = next(source for source in sources if row < len(source) or (row := row - len(source)) < 0)
+    return DataError(
+        f"data.order mixes domains by '{column}', and this row says nothing there",
+        where=source.where(row),
+        fix="give every row a domain, or name another column in data.order.domain",
+    )
+
+
 def _difficulty(source: Columns, order: OrderSection) -> NDArray[np.float64]:
     """float64[N]. Raises DataError at the first row whose column says nothing."""
     stages = {name: float(number) for number, name in enumerate(order.stages)}
     found = np.empty(len(source))
     for i, value in enumerate(source.column(order.by)):
-        number = stages.get(value) if stages and isinstance(value, str) else value
+        number = value if not stages else stages.get(value) if isinstance(value, str) else None
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise DataError(
                 f"data.order sorts by '{order.by}', and this row has {value!r} there",

@@ -21,6 +21,7 @@ from dist_sft.chat.formats import parse_row
 from dist_sft.config.sections import DataSection, Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.core.files import stable_hash
+from dist_sft.data import readers
 from dist_sft.data.ledger import Entry
 from dist_sft.data.order import SampleId, Steps, Stream
 from dist_sft.data.sources import RawRow, RowSource, open_source
@@ -197,6 +198,8 @@ class Rows:
         """The first PROBE rows of a run as samples. Raises DataError where they hold nothing to learn."""
         count = min(PROBE, steps.positions)
         looked = self.encode(0, steps.order.samples(0, count))
+        for store in [*self.stores.values()][:1]:
+            store.damaged += looked.notes  # the first step tells them
         if not looked.ids:
             first = looked.entries[0]
             reasons = ", ".join(sorted({entry.reason for entry in looked.entries}))
@@ -237,15 +240,16 @@ def open_sources(sources: Sequence[Source], data: DataSection) -> list[RowSource
 
 
 def _cache(data: DataSection) -> Path | None:
-    return Path(data.cache).expanduser() if data.cache else None
+    return Path(data.cache).expanduser().absolute() if data.cache else None
 
 
 @functools.cache
 def code_fingerprint() -> str:
     """Of the code that makes samples of rows: what an older or newer one has stored is never used."""
     digest = hashlib.sha256(f"{tokenizers.__version__} {jinja2.__version__}".encode())
-    for path in sorted(Path(chat.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for package in (chat, readers):
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

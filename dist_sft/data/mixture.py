@@ -18,6 +18,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_sft.core.errors import ConfigError
+
 RESOLUTION = 1 << 20
 """Longest table. Weights whose ratios need a longer one are rounded to this fraction of their sum."""
 
@@ -86,6 +88,7 @@ class Mixture:
                 for w, visits, limit in zip(weights, before, limits, strict=True)
             ]
             if not any(open_weights):
+                _refuse_gap(begin, ahead, before, limits)
                 return cls(tuple(phases), begin)
             phase = _Phase(begin, before, quotas(open_weights))
             phases.append(phase)
@@ -114,6 +117,18 @@ class Mixture:
     def visits_before(self, position: int) -> tuple[int, ...]:
         """Samples of each stream at positions below this one."""
         return next(phase for phase in reversed(self.phases) if phase.begin <= position).visits_before(position)
+
+
+def _refuse_gap(begin: int, ahead: Sequence[Change], before: Sequence[int], limits: Sequence[int | None]) -> None:
+    """Where every source has ended, the run ends; unless a change still ahead would go on with some source."""
+    for change in ahead:
+        if any(w and (limit is None or n < limit) for w, n, limit in zip(change.weights, before, limits, strict=True)):
+            raise ConfigError(
+                f"every source with a weight has ended after {begin} samples, and data.schedule goes on with others "
+                f"only at sample {change.position}",
+                where="data.schedule",
+                fix="bring them in earlier, or raise max_epochs of a source",
+            )
 
 
 def sample_weights(

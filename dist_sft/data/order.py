@@ -9,6 +9,7 @@ its epochs.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +122,7 @@ class Steps:
         if steps is not None:
             return cls(order, samples_per_step, steps * samples_per_step)
         assert epochs is not None
-        asked = math.ceil(epochs * order.epoch_length)
+        asked = math.ceil(Fraction(str(epochs)) * order.epoch_length)  # as it reads: 0.07 of 100 rows are 7
         end = order.mixture.end
         return cls(order, samples_per_step, asked if end is None else min(asked, end))
 

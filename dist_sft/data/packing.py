@@ -119,7 +119,8 @@ class Dealer:
         """As few rounds of `world` bins as hold the samples; each round one micro-step."""
         limit = max(self.tokens_per_pack // self.pad_to_multiple_of, 1) * self.pad_to_multiple_of
         order = np.lexsort((np.arange(len(cost)), -cost)).tolist()
-        rounds = max(self.micro_steps, math.ceil(int(lengths.sum()) / (limit * self.world)), 1)
+        alone = int(np.count_nonzero(2 * lengths > limit))  # no two of them share a pack
+        rounds = max(self.micro_steps, math.ceil(max(int(lengths.sum()) / limit, alone) / self.world), 1)
         tokens, costs = lengths.tolist(), cost.tolist()
         tight: list[list[int]] | None = None
         while (bins := _cheapest(order, tokens, costs, limit, rounds * self.world)) is None:

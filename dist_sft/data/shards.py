@@ -7,6 +7,7 @@ the text of an error. The checksum is looked at whenever a record is read, so th
 is never learned. Nobody changes a shard after it is written; eviction removes it whole, and who has it mapped keeps it.
 """
 
+import contextlib
 import fcntl
 import json
 import mmap
@@ -53,7 +54,8 @@ class ShardReader:
         with path.open("rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
-            os.utime(file.fileno())  # the shard that was used longest ago is evicted first
+            with contextlib.suppress(OSError):  # of another user
+                os.utime(file.fileno())  # the shard that was used longest ago is evicted first
         self._view = memoryview(self._map)
         self._tokens = np.frombuffer(self._map, np.int32, self.size // 4)
         self._weights = np.frombuffer(self._map, np.float32, self.size // 4)

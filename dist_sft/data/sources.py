@@ -16,14 +16,14 @@ from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.readers.base import File, RawRow, Rows
 from dist_sft.data.readers.find import find_files, local_file
 from dist_sft.data.readers.saved import HubRows, saved_files
-from dist_sft.data.readers.suffixes import read
+from dist_sft.data.readers.suffixes import read, suffixes
 
 
 class RowSource(Rows, Protocol):
     """Rows with random access.
 
     name         the source's path, without secrets
-    fingerprint  hex digest of the content in the order of its rows; the same wherever the files lie
+    fingerprint  hex digest of the content and of which rows of it are meant; the same wherever the files lie
     """
 
     name: str
@@ -93,9 +93,10 @@ def open_source(source: Source, cache: Path | None = None) -> RowSource:
 def _files(source: Source, cache: Path | None) -> Files:
     saved = saved_files(Path(source.path).expanduser(), source.split)
     found = find_files(source.path) if saved is None else [local_file(path) for path in saved]
-    parts, digest = [], hashlib.sha256()
+    parts, digest = [], hashlib.sha256(source.split.encode())  # a file may hold several lists of rows
     for one in found:
-        rows, fingerprint = read(File(one.name, one.open(), source.split), one.name.partition("?")[0], cache)
+        name = one.name.partition("?")[0]
+        rows, fingerprint = read(File(one.name, one.open(), source.split), name, cache)
         parts.append(rows)
-        digest.update(bytes.fromhex(fingerprint))
+        digest.update(f"{''.join(suffixes(name))} {fingerprint}\n".encode())  # another reader finds other rows
     return Files(redact_urls(source.path), parts, digest.hexdigest())

@@ -130,8 +130,9 @@ class TokenStore:
         reader = self._readers.get(shard)
         if shard in self._readers and (reader is None or reader.size >= upto):
             return reader
-        for writer in self._writing:
-            writer.flush()
+        with self._giving_up():
+            for writer in self._writing:
+                writer.flush()
         try:
             reader = ShardReader(self.folder / f"{shard:08x}.tokens")
         except (OSError, ValueError):
@@ -164,14 +165,17 @@ class TokenStore:
         """Remove the shards that were used longest ago, of any namespace, until the rest is within the limit."""
         with (self.root / ".lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            shards = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.root.glob("*/*.tokens")]
+            shards = []
+            for path in self.root.glob("*/*.tokens"):
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                    shards.append((path.stat().st_mtime_ns, path.stat().st_size, path))
             total = sum(size for _, size, _ in shards)
             for _, size, path in sorted(shards):
                 if total <= self.limit:
                     return
                 if path.with_suffix(".index").exists():  # one without is being written
-                    path.with_suffix(".index").unlink()
-                    path.unlink()
+                    path.with_suffix(".index").unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
                     total -= size
                     if path.parent == self.folder:
                         self._indexes.pop(int(path.stem, 16), None)

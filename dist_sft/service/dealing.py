@@ -46,7 +46,7 @@ class Encoders(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Chunk:
     """Positions [begin, end) of a step. bytes: reserved or held. version: counts how often it was asked for anew."""
 
@@ -59,7 +59,7 @@ class _Chunk:
     reference: Any = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Work:
     """A step that some rank has still to take. dealt is kept even if chunks are encoded again: it cannot change.
 
@@ -141,6 +141,7 @@ class StepDealer:
         self.streams, self.dealer, self.encoders = streams, dealer, encoders
         self.context_length, self.budget, self.alone = context_length, budget, alone
         self.in_flight = self.peak = self.encoded_chunks = 0
+        self._session = 0
         self._running: set[asyncio.Task[None]] = set()
         self._deliveries: dict[str, _Delivery] = {}
         self._chunk = max(1, min(CHUNK, budget // 8 // (context_length * BYTES_PER_TOKEN)))
@@ -162,7 +163,8 @@ class StepDealer:
                 self._forget(work, work.chunks[number])
         self._release(delivery)
         self._pump()
-        await work.ready.wait()
+        while not (work.error or work.encoded):  # it may have been given up again before this rank's turn came
+            await work.ready.wait()
         if work.error:
             raise work.error
         return self._ticket(ask, work)
@@ -187,21 +189,19 @@ class StepDealer:
         }
 
     def _delivery(self, ask: Ask) -> _Delivery:
-        """The stream's delivery to the asking session; a newer session ends the older one."""
-        current = self._deliveries.get(ask.stream)
-        if current and current.session > ask.session:
+        """The stream's delivery to the asking session; a newer session ends the older one, and all its streams."""
+        if ask.session < self._session:
             raise _stale(ask.session)
-        if current is None or current.session < ask.session:
-            if current:
-                self._end(current)
-            current = self._deliveries[ask.stream] = _Delivery(ask.session, ask.world)
-        return current
+        if ask.session > self._session:
+            self._session = ask.session
+            for delivery in self._deliveries.values():
+                self._end(delivery)
+            self._deliveries.clear()
+        return self._deliveries.setdefault(ask.stream, _Delivery(ask.session, ask.world))
 
     def _end(self, delivery: _Delivery) -> None:
         for work in delivery.steps.values():
-            self._drop(work)
-            work.error = _stale(delivery.session)
-            work.ready.set()
+            self._drop(work, delivery.session)
 
     def _chunks(self, steps: Steps, step: int) -> Iterator[_Chunk]:
         begin, end = steps.positions_of(step)
@@ -249,7 +249,7 @@ class StepDealer:
                     self._forget(other, chunk)
                 if self.in_flight + most <= self.budget:
                     return True
-        if not held:
+        if not self.in_flight or all(other is work or not other.bytes for _, other in held):
             work.error = ConfigError(
                 f"step {step + 1} does not fit into service.budget={self.budget} bytes",
                 where="service.budget",
@@ -268,7 +268,7 @@ class StepDealer:
             facts, reference = None, None
         chunk.running = False
         self.encoded_chunks += 1
-        keep = facts is not None and version == chunk.version and self._wanted(stream, work)
+        keep = facts is not None and version == chunk.version
         self.in_flight += (facts.bytes if facts and keep else 0) - chunk.bytes
         chunk.bytes = facts.bytes if facts and keep else 0
         if not keep:
@@ -283,10 +283,6 @@ class StepDealer:
         if not task.cancelled():
             self._pump()
 
-    def _wanted(self, stream: str, work: _Work) -> bool:
-        delivery = self._deliveries.get(stream)
-        return delivery is not None and work in delivery.steps.values()
-
     def _forget(self, work: _Work, chunk: _Chunk) -> None:
         """Encode a chunk anew when its turn comes."""
         chunk.version += 1
@@ -295,11 +291,15 @@ class StepDealer:
             chunk.bytes = 0
         work.todo += chunk.reference is not None
         chunk.reference = None
-        work.ready.clear()
+        if not work.error:
+            work.ready.clear()
 
-    def _drop(self, work: _Work) -> None:
+    def _drop(self, work: _Work, session: int) -> None:
+        """Nobody needs a step any more; a rank that waits for it all the same, as it ends, is sent away."""
         for chunk in work.chunks:
             self._forget(work, chunk)
+        work.error = _stale(session)
+        work.ready.set()
 
     def _release(self, delivery: _Delivery) -> None:
         """Let go of steps that every rank has taken; a rank that has not been heard of yet may need any."""
@@ -307,7 +307,7 @@ class StepDealer:
             return
         floor = min(delivery.standing)
         for step in [step for step in delivery.steps if step < floor]:
-            self._drop(delivery.steps.pop(step))
+            self._drop(delivery.steps.pop(step), delivery.session)
 
     def _ticket(self, ask: Ask, work: _Work) -> Ticket:
         steps = self.streams[ask.stream]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from dist_sft.core.errors import ClusterError, SftError
 from dist_sft.data.packing import Dealer
@@ -25,8 +25,10 @@ QUEUED = 2
 """Chunks that an encoder has at a time: the one in work, and the next."""
 ATTEMPTS = 8
 """Deaths of encoders in a row that one chunk survives."""
-STARTING = 10
-"""Stalls that a member may take to start: a process, its imports, a tokenizer."""
+PATIENCE = 10
+"""Stalls that a member may take to start (a process, its imports, a tokenizer), and an encoder for one chunk."""
+OTHERS = 4
+"""Silences of a dealer in a row after which ranks that do not keep watch replace it."""
 GONE = 600.0
 """Seconds of errors without an answer after which the dealer is given up."""
 
@@ -43,7 +45,9 @@ class Encoder:
         """Positions [begin, end) of a stream. Raises RowError."""
         return as_chunk(self.feeds[stream].encode(begin, end))
 
+    @ray.method(concurrency_group="watch")
     def ready(self) -> bool:
+        """Answers while a chunk is in work: the encoder lives."""
         return True
 
 
@@ -71,10 +75,11 @@ class RayEncoders:
             except TimeoutError:
                 self._up.discard(number)
                 ray.kill(self.actors[number], no_restart=False)
-            except (RayActorError, ObjectLostError, WorkerCrashedError):
+            except RayError:
                 self._up.discard(number)
             finally:
                 self._load[number] -= 1
+                self._changed.set()
         raise ClusterError(
             f"encoding failed {ATTEMPTS} times, with every encoder that tried it dead or frozen",
             where=f"{stream} samples {begin} to {end - 1}",
@@ -82,8 +87,15 @@ class RayEncoders:
         )
 
     async def _encode_on(self, actor: Any, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Any]:
+        """Raises TimeoutError: the encoder is frozen, or has been at it for far too long."""
         facts, chunk = actor.encode.options(num_returns=2).remote(stream, begin, end)
-        return await asyncio.wait_for(_answer(facts), self.stall), chunk
+        answer = asyncio.ensure_future(_answer(facts))
+        for _ in range(PATIENCE):
+            done, _ = await asyncio.wait([answer], timeout=self.stall)
+            if done:
+                return answer.result(), chunk
+            await asyncio.wait_for(_answer(actor.ready.remote()), self.stall)  # at work, or frozen?
+        raise TimeoutError
 
     async def _free(self) -> int:
         """The encoder with the least to do, once there is one."""
@@ -92,25 +104,30 @@ class RayEncoders:
                 self._starting[number] = asyncio.get_running_loop().create_task(self._started(number))
             if self._broken:
                 raise self._broken
-            if self._up:
-                return min(self._up, key=lambda i: (self._load[i], i))
+            open_ = [number for number in self._up if self._load[number] < QUEUED]
+            if open_:
+                return min(open_, key=lambda i: (self._load[i], i))
             self._changed.clear()
             await self._changed.wait()
 
     async def _started(self, number: int) -> None:
         """Until an encoder answers. One that takes far too long is started once more."""
-        while number not in self._up and not self._broken:
-            try:
-                await asyncio.wait_for(_answer(self.actors[number].ready.remote()), STARTING * self.stall)
-                self._up.add(number)
-            except TimeoutError:
-                ray.kill(self.actors[number], no_restart=False)
-            except RayActorError as error:
-                if error.actor_init_failed:  # no other start would end differently
-                    self._broken = error
-                await asyncio.sleep(0.2)
-        del self._starting[number]
-        self._changed.set()
+        try:
+            while number not in self._up and not self._broken:
+                try:
+                    await asyncio.wait_for(_answer(self.actors[number].ready.remote()), PATIENCE * self.stall)
+                    self._up.add(number)
+                except TimeoutError:
+                    ray.kill(self.actors[number], no_restart=False)
+                except RayError as error:
+                    if getattr(error, "actor_init_failed", False):  # no other start would end differently
+                        self._broken = error
+                    await asyncio.sleep(0.2)
+        except Exception as error:  # noqa: BLE001  # whoever wants an encoder gets it
+            self._broken = error
+        finally:
+            del self._starting[number]
+            self._changed.set()
 
 
 async def _answer(reference: Any) -> Any:
@@ -123,7 +140,8 @@ def cause_of(error: RayTaskError) -> BaseException:
 
 
 class RayLink:
-    """A DealerLink to the named dealer. The rank that keeps watch replaces a dealer that is frozen."""
+    """A DealerLink to the named dealer. The rank that keeps watch replaces a dealer that is frozen; the others do, too,
+    a little later: that rank may have all that it needs."""
 
     def __init__(self, name: str, watch: bool, stall: float) -> None:
         self.name, self.watch, self.stall = name, watch, stall
@@ -132,14 +150,15 @@ class RayLink:
         self._give_it_time()
 
     def share(self, ask: Ask) -> Ticket:
-        begin = time.monotonic()
+        since: float | None = None
         while True:
             try:
                 return self._patiently(self._dealer.share.remote(ask))
             except RayTaskError as error:
                 raise cause_of(error) from None
-            except (RayActorError, ObjectLostError) as error:
-                if time.monotonic() - begin > GONE:
+            except RayError as error:
+                since = since or time.monotonic()
+                if time.monotonic() - since > GONE:
                     raise ClusterError(
                         f"the dealer of the data service is gone: {str(error).splitlines()[0]}",
                         where=self.name,
@@ -162,24 +181,27 @@ class RayLink:
 
     def _patiently(self, reference: Any) -> Ticket:
         """Wait as long as the dealer is alive: a step may take long to encode."""
+        silences = 0
         while True:
             try:
                 ticket: Ticket = ray.get(reference, timeout=self.stall)
                 return ticket
             except GetTimeoutError:
-                self._look_after_dealer()
+                silences = 0 if self._dealer_answers() else silences + 1
+                if silences >= (1 if self.watch else OTHERS) and time.monotonic() > self._patience:
+                    ray.kill(self._dealer, no_restart=False)
+                    self._give_it_time()
 
-    def _look_after_dealer(self) -> None:
+    def _dealer_answers(self) -> bool:
         try:
             ray.get(self._dealer.figures.remote(), timeout=self.stall)
+            return True
         except GetTimeoutError:
-            if self.watch and time.monotonic() > self._patience:
-                ray.kill(self._dealer, no_restart=False)
-                self._give_it_time()
+            return False
 
     def _give_it_time(self) -> None:
         """A dealer that starts must not be taken for one that is frozen."""
-        self._patience = time.monotonic() + STARTING * self.stall
+        self._patience = time.monotonic() + PATIENCE * self.stall
 
     def _lost(self, ticket: Ticket) -> tuple[tuple[int, int], ...]:
         """Which chunks of a ticket cannot be had; all of them if that cannot be told."""
@@ -226,7 +248,8 @@ def start(
         ranks: that will ask at the same time.
     """
     shared = ray.put(dict(feeds))
-    encode = ray.remote(num_cpus=cpus_per_encoder, max_restarts=-1, scheduling_strategy="SPREAD")(Encoder)
+    settings: dict[str, Any] = {"max_restarts": -1, "concurrency_groups": {"watch": 1}}
+    encode = ray.remote(num_cpus=cpus_per_encoder, scheduling_strategy="SPREAD", **settings)(Encoder)
     threads = max(1, math.ceil(cpus_per_encoder))
     actors = [encode.options(name=f"{name}-encoder-{i}").remote(shared, threads) for i in range(encoders)]
 

@@ -26,8 +26,10 @@ def load(tmp_path):
 
 
 REFUSED = {
-    "data.sources[0] has weight and token_share": [("sources", weighted({"weight": 1, "token_share": 0.1}, {"weight": 1}))],
-    "data.sources[1] has neither weight nor token_share, and other sources do": [("sources", weighted({"weight": 1}, {}))],
+    "data.sources[0] has weight and token_share": [
+        ("sources", weighted({"weight": 1, "token_share": 0.1}, {"weight": 1}))],
+    "data.sources[1] has neither weight nor token_share, and other sources do": [
+        ("sources", weighted({"weight": 1}, {}))],
     "data.sources[0].max_epochs is set, but no source has a weight": [("sources", weighted({"max_epochs": 2}, {}))],
     "the token shares add up to 1": [("sources", weighted({"weight": 1}, {"token_share": 1.0}))],
     "the token shares add up to 0.9": [("sources", weighted({"token_share": 0.5}, {"token_share": 0.4}))],
@@ -43,6 +45,10 @@ REFUSED = {
     "data.order.pacing opens easy rows first, and data.order.kind is shuffle": [("order", {"pacing": {}})],
     "data.order.domain is a setting of interleaved": [("order", {"kind": "staged", "domain": "x"})],
     "data.order.stages names a stage twice": [("order", {"kind": "staged", "stages": ["a", "a"]})],
+    "the token shares add up to 0.5": [("sources", weighted({"token_share": 0.5}, {"weight": 0}))],
+    "data.schedule[0].step is 9, and the run has 9 steps": [
+        ("sources", weighted({"weight": 1}, {"weight": 2})), ("schedule", [{"step": 9, "weights": [1, 1]}])],
+    "data.order.by and stages say how hard rows are, and data.order.kind is shuffle": [("order", {"by": "level"})],
     "every source has weight 0": [("sources", weighted({"weight": 0}))],
     "data.sources.0.weight is -1": [("sources", weighted({"weight": -1}))],
 }  # fmt: skip

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dist_sft.core.errors import ConfigError
 from dist_sft.data.mixture import RESOLUTION, Change, Mixture, quotas, sample_weights
 
 WEIGHTS = st.lists(st.integers(0, 60), min_size=1, max_size=7).filter(any)
@@ -37,7 +38,10 @@ def test_every_visit_comes_once_and_in_order_through_changes_and_ends(weights, m
         other = (other * number)[:number]
         if any(other):
             changes.append(Change(changes[-1].position + step, tuple(other)))
-    mixture = Mixture.of(changes, limits)
+    try:
+        mixture = Mixture.of(changes, limits)
+    except ConfigError:  # a gap, see below
+        assume(False)
     end = 700 if mixture.end is None else min(mixture.end, 700)
     streams, visits = mixture.locate(np.arange(end))
     for stream, limit in enumerate(limits):
@@ -56,6 +60,14 @@ def test_a_mixture_whose_sources_all_end_ends():
     assert mixture.end == 35
     assert mixture.visits_before(35) == (30, 5)
     assert Mixture.of([Change(0, (3, 1))], [30, None]).end is None
+
+
+def test_a_source_that_would_come_back_after_all_have_ended_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"after 25 samples, and data.schedule goes on with others only at sample 100"
+    ):
+        Mixture.of([Change(0, (1, 1)), Change(10, (1, 0)), Change(100, (0, 1))], [20, None])
+    assert Mixture.of([Change(0, (1, 0)), Change(100, (1, 0))], [20, 5]).end == 20
 
 
 def test_others_share_the_place_of_a_source_that_has_ended():

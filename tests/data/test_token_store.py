@@ -8,6 +8,8 @@ import signal
 import subprocess
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.chat.encode import Encoder
 from dist_sft.config.sections import DataSection, LossWeights, Source
-from dist_sft.core.errors import RowError
+from dist_sft.core.errors import DataError, RowError
 from dist_sft.data import token_store
 from dist_sft.data.encoding import Rows
 from dist_sft.data.order import SampleId
@@ -263,10 +265,80 @@ class TestRows:
 
     def test_an_equal_row_elsewhere_is_dropped_under_its_own_place(self, path, tmp_path):
         path.write_text("{\n")
-        found = []
+        found, encoded = [], []
         for name in ("a.jsonl", "b.jsonl"):
             (tmp_path / name).write_text("\n" * len(found) + "{\n")
             rows = self.rows(tmp_path / name, tmp_path / "cache", bad_rows="drop")
             found += [str(entry.where) for entry in rows.encode(0, [SampleId(0, 0, 0)]).entries]
             found += [str(one.where) for one in rows.outcomes([SampleId(0, 0, 0)])]
+            encoded.append(rows.encoded)
+            rows.stores["auto"].close()
         assert found == [f"{tmp_path}/a.jsonl:1"] * 2 + [f"{tmp_path}/b.jsonl:3"] * 2
+        assert encoded == [1, 0]
+
+    def test_two_lists_of_one_file_are_two_sets_of_rows(self, tmp_path):
+        def chat(text):
+            return {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]}
+
+        path = tmp_path / "both.json"
+        path.write_text(json.dumps({"train": [chat("train 0"), chat("train 1")], "test": [chat("test 0")]}))
+        seen = {}
+        for split in ("train", "test"):
+            data = DataSection(sources=(Source(path=str(path), split=split),), cache=str(tmp_path / "cache"))
+            encoder = Encoder(chats.vocabulary(), "chatml", data.loss, data.context_length, data.overlong)
+            seen[split] = self.of(rows := Rows(data.sources, data, encoder))
+            assert rows.encoded == len(seen[split])
+        assert seen["test"][0] not in seen["train"]
+
+    def test_slices_of_a_saved_set_are_other_rows(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+        (tmp_path / "repo").mkdir()
+        lines = [json.dumps({"prompt": "?", "completion": f"row {i}"}) for i in range(10)]
+        (tmp_path / "repo" / "train.jsonl").write_text("\n".join(lines))
+        found = []
+        for split in ("train[:80%]", "train[80%:]"):
+            data = DataSection(
+                sources=(Source(path=f"hub:{tmp_path}/repo", split=split),), cache=str(tmp_path / "cache")
+            )
+            encoder = Encoder(chats.vocabulary(), "chatml", data.loss, data.context_length, data.overlong)
+            rows = Rows(data.sources, data, encoder)
+            found.append((rows.fingerprints, self.of(rows)))
+        assert found[0][0] != found[1][0]
+        assert len(found[1][1]) == 2 and not [one for one in found[1][1] if one in found[0][1]]
+
+    def test_a_file_that_is_edited_under_a_run_is_refused_and_nothing_of_it_is_kept(self, path, tmp_path):
+        rows = self.rows(path, tmp_path / "cache")
+        original = path.read_bytes()
+        later = pickle.loads(pickle.dumps(rows))
+        stat = path.stat()
+        path.write_bytes(original.replace(b"ja", b"no"))
+        for one in (rows, later):
+            with pytest.raises(DataError, match="the file has changed since the run first saw it"):
+                one.outcomes([SampleId(0, 0, 0)])
+        path.write_bytes(original)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert self.of(self.rows(path, tmp_path / "cache")) == self.of(self.rows(path, tmp_path / "none"))
+
+    def test_files_of_one_name_size_and_date_in_two_folders_are_two_files(self, path, tmp_path, monkeypatch):
+        text, found = path.read_text(), []
+        for folder, content in (("a", text), ("b", text.replace("ja", "no"))):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "train.jsonl").write_text(content)
+            os.utime(tmp_path / folder / "train.jsonl", (10**9, 10**9))
+            monkeypatch.chdir(tmp_path / folder)
+            found.append(self.of(self.rows("train.jsonl", tmp_path / "cache")))
+        assert found[0] != found[1]
+
+    def test_decoded_row_groups_with_a_changed_byte_are_decoded_again(self, tmp_path):
+        table = pa.Table.from_pylist([{"prompt": "?", "completion": f"row {i}"} for i in range(20)])
+        pq.write_table(table, tmp_path / "rows.parquet", row_group_size=5)
+        os.utime(tmp_path / "rows.parquet", (10**9, 10**9))
+        expected = self.of(self.rows(tmp_path / "rows.parquet", tmp_path / "cache"))
+        groups = sorted(tmp_path.glob("cache/row_groups/*.arrow"))
+        assert len(groups) == 4
+        content = bytearray(groups[0].read_bytes())
+        content[content.index(b"row ")] ^= 1
+        groups[0].write_bytes(content)
+        for store in tmp_path.glob("cache/tokens/*/*"):
+            store.unlink()
+        assert self.of(self.rows(tmp_path / "rows.parquet", tmp_path / "cache")) == expected

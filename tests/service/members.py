@@ -37,6 +37,7 @@ class Cluster:
         packing = dealer or Dealer(1, 3 * context)
         self.new_dealer = lambda: StepDealer(streams, packing, self.encoders, context, budget)
         self.dealer = self.new_dealer()
+        self.fate = {}
         self.calls, self.kill_at = 0, set()
         self.loop = asyncio.new_event_loop()
         self.tasks = set()
@@ -67,9 +68,14 @@ class Cluster:
         return await self.dealer.share(ask)
 
     def fetch(self, ticket):
-        if self.dice.random() < self.losses:
-            raise ChunksLost(tuple((number, version) for number, (version, _) in ticket.chunks.items()))
+        gone = [(number, version) for number, (version, chunk) in ticket.chunks.items() if self.is_gone(chunk)]
+        if gone:
+            raise ChunksLost(tuple(gone))
         return {number: chunk for number, (_, chunk) in ticket.chunks.items()}
+
+    def is_gone(self, chunk):
+        """A chunk that is lost once is lost for all ranks, and for ever."""
+        return self.fate.setdefault(id(chunk), (self.dice.random() < self.losses, chunk))[0]
 
     def taken(self, session, stream, rank, upto):
         asyncio.run_coroutine_threadsafe(self.dealer.taken(session, stream, rank, upto), self.loop)

@@ -25,7 +25,7 @@ from dist_sft.data.pack import build_pack
 from dist_sft.data.packing import Dealer
 from dist_sft.service.client import StepClient
 from dist_sft.service.local import LocalLink
-from dist_sft.service.messages import Feed
+from dist_sft.service.messages import Ask, Feed
 from tests.service import chats, oracle
 from tests.service.members import Cluster
 
@@ -187,6 +187,40 @@ def test_a_rank_of_an_earlier_start_is_sent_away(truth):
     cluster.run(STEPS, 3, start=4, session=2)
     with pytest.raises(ClusterError, match="a later start has taken over"):
         list(old)
+    with pytest.raises(ClusterError, match="a later start has taken over"):
+        cluster.share(Ask(1, "train", 2, 0, 3, 3))
+    cluster.close()
+
+
+def test_a_later_start_frees_what_all_streams_of_the_one_before_it_hold(files):
+    """Or held-out rows would wait for ever for the bytes of training steps that nobody takes."""
+    feeds = {"train": chats.feed(files, STEPS), "held_out": chats.feed(files, STEPS)}
+    cluster = Cluster(feeds, 2, budget=int(2.3 * chats.PER_STEP * (chats.CONTEXT * 8 + 16)))
+    ahead = [cluster.client(STEPS, 2, rank, prefetch=4).shares(0) for rank in range(2)]
+    for shares in ahead:
+        next(shares)
+    settled(lambda: figures(cluster)["encoded_chunks"])
+    later = [cluster.client(STEPS, 2, rank, session=2, stream="held_out") for rank in range(2)]
+    parts = [[], []]
+    threads = [threading.Thread(target=lambda r=r: parts[r].extend(later[r].shares(0)), daemon=True) for r in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [len(part) for part in parts] == [STEPS, STEPS]
+    assert figures(cluster)["peak"] <= cluster.dealer.budget
+    cluster.close()
+
+
+def test_a_rank_that_stops_early_leaves_no_question_open(truth):
+    before = set(threading.enumerate())
+    cluster = Cluster({"train": truth[1]}, 1)
+    shares = cluster.client(STEPS, 2, 0, prefetch=4).shares(0)
+    next(shares)
+    shares.close()
+    cluster.client(STEPS, 2, 1, prefetch=1).link.taken(1, "train", 1, STEPS)
+    assert settled(lambda: figures(cluster)["steps"]) == 0
+    assert settled(lambda: {thread.name for thread in set(threading.enumerate()) - before}) == {cluster.thread.name}
     cluster.close()
 
 

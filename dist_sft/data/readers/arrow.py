@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_128_digest
 
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.core.files import atomic, stable_hash
@@ -86,31 +87,39 @@ class Table(Values):
         if number in self._held:
             self._held.move_to_end(number)
             return self._held[number]
-        table = self._kept(number) if self.cache and not self._open().in_place else self._read(number, None)
+        content = self.file.data
+        keeps = self.cache and not self._open().in_place and content.identity is not None and content.settled
+        table = self._kept(number) if keeps else self._read(number, None)
         self._held[number] = table
         while sum(held.nbytes for held in self._held.values()) > MOST_HELD and len(self._held) > 1:
             self._held.popitem(last=False)
         return table
 
     def _kept(self, number: int) -> pa.Table:
-        """A piece as it lies beside the cache; put there if it does not."""
+        """A piece as it lies in the cache; put there if it does not, or not whole."""
         assert self.cache is not None
         data = self.file.data
-        key = stable_hash([self.file.name, data.size, data.identity, self.kind, number])[:40]
+        key = stable_hash([str(Path(self.file.name).absolute()), data.size, data.identity, self.kind, number])[:40]
         path = self.cache / "row_groups" / f"{key}.arrow"
-        with contextlib.suppress(OSError, pa.ArrowException):
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if (kept := _checked(path)) is not None:
+            return kept
         table = self._read(number, None)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        content = sink.getvalue()
         with contextlib.suppress(OSError):  # a cache may be full or read-only
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        return table
+            with atomic(path) as file:
+                file.write(xxh3_128_digest(content))
+                file.write(content)
+        return _checked(path) or table
 
     def _read(self, number: int, columns: list[str] | None) -> pa.Table:
         try:
-            return self._open().read(number, columns)
+            table = self._open().read(number, columns)
+            self.file.data.check()
+            return table
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"part {number} of the {self.kind} file cannot be read: {error}",
@@ -129,6 +138,17 @@ class Table(Values):
                     fix="write or copy it again; was it cut off?",
                 ) from None
         return self._pieces
+
+
+def _checked(path: Path) -> pa.Table | None:
+    """What `_kept` wrote, mapped; None if it is not there or a byte of it has changed."""
+    try:
+        content = pa.memory_map(str(path)).read_buffer()
+        if content.size < 16 or xxh3_128_digest(content[16:]) != bytes(content[:16]):
+            return None
+        return pa.ipc.open_file(content[16:]).read_all()
+    except (OSError, pa.ArrowException):
+        return None
 
 
 class Pieces:

@@ -1,10 +1,12 @@
 """The bytes of a file on this machine, in a store, or in memory. Random access; what was not asked for is not held.
 
-All three pickle small. What is unpickled on another node opens the file there, and refuses one that is not the same.
+What is unpickled on another node opens the file there, and refuses one with another size or date. But for what had to
+be unpacked, which travels as it is, they pickle small.
 """
 
 import mmap
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +20,20 @@ from dist_sft.core.errors import DataError, MissingExtra
 Buffer = memoryview
 """uint8[bytes of the file]"""
 
-STRONG = ("ETag", "etag", "md5", "md5Hash", "content_md5", "crc32c")
-WEAK = ("generation", "LastModified", "last_modified", "updated", "mtime", "created", "modified")
+STRONG = ("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "crc32c")
+WEAK = ("generation", "LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created", "modified")
 """Keys under which a store says that a file's content, or its date, has changed."""
+
+RACY = 2.0
+"""Seconds: a file may be written again within the resolution of its date, so a younger one is not trusted by it."""
 
 
 class Content(Protocol):
     """Bytes of a file.
 
     size      bytes
-    identity  changes when the file is written again; None where that cannot be told
+    identity  of the file and its content, on this machine; None where that cannot be told
+    settled   False: it was written so lately that its date may not tell another write
     digest    of the content, as the store itself keeps it; None where it keeps none
     """
 
@@ -38,7 +44,14 @@ class Content(Protocol):
     def identity(self) -> str | None: ...
 
     @property
+    def settled(self) -> bool: ...
+
+    @property
     def digest(self) -> str | None: ...
+
+    def check(self) -> None:
+        """Raises DataError: the file is not the one that the run first saw."""
+        ...
 
     def whole(self) -> Buffer:
         """All bytes: mapped where the file is on this machine, else fetched and kept."""
@@ -59,10 +72,15 @@ class Content(Protocol):
 
 @dataclass
 class Local:
-    """A file on this machine. size, identity: as they were when the run first saw it."""
+    """A file on this machine, as it was when the run first saw it. mtime: nanoseconds; a copy of it elsewhere keeps it.
+
+    Its size and date are looked at whenever rows are read, so that rows of a file that is edited under a run are never
+    learned, nor kept as those of the file that it was.
+    """
 
     path: Path
     size: int
+    mtime: int
     identity: str
     digest: None = None
     _map: memoryview | None = field(default=None, repr=False)
@@ -71,7 +89,20 @@ class Local:
     def of(cls, path: Path) -> "Local":
         """Raises OSError."""
         stat = path.stat()
-        return cls(path.absolute(), stat.st_size, f"{stat.st_mtime_ns}")
+        identity = f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+        return cls(path.absolute(), stat.st_size, stat.st_mtime_ns, identity)
+
+    @property
+    def settled(self) -> bool:
+        return time.time() - self.mtime / 1e9 > RACY
+
+    def check(self) -> None:
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            raise _changed(str(self.path)) from None
+        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime):
+            raise _changed(str(self.path))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}
@@ -79,9 +110,8 @@ class Local:
     def whole(self) -> Buffer:
         """Raises OSError; DataError: the file is not the one that the run began with."""
         if self._map is None:
+            self.check()
             with self.path.open("rb") as file:
-                if self.path.stat().st_size != self.size:
-                    raise _changed(str(self.path))
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
             self._map = memoryview(data)
         return self._map
@@ -96,7 +126,9 @@ class Local:
 
     def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         data = self.whole()
-        return [bytes(data[begin:end]) for begin, end in spans]
+        found = [bytes(data[begin:end]) for begin, end in spans]
+        self.check()
+        return found
 
     def open(self) -> Any:
         self.whole()
@@ -134,6 +166,17 @@ class Remote:
         return ",".join(known) or None
 
     @property
+    def settled(self) -> bool:
+        """A store's tag tells each write, its date only one a second."""
+        return self.digest is not None
+
+    def check(self) -> None:
+        if self.identity is not None:
+            now = Remote(self.url, self.name, self.shown)
+            if (now.identity, now.info) != (self.identity, self.info):
+                raise _changed(self.shown)
+
+    @property
     def digest(self) -> str | None:
         assert self.info is not None
         return next((self.info[key] for key in STRONG if key in self.info), None)
@@ -149,6 +192,7 @@ class Remote:
     def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         if self._whole is not None or not self.info or "size" not in self.info:
             return [bytes(self.whole()[begin:end]) for begin, end in spans]
+        self.check()
         begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
         pieces: list[bytes] = self._call(
             lambda fs: fs.cat_ranges([self.name] * len(spans), begins, ends, on_error="raise")
@@ -173,7 +217,11 @@ class Memory:
 
     data: bytes
     identity: None = None
+    settled: bool = True
     digest: None = None
+
+    def check(self) -> None:
+        """Nobody else has it."""
 
     @property
     def size(self) -> int:

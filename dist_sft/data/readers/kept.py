@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import time
 import zipfile
 from pathlib import Path
 
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 from dist_sft.core.files import atomic
 from dist_sft.data.readers.base import File
 
-VERSION = "4"
-RACY = 2.0
-"""Seconds: a file may be written again within the resolution of its date, so a younger one is not trusted by it."""
+VERSION = "5"
 
 Arrays = dict[str, NDArray[np.int64]]
 
@@ -24,10 +21,10 @@ class Kept:
 
     def __init__(self, cache: Path | None, file: File) -> None:
         content = file.data
-        if cache is None or content.identity is None or _young(content.identity):
+        if cache is None or content.identity is None or not content.settled:
             self.path: Path | None = None
             return
-        key = "\0".join((VERSION, file.name, str(content.size), content.identity))
+        key = "\0".join((VERSION, str(Path(file.name).absolute()), str(content.size), content.identity))
         self.path = cache / "index" / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npz"
 
     def load(self) -> tuple[str, Arrays] | None:
@@ -48,7 +45,3 @@ class Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic(self.path) as file:
                 np.savez(file, **arrays, fingerprint=np.frombuffer(bytes.fromhex(fingerprint), np.uint8))  # type: ignore[arg-type]
-
-
-def _young(identity: str) -> bool:
-    return identity.isdecimal() and time.time() - int(identity) / 1e9 < RACY

@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError
-from dist_sft.data.readers.base import Values
+from dist_sft.data.readers.base import Values, canonical
 
 
 def saved_files(folder: Path, split: str) -> list[Path] | None:
@@ -42,7 +42,7 @@ class HubRows(Values):
     def __init__(self, source: Source) -> None:
         self.name = f"{source.path}{f'/{source.subset}' if source.subset else ''} {source.split}"
         self.data = _load(source, self.name)
-        self.fingerprint = _fingerprint(self.data)
+        self.fingerprint = _fingerprint(self.data, source)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -74,9 +74,11 @@ def _load(source: Source, where: str) -> Any:
         ) from None
 
 
-def _fingerprint(data: Any) -> str:
-    """SHA-256 of the cached Arrow files, in the order of their rows."""
-    digest = hashlib.sha256()
+def _fingerprint(data: Any, source: Source) -> str:
+    """SHA-256 of the cached Arrow files and of the slice of them that is meant; of each row, if there is no file."""
+    digest = hashlib.sha256(f"{source.subset} {source.split} {len(data)}".encode())
+    for row in data if not data.cache_files else ():
+        digest.update(canonical(row))
     for part in data.cache_files:
         with Path(part["filename"]).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -78,7 +78,7 @@ def _rows(reader: Reader, file: File, cache: Path | None) -> tuple[Rows, str]:
         return lines, lines.fingerprint
     rows, kept = reader(file, cache), Kept(cache, file)
     if file.data.digest is not None and reader in (read_parquet, read_arrow):  # read in pieces, so not hashed whole
-        return rows, stable_hash([file.data.size, file.data.digest])
+        return rows, stable_hash([file.name, file.data.size, file.data.digest])
     if (known := kept.load()) is not None:
         return rows, known[0]
     fingerprint = file.fingerprint()
