@@ -5,6 +5,7 @@ state that anyone would miss. The driver owns all of them, so they end with it.
 """
 
 import asyncio
+import gc
 import math
 import os
 import time
@@ -40,6 +41,7 @@ class Encoder:
         """threads: of the tokenizer."""
         self.feeds = feeds
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when it first encodes
+        gc.freeze()  # what is here now stays: no need to look through it again and again
 
     def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Chunk]:
         """Positions [begin, end) of a stream. Raises RowError."""

@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--words", type=int, default=60, help="of a chat on average; 60 make about 120 tokens")
-    parser.add_argument("--trl-rows", type=int, default=5_000)
+    parser.add_argument("--trl-rows", type=int, default=20_000)
     asked = parser.parse_args()
     heading()
     file = write_chats(WORK / f"chats-{asked.rows}-{asked.words}.jsonl", asked.rows, asked.words)
