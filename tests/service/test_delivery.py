@@ -1,8 +1,10 @@
 """Every step reaches the ranks as the oracle says, whoever dawdles, dies or comes back in another number."""
 
 import asyncio
+import itertools
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.config.sections import WeightChange
 from dist_sft.core.errors import ClusterError, ConfigError, DataError, RowError
-from dist_sft.data.encoding import EncodedStep
+from dist_sft.data.encoding import EncodedStep, step_hash
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.order import Order, SampleId, Steps
 from dist_sft.data.pack import build_pack
@@ -281,6 +283,21 @@ def test_a_source_may_come_in_later(files):
     feed = chats.feed(files, STEPS, [1, 0, 1], schedule=(WeightChange(step=4, weights=(1, 2, 1)),))
     counts = [sum(id_.source == 1 for id_ in feed.steps.samples(step)) for step in range(STEPS)]
     assert counts == [0] * 4 + [5] * 10
+
+
+def test_the_order_in_which_files_were_written_or_are_found_changes_nothing(files, tmp_path, monkeypatch):
+    """A folder is one source; whatever the file system lists first, its files are taken in natural order."""
+    seen = set()
+    for number, order in enumerate(itertools.permutations(files)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for file in order:
+            shutil.copy(file, folder / file.name)
+        listed = [folder / file.name for file in order]
+        monkeypatch.setattr(Path, "rglob", lambda self, pattern, listed=listed: iter(listed))
+        feed = chats.feed([folder], STEPS)
+        seen.add(tuple(step_hash(feed.encode(*feed.steps.positions_of(step))) for step in range(STEPS)))
+    assert len(seen) == 1
 
 
 def test_too_many_bad_rows_stop_the_run_and_long_ones_do_not(files, tmp_path):
