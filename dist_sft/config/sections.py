@@ -176,7 +176,10 @@ class DataSection(Section):
         json_schema_extra=EXECUTION,
     )
     cache_size: PositiveInt = Field(
-        default=32 << 30, description="bytes; the samples used longest ago go first", json_schema_extra=EXECUTION
+        default=32 << 30,
+        description="bytes of encoded samples, and as many of decoded row groups of Parquet files, trimmed when a run "
+        "starts; what was used longest ago goes first",
+        json_schema_extra=EXECUTION,
     )
 
 

@@ -24,6 +24,7 @@ from dist_sft.core.files import stable_hash
 from dist_sft.data import readers
 from dist_sft.data.ledger import Entry
 from dist_sft.data.order import SampleId, Steps, Stream
+from dist_sft.data.readers.arrow import trim
 from dist_sft.data.sources import RawRow, RowSource, open_source
 from dist_sft.data.token_store import TokenStore, digest_of
 
@@ -236,7 +237,10 @@ class Rows:
 
 def open_sources(sources: Sequence[Source], data: DataSection) -> list[RowSource]:
     """Raises DataError: see `open_source`."""
-    return [open_source(source, _cache(data)) for source in sources]
+    cache = _cache(data)
+    if cache:
+        trim(cache, data.cache_size)
+    return [open_source(source, cache) for source in sources]
 
 
 def _cache(data: DataSection) -> Path | None:

@@ -341,4 +341,6 @@ class TestRows:
         groups[0].write_bytes(content)
         for store in tmp_path.glob("cache/tokens/*/*"):
             store.unlink()
+        self.rows(tmp_path / "rows.parquet", tmp_path / "cache", cache_size=2 * groups[1].stat().st_size)
+        assert len(list(tmp_path.glob("cache/row_groups/*.arrow"))) == 2
         assert self.of(self.rows(tmp_path / "rows.parquet", tmp_path / "cache")) == expected

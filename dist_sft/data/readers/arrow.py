@@ -9,6 +9,7 @@ A column type fills keys that a row does not have with None: a message without t
 """
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from dist_sft.data.readers.base import File, RawRow, Values
 from dist_sft.data.readers.content import Local
 
 _ARROW_FILE = b"ARROW1"
+KEPT = "row_groups"
+"""Folder in the cache for decoded pieces."""
 MOST_HELD = 256 << 20
 """Bytes of decoded pieces that are held in memory where there is no folder for them."""
 
@@ -100,7 +103,7 @@ class Table(Values):
         assert self.cache is not None
         data = self.file.data
         key = stable_hash([str(Path(self.file.name).absolute()), data.size, data.identity, self.kind, number])[:40]
-        path = self.cache / "row_groups" / f"{key}.arrow"
+        path = self.cache / KEPT / f"{key}.arrow"
         if (kept := _checked(path)) is not None:
             return kept
         table = self._read(number, None)
@@ -140,12 +143,29 @@ class Table(Values):
         return self._pieces
 
 
+def trim(cache: Path, limit: int) -> None:
+    """Remove the decoded pieces that were used longest ago, until the rest has at most `limit` bytes."""
+    kept = []
+    for path in (cache / KEPT).glob("*.arrow"):
+        with contextlib.suppress(OSError):  # another process trims, too
+            kept.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    total = sum(size for _, size, _ in kept)
+    for _, size, path in sorted(kept):
+        if total <= limit:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
+
+
 def _checked(path: Path) -> pa.Table | None:
     """What `_kept` wrote, mapped; None if it is not there or a byte of it has changed."""
     try:
         content = pa.memory_map(str(path)).read_buffer()
         if content.size < 16 or xxh3_128_digest(content[16:]) != bytes(content[:16]):
             return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
         return pa.ipc.open_file(content[16:]).read_all()
     except (OSError, pa.ArrowException):
         return None
