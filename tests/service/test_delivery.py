@@ -186,11 +186,12 @@ def test_a_rank_of_an_earlier_start_is_sent_away(truth):
     cluster = Cluster({"train": truth[1]}, 1)
     old = cluster.client(STEPS, 2, 0, prefetch=1, session=1).shares(0)
     next(old)
-    cluster.run(STEPS, 3, start=4, session=2)
+    newer = cluster.client(STEPS, 3, 0, prefetch=1, session=2).shares(4)
+    next(newer)
     with pytest.raises(ClusterError, match="a later start has taken over"):
         list(old)
     with pytest.raises(ClusterError, match="a later start has taken over"):
-        cluster.share(Ask(1, "train", 2, 0, 3, 3))
+        cluster.share(Ask(1, "train", 2, 0, 8, 8))
     cluster.close()
 
 
