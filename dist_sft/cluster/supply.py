@@ -4,25 +4,24 @@ Brief, name of a service | None -> links -> shares of training steps and held-ou
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from dist_sft.cluster.run_data import HELD_OUT, TRAIN, Brief, Feed, RunData
+from dist_sft.cluster.run_data import HELD_OUT, TRAIN, Brief, RunData
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import DataError
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.pack import StepShare
-from dist_sft.data.packing import Dealer
 from dist_sft.service.client import DealerLink, StepClient
 from dist_sft.service.local import LocalLink
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What the driver tells each rank. service: name of its dealer; None: each rank encodes for itself."""
+    """What the driver tells each rank where there is a service. service: name of its dealer."""
 
     brief: Brief
-    service: str | None
+    service: str
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,13 @@ class Supply:
 
 def connect(offer: Offer | None, config: RunConfig, world: int, rank: int, session: int) -> Supply:
     """The supply of one rank. Without an offer it reads the data itself. Raises SftError."""
-    if offer and offer.service:
+    if offer:
         from dist_sft.service.members import RayLink
 
         remote = RayLink(offer.service, watch=rank == 0, stall=config.service.stall)
         return Supply(offer.brief, remote, config, world, rank, session)
     data = RunData.of(config)
     data.probe(config)
-    local = local_link(data.feeds, data.dealer(config, world), config)
+    dealer = data.dealer(config, world)
+    local = LocalLink(data.feeds, dealer, config.data.context_length, config.service.budget)
     return Supply(data.brief(config), local, config, world, rank, session)
-
-
-def local_link(feeds: Mapping[str, Feed], dealer: Dealer, config: RunConfig) -> LocalLink:
-    return LocalLink(feeds, dealer, config.data.context_length, config.service.budget)

@@ -54,14 +54,13 @@ def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtSte
     dealt = []
     for step in range(start, min(start + count, len(data.train.steps))):
         encoded = data.train.rows.encode(step, data.train.steps.samples(step))
-        lengths = [len(sample) for sample in encoded.samples]
-        plan = dealer.deal(lengths)
+        plan = dealer.deal([len(sample) for sample in encoded.samples])
         dealt.append(
             DealtStep(
                 step=step,
                 samples=[f"{sample.source}:{sample.row}" for sample in encoded.ids],
                 packs=[[list(pack) for pack in packs] for packs in plan.packs],
-                tokens=[[sum(lengths[i] for i in pack) for pack in packs] for packs in plan.packs],
+                tokens=[list(tokens) for tokens in plan.tokens],
                 supervised=sum(sample.supervised for sample in encoded.samples),
                 weight=sum(sample.total_weight for sample in encoded.samples),
                 balance=plan.balance,

@@ -90,9 +90,8 @@ def stats(config: RunConfig, steps: int | None, world: int, progress: Console) -
     dropped: list[Counter[str]] = [Counter() for _ in names]
     plans, shares = [], []
     for step in track(range(count), "encoding", console=progress, transient=True):
-        begin, end = feed.steps.positions_of(step)
         ids = feed.steps.samples(step)
-        encoded = feed.encode(begin, end)
+        encoded = feed.rows.encode(step, ids)
         source_at = {id_.position: id_.source for id_ in ids}
         seen += np.bincount([id_.source for id_ in ids], minlength=len(names))
         for id_, sample in zip(encoded.ids, encoded.samples, strict=True):

@@ -1,9 +1,9 @@
 """Settings that are each right, and wrong together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dist_sft.config.problems import Problem
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.sections import RunConfig, Source
 
 
 def contradictions(config: RunConfig) -> list[Problem]:
@@ -86,7 +86,7 @@ def _device(config: RunConfig) -> Iterator[Problem]:
 
 def _mixture(config: RunConfig) -> Iterator[Problem]:
     sources = config.data.sources
-    mixed = [source.weight is not None or source.token_share is not None for source in sources]
+    mixed = [source.amount is not None for source in sources]
     for i, source in enumerate(sources):
         path = ("data", "sources", i)
         if source.weight is not None and source.token_share is not None:
@@ -103,16 +103,16 @@ def _mixture(config: RunConfig) -> Iterator[Problem]:
                 f"data.sources[{i}].max_epochs is set, but no source has a weight: all end together",
                 "give the sources weights, or set train.epochs",
             )
-    if any(mixed) and not any(source.weight or source.token_share for source in sources):
+    if any(mixed) and not any(source.amount for source in sources):
         yield Problem(("data", "sources"), "every source has weight 0", "make one weight above 0")
-    weights = [source.weight if source.token_share is None else None for source in sources]
-    yield from _shares([source.token_share for source in sources], weights, ("data", "sources"))
+    yield from _shares(sources, [source.amount or 0.0 for source in sources], ("data", "sources"))
 
 
-def _shares(shares: list[float | None], weights: list[float | None], path: tuple[str | int, ...]) -> Iterator[Problem]:
+def _shares(sources: Sequence[Source], amounts: Sequence[float], path: tuple[str | int, ...]) -> Iterator[Problem]:
     """Shares of tokens must leave room for the sources with weights above 0, or else be all of them."""
-    given = [share for share in shares if share is not None]
-    total, others = sum(given), any(weights)
+    pairs = list(zip(sources, amounts, strict=True))
+    given = [amount for source, amount in pairs if source.token_share is not None]
+    total, others = sum(given), any(amount for source, amount in pairs if source.token_share is None)
     if given and (total >= 1 if others else abs(total - 1) > 1e-6):
         yield Problem(
             path,
@@ -125,7 +125,7 @@ def _changes(config: RunConfig) -> Iterator[Problem]:
     sources, last = config.data.sources, 0
     for i, change in enumerate(config.data.schedule):
         path = ("data", "schedule", i)
-        if all(source.weight is None and source.token_share is None for source in sources):
+        if all(source.amount is None for source in sources):
             yield Problem(path, "data.schedule changes weights, and no source has one", "give each source a weight")
         if len(change.weights) != len(sources):
             what = f"data.schedule[{i}] has {len(change.weights)} weights for {len(sources)} sources"
@@ -133,10 +133,7 @@ def _changes(config: RunConfig) -> Iterator[Problem]:
         elif not any(change.weights):
             yield Problem((*path, "weights"), f"data.schedule[{i}] leaves out every source", "make one weight above 0")
         else:
-            shared = [source.token_share is not None for source in sources]
-            pairs = list(zip(change.weights, shared, strict=True))
-            shares, weights = [w if share else None for w, share in pairs], [None if share else w for w, share in pairs]
-            yield from _shares(shares, weights, path)
+            yield from _shares(sources, change.weights, path)
         if config.train.steps is not None and change.step >= config.train.steps:
             what = f"data.schedule[{i}].step is {change.step}, and the run has {config.train.steps} steps"
             yield Problem((*path, "step"), what, "name an earlier step, or raise train.steps")

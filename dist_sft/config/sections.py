@@ -108,6 +108,11 @@ class Source(Section):
         default=None, description="passes over its rows, after which the source ends; none: it repeats"
     )
 
+    @property
+    def amount(self) -> float | None:
+        """Its share of tokens, else its weight; None: as many samples as it has rows."""
+        return self.weight if self.token_share is None else self.token_share
+
 
 class WeightChange(Section):
     """data.schedule[i]: other weights from a step on."""

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +44,25 @@ def writing(path: Path) -> Iterator[None]:
 def room(folder: Path) -> str:
     """How much the file system of a folder can still take, for a message."""
     return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB free in {folder}"
+
+
+def beyond(paths: Iterable[Path], limit: int, removable: Callable[[Path], bool] = lambda path: True) -> Iterator[Path]:
+    """The files to remove, those used longest ago first, so that the rest has at most `limit` bytes.
+
+    Others may remove files meanwhile. removable: may a file go? One that may not counts all the same.
+    """
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, stat.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= limit:
+            return
+        if removable(path):
+            total -= size
+            yield path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -37,7 +37,7 @@ class Columns(Protocol):
 
 def mixed(data: DataSection) -> bool:
     """Whether sources have weights or shares; if not, their rows are shuffled together."""
-    return any(source.weight is not None or source.token_share is not None for source in data.sources)
+    return any(source.amount is not None for source in data.sources)
 
 
 def streams_of(data: DataSection, sources: Sequence[Columns], seed: int) -> tuple[Stream, ...]:
@@ -72,19 +72,18 @@ def order_of(
         limit = data.sources[0].max_epochs if len(data.sources) == 1 else None
         return Order(streams, Mixture.of([Change(0, (1.0,))], [_visits(streams[0], limit)]))
     shared = [source.token_share is not None for source in data.sources]
-    first = [source.token_share if source.token_share is not None else source.weight for source in data.sources]
-    settings: list[tuple[int, Sequence[float | None]]] = [(0, first)]
+    settings = [(0, tuple(source.amount or 0.0 for source in data.sources))]
     settings += [(change.step * samples_per_step, change.weights) for change in data.schedule]
     if any(shared):
         changes = _changes_by_tokens(settings, shared, first_lengths(), SETTLED * samples_per_step)
     else:
-        changes = [Change(position, tuple(float(value or 0) for value in values)) for position, values in settings]
+        changes = [Change(position, amounts) for position, amounts in settings]
     limits = [_visits(stream, source.max_epochs) for stream, source in zip(streams, data.sources, strict=True)]
     return Order(streams, Mixture.of(changes, limits))
 
 
 def _changes_by_tokens(
-    settings: Sequence[tuple[int, Sequence[float | None]]],
+    settings: Sequence[tuple[int, Sequence[float]]],
     shared: list[bool],
     lengths: Sequence[NDArray[np.int64]],
     settled: int,
@@ -95,17 +94,11 @@ def _changes_by_tokens(
     that give the shares for just the rows that come until then; from there on they are those for all measured rows.
     """
 
-    def weights(values: Sequence[float | None], counts: Sequence[int]) -> tuple[float, ...]:
-        means = [_mean(part, count) for part, count in zip(lengths, counts, strict=True)]
-        pairs = list(zip(values, shared, strict=True))
-        return sample_weights(
-            [None if share else value for value, share in pairs],
-            [value if share else None for value, share in pairs],
-            means,
-        )
+    def weights(amounts: Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
+        return sample_weights(amounts, shared, [_mean(part, n) for part, n in zip(lengths, counts, strict=True)])
 
     all_rows = [len(part) for part in lengths]
-    changes = {position: weights(values, all_rows) for position, values in settings}
+    changes = {position: weights(amounts, all_rows) for position, amounts in settings}
     until = min([settled, *(position for position, _ in settings[1:])])
     changes.setdefault(until, changes[0])
     for _ in range(ROUNDS):

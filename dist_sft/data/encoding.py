@@ -25,6 +25,7 @@ from dist_sft.data import readers
 from dist_sft.data.ledger import Entry
 from dist_sft.data.order import SampleId, Steps, Stream
 from dist_sft.data.readers.arrow import trim
+from dist_sft.data.shards import Outcome
 from dist_sft.data.sources import RawRow, RowSource, open_source
 from dist_sft.data.token_store import TokenStore, digest_of
 
@@ -32,8 +33,6 @@ PROBE = 256
 """Rows that are looked at before a run begins, to refuse one in which nothing can be learned."""
 MEASURED_ROWS, MEASURED_TOKENS = 2048, 1 << 20
 """Of each source, where shares of tokens are wanted: its first rows in the order of the run, up to so many tokens."""
-
-Outcome = EncodedSample | RowError
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,24 +131,20 @@ def _refuse_gap(begin: int, ahead: Sequence[Change], before: Sequence[int], limi
             )
 
 
-def sample_weights(
-    weights: Sequence[float | None], token_shares: Sequence[float | None], tokens: Sequence[float]
-) -> tuple[float, ...]:
+def sample_weights(amounts: Sequence[float], shared: Sequence[bool], tokens: Sequence[float]) -> tuple[float, ...]:
     """Samples per sample of the run for each source, so that token shares come out as asked.
 
     Args:
-        weights, token_shares: exactly one of the two for each source. Shares are of all tokens; sources with weights
-            have the rest, in proportion to their weights (samples).
+        amounts: of each source, its share of all tokens where `shared`, else its weight. Sources with weights have the
+            rest of the tokens, in proportion to their weights (samples).
         tokens: mean tokens of a source's samples, > 0.
     Returns:
         weights that sum to about 1, to five decimals: finer than any measured mean, and a short table.
     """
-    rest = 1 - sum(share or 0 for share in token_shares)
-    weighted = sum(w * t for w, t in zip(weights, tokens, strict=True) if w is not None)
-    raw = [
-        share / mean if share is not None else rest * (weight or 0) / weighted
-        for weight, share, mean in zip(weights, token_shares, tokens, strict=True)
-    ]
+    sources = list(zip(amounts, shared, tokens, strict=True))
+    rest = 1 - sum(amount for amount, share, _ in sources if share)
+    weighted = sum(amount * mean for amount, share, mean in sources if not share) or 1.0
+    raw = [amount / mean if share else rest * amount / weighted for amount, share, mean in sources]
     return tuple(max(round(value / sum(raw), 5), 1e-5) if value else 0.0 for value in raw)
 
 

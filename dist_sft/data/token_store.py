@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_sft.core.files import beyond
 from dist_sft.data.shards import HEADER, Damaged, Outcome, ShardIndex, ShardReader, ShardWriter, half, recover
 
 SHARD = 64 << 20
@@ -165,20 +166,11 @@ class TokenStore:
         """Remove the shards that were used longest ago, of any namespace, until the rest is within the limit."""
         with (self.root / ".lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            shards = []
-            for path in self.root.glob("*/*.tokens"):
-                with contextlib.suppress(FileNotFoundError):  # another process has removed it
-                    shards.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-            total = sum(size for _, size, _ in shards)
-            for _, size, path in sorted(shards):
-                if total <= self.limit:
-                    return
-                if path.with_suffix(".index").exists():  # one without is being written
-                    path.with_suffix(".index").unlink(missing_ok=True)
-                    path.unlink(missing_ok=True)
-                    total -= size
-                    if path.parent == self.folder:
-                        self._indexes.pop(int(path.stem, 16), None)
+            for path in beyond(self.root.glob("*/*.tokens"), self.limit, _sealed):
+                path.with_suffix(".index").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                if path.parent == self.folder:
+                    self._indexes.pop(int(path.stem, 16), None)
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
@@ -247,6 +239,11 @@ class RowMap:
 def digest_of(content: bytes) -> bytes:
     """16 bytes that stand for a row's content."""
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _sealed(shard: Path) -> bool:
+    """Whether its writer is done with it."""
+    return shard.with_suffix(".index").exists()
 
 
 def _seal(writing: list[ShardWriter]) -> None:

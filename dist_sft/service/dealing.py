@@ -94,13 +94,12 @@ class _Dealt:
 
 @dataclass
 class _Delivery:
-    """A stream on its way to the ranks of one session.
+    """A stream on its way to the ranks of the present session.
 
     taken     by rank, the first step that it still needs
     standing  how many ranks stand at each of these steps
     """
 
-    session: int
     world: int
     taken: dict[int, int] = field(default_factory=dict)
     standing: Counter[int] = field(default_factory=Counter)
@@ -172,7 +171,7 @@ class StepDealer:
     async def taken(self, session: int, stream: str, rank: int, upto: int) -> None:
         """A rank needs no step below `upto` any more."""
         delivery = self._deliveries.get(stream)
-        if delivery and delivery.session == session:
+        if delivery and session == self._session:
             delivery.advance(rank, upto)
             self._release(delivery)
             self._pump()
@@ -193,15 +192,12 @@ class StepDealer:
         if ask.session < self._session:
             raise _stale(ask.session)
         if ask.session > self._session:
-            self._session = ask.session
             for delivery in self._deliveries.values():
-                self._end(delivery)
+                for work in delivery.steps.values():
+                    self._drop(work)
             self._deliveries.clear()
-        return self._deliveries.setdefault(ask.stream, _Delivery(ask.session, ask.world))
-
-    def _end(self, delivery: _Delivery) -> None:
-        for work in delivery.steps.values():
-            self._drop(work, delivery.session)
+            self._session = ask.session
+        return self._deliveries.setdefault(ask.stream, _Delivery(ask.world))
 
     def _chunks(self, steps: Steps, step: int) -> Iterator[_Chunk]:
         begin, end = steps.positions_of(step)
@@ -294,11 +290,11 @@ class StepDealer:
         if not work.error:
             work.ready.clear()
 
-    def _drop(self, work: _Work, session: int) -> None:
+    def _drop(self, work: _Work) -> None:
         """Nobody needs a step any more; a rank that waits for it all the same, as it ends, is sent away."""
         for chunk in work.chunks:
             self._forget(work, chunk)
-        work.error = _stale(session)
+        work.error = _stale(self._session)
         work.ready.set()
 
     def _release(self, delivery: _Delivery) -> None:
@@ -307,7 +303,7 @@ class StepDealer:
             return
         floor = min(delivery.standing)
         for step in [step for step in delivery.steps if step < floor]:
-            self._drop(delivery.steps.pop(step), delivery.session)
+            self._drop(delivery.steps.pop(step))
 
     def _ticket(self, ask: Ask, work: _Work) -> Ticket:
         steps = self.streams[ask.stream]

@@ -96,10 +96,9 @@ def test_weights_are_read_as_they_are_written():
     st.lists(st.tuples(st.integers(1, 9), st.floats(5, 5000)), min_size=1, max_size=3),
 )
 def test_sample_weights_give_the_shares_of_tokens_that_were_asked_for(shared, weighted):
-    shares = [share for share, _ in shared] + [None] * len(weighted)
-    weights = [None] * len(shared) + [weight for weight, _ in weighted]
-    means = np.array([mean for _, mean in shared + weighted])
-    samples = np.array(sample_weights(weights, shares, means))
+    amounts, means = (np.array(part) for part in zip(*shared, *weighted, strict=True))
+    is_share = [True] * len(shared) + [False] * len(weighted)
+    samples = np.array(sample_weights(amounts, is_share, means))
     tokens = samples * means / (samples * means).sum()
     for i, (share, _) in enumerate(shared):
         assert tokens[i] == pytest.approx(share, abs=1e-5 * len(means) * means.max() / (samples * means).sum() + 1e-9)

@@ -27,6 +27,27 @@ class Encoders:
         return as_chunk(self.feeds[stream].encode(begin, end))
 
 
+def on_ranks(world, take, seconds=60):
+    """take(rank) of all ranks at once, each on a thread; the first error of any, and what they return, by rank."""
+    found, errors = [None] * world, []
+
+    def one(rank):
+        try:
+            found[rank] = take(rank)
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), "a rank is stuck"
+    return found
+
+
 class Cluster:
     """A dealer that can be killed, its encoders, and links to it."""
 
@@ -91,24 +112,13 @@ class Cluster:
 
     def run(self, steps, world, start=0, stop=None, prefetch=2, session=1, ledger=None):
         """All ranks take their shares of steps start .. stop - 1 at their own pace; lists of shares by rank."""
-        stop, parts, errors = steps if stop is None else stop, [[] for _ in range(world)], []
+        stop = steps if stop is None else stop
 
-        def rank_(rank):
-            try:
-                client = self.client(steps, world, rank, prefetch, session, ledger if rank == 0 else None)
-                shares = client.shares(start)
-                for _ in range(stop - start):
-                    parts[rank].append(next(shares))
-                shares.close()
-            except BaseException as error:  # noqa: BLE001
-                errors.append(error)
+        def take(rank):
+            client = self.client(steps, world, rank, prefetch, session, ledger if rank == 0 else None)
+            shares = client.shares(start)
+            taken = [next(shares) for _ in range(stop - start)]
+            shares.close()
+            return taken
 
-        threads = [threading.Thread(target=rank_, args=(rank,)) for rank in range(world)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        if errors:
-            raise errors[0]
-        assert not any(thread.is_alive() for thread in threads), "a rank is stuck"
-        return parts
+        return on_ranks(world, take)

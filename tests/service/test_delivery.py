@@ -29,7 +29,7 @@ from dist_sft.service.client import StepClient
 from dist_sft.service.local import LocalLink
 from dist_sft.service.messages import Ask, Feed
 from tests.service import chats, oracle
-from tests.service.members import Cluster
+from tests.service.members import Cluster, on_ranks
 
 STEPS = 14  # two epochs
 ANY = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -158,16 +158,15 @@ def test_a_rank_that_stands_still_stops_the_encoders_at_the_budget_and_misses_no
 def test_encoders_far_faster_than_the_ranks_stay_within_the_budget(truth, budget):
     _, feed, expected = truth
     cluster = Cluster({"train": feed}, 4, budget=budget)
-    parts = [[] for _ in range(3)]
-    shares = [cluster.client(STEPS, 3, rank, prefetch=8).shares(0) for rank in range(3)]
-    threads = [
-        threading.Thread(target=lambda r=rank: [parts[r].append(s) or time.sleep(0.02) for s in shares[r]])
-        for rank in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+
+    def slowly(rank):
+        taken = []
+        for share in cluster.client(STEPS, 3, rank, prefetch=8).shares(0):
+            taken.append(share)
+            time.sleep(0.02)
+        return taken
+
+    parts = on_ranks(3, slowly)
     assert hashes(chats.delivered(parts)) == expected
     assert figures(cluster)["peak"] <= budget
     cluster.close()
@@ -203,13 +202,9 @@ def test_a_later_start_frees_what_all_streams_of_the_one_before_it_hold(files):
     for shares in ahead:
         next(shares)
     settled(lambda: figures(cluster)["encoded_chunks"])
-    later = [cluster.client(STEPS, 2, rank, session=2, stream="held_out") for rank in range(2)]
-    parts = [[], []]
-    threads = [threading.Thread(target=lambda r=r: parts[r].extend(later[r].shares(0)), daemon=True) for r in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    parts = on_ranks(
+        2, lambda rank: list(cluster.client(STEPS, 2, rank, session=2, stream="held_out").shares(0)), seconds=30
+    )
     assert [len(part) for part in parts] == [STEPS, STEPS]
     assert figures(cluster)["peak"] <= cluster.dealer.budget
     cluster.close()

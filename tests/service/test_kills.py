@@ -18,6 +18,7 @@ from dist_sft.data.packing import Dealer
 from dist_sft.service.client import StepClient
 from dist_sft.service.members import RayLink, start
 from tests.service import chats
+from tests.service.members import on_ranks
 
 STEPS, WORLD, ENCODERS = 14, 3, 2
 STALL = 1.5
@@ -53,30 +54,21 @@ def pid(actor):
 
 def take(session, pause):
     """All shares of all ranks, each rank on a thread, and the longest that one waited for a share (seconds)."""
-    parts, waits, errors = [[] for _ in range(WORLD)], [0.0], []
+    waits = [0.0]
 
     def rank_(rank):
         link = RayLink("kills", watch=rank == 0, stall=STALL)
         shares = StepClient(link, "train", STEPS, session, WORLD, rank, 3, Ledger(), 1.0).shares(0)
-        try:
-            for _ in range(STEPS):
-                asked = time.monotonic()
-                parts[rank].append(next(shares))
-                waits.append(time.monotonic() - asked)
-                time.sleep(pause)
-            shares.close()
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
+        taken = []
+        for _ in range(STEPS):
+            asked = time.monotonic()
+            taken.append(next(shares))
+            waits.append(time.monotonic() - asked)
+            time.sleep(pause)
+        shares.close()
+        return taken
 
-    threads = [threading.Thread(target=rank_, args=(rank,)) for rank in range(WORLD)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE * 3)
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads), "a rank is stuck"
-    return parts, max(waits)
+    return on_ranks(WORLD, rank_, PATIENCE * 3), max(waits)
 
 
 def attack(service, dice, over):

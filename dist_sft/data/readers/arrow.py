@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_128_digest
 
 from dist_sft.core.errors import DataError, RowError
-from dist_sft.core.files import atomic, stable_hash
+from dist_sft.core.files import atomic, beyond
 from dist_sft.data.readers.base import File, RawRow, Values
 from dist_sft.data.readers.content import Local
 
@@ -90,20 +90,17 @@ class Table(Values):
         if number in self._held:
             self._held.move_to_end(number)
             return self._held[number]
-        content = self.file.data
-        keeps = self.cache and not self._open().in_place and content.identity is not None and content.settled
-        table = self._kept(number) if keeps else self._read(number, None)
+        key = self.file.key(self.kind, number) if self.cache and not self._open().in_place else None
+        table = (
+            self._kept(number, self.cache / KEPT / f"{key}.arrow") if self.cache and key else self._read(number, None)
+        )
         self._held[number] = table
         while sum(held.nbytes for held in self._held.values()) > MOST_HELD and len(self._held) > 1:
             self._held.popitem(last=False)
         return table
 
-    def _kept(self, number: int) -> pa.Table:
+    def _kept(self, number: int, path: Path) -> pa.Table:
         """A piece as it lies in the cache; put there if it does not, or not whole."""
-        assert self.cache is not None
-        data = self.file.data
-        key = stable_hash([str(Path(self.file.name).absolute()), data.size, data.identity, self.kind, number])[:40]
-        path = self.cache / KEPT / f"{key}.arrow"
         if (kept := _checked(path)) is not None:
             return kept
         table = self._read(number, None)
@@ -145,17 +142,9 @@ class Table(Values):
 
 def trim(cache: Path, limit: int) -> None:
     """Remove the decoded pieces that were used longest ago, until the rest has at most `limit` bytes."""
-    kept = []
-    for path in (cache / KEPT).glob("*.arrow"):
-        with contextlib.suppress(OSError):  # another process trims, too
-            kept.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-    total = sum(size for _, size, _ in kept)
-    for _, size, path in sorted(kept):
-        if total <= limit:
-            return
+    for path in beyond((cache / KEPT).glob("*.arrow"), limit):
         with contextlib.suppress(OSError):
             path.unlink()
-        total -= size
 
 
 def _checked(path: Path) -> pa.Table | None:

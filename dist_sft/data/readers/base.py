@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
 from dist_sft.core.errors import DataError, RowError
+from dist_sft.core.files import stable_hash
 from dist_sft.data.readers.content import Buffer, Content
 
 T = TypeVar("T")
@@ -95,6 +96,14 @@ class File:
     def content(self) -> Buffer:
         """All of it; memory-mapped where the file is on this machine and not compressed."""
         return self.data.whole()
+
+    def key(self, *more: Any) -> str | None:
+        """Under which to keep what was found in the file as it is, on this machine; None where a change of it might not
+        be noticed."""
+        data = self.data
+        if data.identity is None or not data.settled:
+            return None
+        return stable_hash([str(Path(self.name).absolute()), data.size, data.identity, *more])[:40]
 
     def fingerprint(self) -> str:
         """Of the content, the same wherever the file lies: XXH3 of the XXH3 of its pieces."""

@@ -28,6 +28,8 @@ from dist_sft.data.readers.base import (
 from dist_sft.data.readers.content import Buffer
 from dist_sft.data.readers.kept import Kept
 
+AT_ONCE = 1024
+"""Rows of a column that are fetched in one go."""
 _SPACES = np.frombuffer(b" \t\r\n\v\f", np.uint8)
 
 
@@ -60,22 +62,24 @@ class JsonLines:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Row i. Raises RowError, see `_parse`."""
-        ((begin, end),) = self._spans([i])
-        return self._parse(i, bytes(self.file.data.read(begin, end)))
+        return self._parse(i, *self._texts([i]))
 
     def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
-        return [self._row(i, line) for i, line in zip(rows, self.file.data.ranges(self._spans(rows)), strict=True)]
-
-    def _spans(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        lines = [self._line(i) for i in rows]
-        return [(int(self.ends[n - 1]) + 1 if n else self.begin, int(self.ends[n])) for n in lines]
+        return [self._row(i, line) for i, line in zip(rows, self._texts(rows), strict=True)]
 
     def column(self, name: str) -> list[Any]:
-        return [self._value(i, name) for i in range(len(self))]
+        parts = (range(at, min(at + AT_ONCE, len(self))) for at in range(0, len(self), AT_ONCE))
+        return [self._value(i, line, name) for part in parts for i, line in zip(part, self._texts(part), strict=True)]
 
-    def _value(self, i: int, name: str) -> Any:
+    def _texts(self, rows: Sequence[int]) -> list[bytes]:
+        lines = [self._line(i) for i in rows]
+        return self.file.data.ranges(
+            [(int(self.ends[n - 1]) + 1 if n else self.begin, int(self.ends[n])) for n in lines]
+        )
+
+    def _value(self, i: int, line: bytes, name: str) -> Any:
         try:
-            return self[i].get(name)
+            return self._parse(i, line).get(name)
         except RowError:
             return None
 
@@ -113,8 +117,10 @@ def _scan(file: File) -> tuple[str, dict[str, NDArray[np.int64]]]:
     full = starts < ends
     cuts = np.arange(0, size, PIECE)  # a line that begins where a piece does was not looked at
     suspects = np.concatenate([[begin], cuts[np.isin(cuts, starts)], *(look.blank for look in looks)]).astype(np.int64)
-    for i in np.searchsorted(starts, suspects).tolist():
-        full[i] = full[i] and bool(bytes(file.data.read(int(starts[i]), int(ends[i]))).strip())
+    unsure = np.unique(np.searchsorted(starts, suspects))
+    unsure = unsure[full[unsure]]
+    spans = list(zip(starts[unsure].tolist(), ends[unsure].tolist(), strict=True))
+    full[unsure] = [bool(text.strip()) for text in (file.data.ranges(spans) if spans else ())]
     last = len(full) - (not full[-1])  # nothing follows the last line break
     ends, full = ends[:last], full[:last]
     rows = np.zeros(0, np.int64) if full.all() else np.flatnonzero(full)

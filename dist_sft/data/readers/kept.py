@@ -1,7 +1,6 @@
 """What a scan of a file has found, kept in the cache folder so that it need not be scanned again."""
 
 import contextlib
-import hashlib
 import zipfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from dist_sft.core.files import atomic
 from dist_sft.data.readers.base import File
 
-VERSION = "5"
+VERSION = "6"
 
 Arrays = dict[str, NDArray[np.int64]]
 
@@ -20,12 +19,8 @@ class Kept:
     """The index of one file. Nothing is kept without a folder, or of a file that cannot be told from a changed one."""
 
     def __init__(self, cache: Path | None, file: File) -> None:
-        content = file.data
-        if cache is None or content.identity is None or not content.settled:
-            self.path: Path | None = None
-            return
-        key = "\0".join((VERSION, str(Path(file.name).absolute()), str(content.size), content.identity))
-        self.path = cache / "index" / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npz"
+        key = file.key(VERSION)
+        self.path = cache / "index" / f"{key}.npz" if cache and key else None
 
     def load(self) -> tuple[str, Arrays] | None:
         """Fingerprint and arrays; None where nothing whole is kept."""
