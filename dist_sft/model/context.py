@@ -15,6 +15,20 @@ from dist_sft.core import seeds
 from dist_sft.data.pack import Pack
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the head shall answer.
+
+    at       int64[P], positions of the pack
+    targets  int64[P], the tokens that follow them: scores are wanted; None: logits
+    mean     whether scores shall hold the mean logit
+    """
+
+    at: Tensor
+    targets: Tensor | None = None
+    mean: bool = False
+
+
 @dataclass
 class PackContext:
     """The pack of the current forward pass.
@@ -26,6 +40,7 @@ class PackContext:
     lengths     int64[T], tokens of the sample that a token belongs to
     windows     the window of each attention layer that has run since the pack was entered; None: no window
     keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
+    asked       what the head shall answer
     """
 
     ends: list[int] = field(default_factory=lambda: [0])
@@ -35,6 +50,7 @@ class PackContext:
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     windows: list[int | None] = field(default_factory=list)
     keys: Tensor | None = None
+    asked: Asked = field(default_factory=lambda: Asked(torch.zeros(0, dtype=torch.int64)))
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
         """Make `pack` the current one. step None: evaluation."""
