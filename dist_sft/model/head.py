@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from dist_sft.chat.conversation import EncodedSample
@@ -76,12 +75,12 @@ def check_head(model: PackedModel, call: nn.Module, vocabulary: int) -> float:
 
 
 def _active(head: Any) -> Any:
-    return head.modules_to_save[head.active_adapter] if isinstance(head, ModulesToSaveWrapper) else head
+    return head.modules_to_save[head.active_adapter] if hasattr(head, "modules_to_save") else head
 
 
 def _factors(head: Any, hidden: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
     """Pairs whose products add up to the logits, the head's own and one for each adapter on it; and the bias."""
-    if not isinstance(head, LoraLinear):
+    if not hasattr(head, "lora_A"):
         return [(hidden, head.weight)], head.bias
     adapters = [
         (head.lora_A[name](hidden) * head.scaling[name], head.lora_B[name].weight) for name in head.active_adapters
