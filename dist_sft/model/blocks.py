@@ -16,8 +16,8 @@ def blocks_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
 def recompute_activations(model: Any, share: float, zero3: bool, frozen: bool) -> int:
     """Keep only the inputs of a share of the blocks, spread evenly; how many recompute.
 
-    zero3: re-entrant, for a partitioned parameter has no shape between two uses. frozen: the embeddings are not trained,
-    so their output must be made to need a gradient.
+    zero3: re-entrant, for a partitioned parameter has no shape between two uses. frozen: the embeddings are not
+    trained, so their output must be made to need a gradient.
     """
     model.gradient_checkpointing_enable({"use_reentrant": zero3})
     if frozen:
