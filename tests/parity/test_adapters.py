@@ -27,7 +27,6 @@ KINDS = {
 }
 CASES = [
     Case(1, 0, packing=False),
-    Case(1, 3, packing=True),
     Case(2, 3, packing=True),
     Case(2, 2, packing=True, micro_steps=4),
     Case(2, 3, packing=True, recompute=True),
