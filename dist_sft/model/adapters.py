@@ -49,11 +49,23 @@ def with_adapters(model: Any, tuning: LoraTuning, seed: int, starts: dict[str, T
             where="model.tuning.modules_to_save",
             fix="leave both out, or train all weights: model.tuning.kind=full",
         )
+    _refuse_zero_norms(adapted)
     if tuning.init == "pissa":
         _start_at_principal(adapted, tuning, starts)
     empty = [name for name, p in adapted.named_parameters() if p.requires_grad and p.numel() == 0]
     assert not empty, f"made from weights that were not gathered: {empty[:4]}"
     return adapted
+
+
+def _refuse_zero_norms(model: nn.Module) -> None:
+    for name, norms in model.named_parameters():
+        if "lora_magnitude_vector" in name and not norms.all():
+            layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
+            raise ModelError(
+                f"DoRA divides by the norms of outputs, and {int((norms == 0).sum())} outputs of {layer} have only zeros",
+                where="model.tuning.dora",
+                fix=f"leave {layer.rpartition('.')[2]} out of model.tuning.targets, or set model.tuning.dora=false",
+            )
 
 
 def trained_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
@@ -32,18 +32,6 @@ CASES = [
     Case(2, 3, packing=True, recompute=True),
 ]
 REFERENCE = CASES[0]
-
-
-@pytest.fixture(scope="module")
-def tied_model(tiny_model, tmp_path_factory):
-    """The tiny model with its embedding for a head."""
-    folder = tmp_path_factory.mktemp("tied_model")
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    model.config.tie_word_embeddings = True
-    model.lm_head.weight = model.model.embed_tokens.weight
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
