@@ -73,8 +73,8 @@ def _adapters(config: RunConfig) -> Iterator[Problem]:
     if tuning.init == "pissa" and tuning.dropout:
         yield Problem(
             ("model", "tuning", "dropout"),
-            f"model.tuning.dropout is {tuning.dropout:g}, and init is pissa, whose adapters start as the principal part "
-            "of the model's own weights: dropout would leave parts of the base model out",
+            f"model.tuning.dropout is {tuning.dropout:g}, and init is pissa, whose adapters start as the principal "
+            "part of the model's own weights: dropout would leave parts of the base model out",
             "set model.tuning.dropout=0, or model.tuning.init=default",
         )
     both = sorted(set(tuning.modules_to_save) & set(() if isinstance(tuning.targets, str) else tuning.targets))

@@ -62,7 +62,7 @@ def _refuse_zero_norms(model: nn.Module) -> None:
         if "lora_magnitude_vector" in name and not norms.all():
             layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
             raise ModelError(
-                f"DoRA divides by the norms of outputs, and {int((norms == 0).sum())} outputs of {layer} have only zeros",
+                f"DoRA divides by each output's norm, and {int((norms == 0).sum())} outputs of {layer} have only zeros",
                 where="model.tuning.dora",
                 fix=f"leave {layer.rpartition('.')[2]} out of model.tuning.targets, or set model.tuning.dora=false",
             )
