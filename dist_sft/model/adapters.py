@@ -120,8 +120,8 @@ def _means(name: str, module: str) -> bool:
     return f".{module}".endswith(f".{name}")
 
 
-class _StartedA(nn.Module):
-    """x [..., in] -> A x beside A0 x, [..., 2 rank]. In the place of peft's own A."""
+class _Started(nn.Module):
+    """A matrix that is trained, and the one that it started from. In the place of a linear layer of peft's."""
 
     start: Tensor
 
@@ -130,15 +130,19 @@ class _StartedA(nn.Module):
         self.weight = weight
         self.register_buffer("start", start, persistent=False)  # else each rank would save it
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([nn.functional.linear(x, self.weight), nn.functional.linear(x, self.start)], -1)
+
+class _StartedA(_Started):
+    """x [..., in] -> A x and A0 x, [..., rank] each."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return nn.functional.linear(x, self.weight), nn.functional.linear(x, self.start)
 
 
-class _StartedB(_StartedA):
-    """A x beside A0 x -> B A x - B0 A0 x, [..., out]: bit for bit 0 before the first update."""
+class _StartedB(_Started):
+    """A x and A0 x -> B A x - B0 A0 x, [..., out]: nothing before the first update."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        now, then = x.chunk(2, -1)
+    def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+        now, then = both
         return nn.functional.linear(now, self.weight) - nn.functional.linear(then, self.start)
 
 
@@ -147,7 +151,7 @@ def starts_of(model: nn.Module) -> dict[str, Tensor]:
 
     A decomposition differs between machines, so a run keeps its own.
     """
-    return {f"{name}.weight": m.start for name, m in model.named_modules() if isinstance(m, _StartedA)}
+    return {f"{name}.weight": m.start for name, m in model.named_modules() if isinstance(m, _Started)}
 
 
 def _start_at_principal(model: nn.Module, tuning: LoraTuning, starts: dict[str, Tensor] | None) -> None:
