@@ -134,8 +134,9 @@ def _change(config: RunConfig, data: DataFacts, per_rank: int, change: Change) -
         f"bits at rank {HIGH_RANK}": BITS_PER_PARAMETER * per_rank * HIGH_RANK,
     }
     why = (
-        "on about 100,000 instructions LoRA comes close to full tuning, on billions of tokens it learns less, and "
-        "forgets less (Biderman et al., 2024)"
+        "on billions of tokens LoRA learns less than full tuning, and forgets less; on about 100,000 instructions high "
+        "ranks come close (Biderman et al., 2024), and where the adapter has room it learns as much (Schulman et al., "
+        "2025)"
     )
     if change == "knowledge":
         verdict = "a change of knowledge" + (": an adapter would learn less of it than full tuning" if adapter else "")
@@ -236,4 +237,4 @@ def _forgetting(config: RunConfig, data: DataFacts, change: Change) -> Advice:
         return Advice("forgetting", "fine", verdict, figures, why)
     level: Literal["fine", "consider", "change"] = "change" if change == "knowledge" else "consider"
     return Advice("forgetting", level, "nothing keeps what the base model could", figures, why,
-                  f"a source of text with format: text and token_share: {REPLAY:g}")  # fmt: skip
+                  f"one more of data.sources with format: text and token_share: {REPLAY:g}")  # fmt: skip
