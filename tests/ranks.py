@@ -18,6 +18,8 @@ def train_on_ranks(runs, world, timeout=400, check=True):
     """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
 
     Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
+    Settings with "frozen" write the parameters that were not trained, as they are in memory after training.
+    Settings with "decomposes": False end with an AssertionError if an adapter's start is computed, not read.
 
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
@@ -86,6 +88,33 @@ def write_logits(settings, tokens, out):
         np.save(out, logits.float().numpy())
 
 
+def train_and_write_frozen(settings, out):
+    """Whole frozen parameters of the model that was trained, by name, as torch.save writes them."""
+    import deepspeed
+    import torch
+
+    from dist_sft.cluster.assembly import assemble
+    from dist_sft.config.sections import RunConfig
+    from dist_sft.train.loop import train
+
+    rank = assemble(RunConfig.model_validate(settings), "test")
+    train(rank.run, rank.done, rank.state)
+    frozen = {name: p for name, p in rank.run.model.module.named_parameters() if not p.requires_grad}
+    partitioned = [p for p in frozen.values() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+        if int(os.environ["RANK"]) == 0:
+            torch.save({name: p.detach().clone() for name, p in frozen.items()}, out)
+
+
+def refuse_decompositions():
+    from dist_sft.model import adapters
+
+    def principal(*_):
+        raise AssertionError("this run must not decompose a weight")
+
+    adapters.principal = principal
+
+
 def main(spec):
     import torch.distributed as dist
 
@@ -96,9 +125,13 @@ def main(spec):
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
     errors = []
     for settings in spec["runs"]:
-        probe = settings.pop("probe", None)
+        probe, frozen = settings.pop("probe", None), settings.pop("frozen", None)
+        if not settings.pop("decomposes", True):
+            refuse_decompositions()
         try:
-            if probe:
+            if frozen:
+                train_and_write_frozen(settings, frozen)
+            elif probe:
                 write_logits(settings, probe["tokens"], probe["out"])
             else:
                 work(settings, "test")

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from dist_sft.config.problems import Problem
-from dist_sft.config.sections import RunConfig, Source
+from dist_sft.config.sections import LoraTuning, RunConfig, Source
 
 
 def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
-    checks = (_length, _schedule, _optimizer, _evaluation, _device, _mixture, _changes, _order, _loss)
+    checks = (_length, _schedule, _optimizer, _adapters, _evaluation, _device, _mixture, _changes, _order, _loss)
     return [problem for check in checks for problem in check(config)]
 
 
@@ -63,6 +63,26 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
             ("train", "optimizer", "momentum"),
             "train.optimizer.momentum is a setting of sgd, and the optimizer is adamw",
             "remove it, or set train.optimizer.betas, whose first number is AdamW's momentum",
+        )
+
+
+def _adapters(config: RunConfig) -> Iterator[Problem]:
+    tuning = config.model.tuning
+    if not isinstance(tuning, LoraTuning):
+        return
+    if tuning.init == "pissa" and tuning.dropout:
+        yield Problem(
+            ("model", "tuning", "dropout"),
+            f"model.tuning.dropout is {tuning.dropout:g}, and init is pissa, whose adapters start as the principal "
+            "part of the model's own weights: dropout would leave parts of the base model out",
+            "set model.tuning.dropout=0, or model.tuning.init=default",
+        )
+    both = sorted(set(tuning.modules_to_save) & set(() if isinstance(tuning.targets, str) else tuning.targets))
+    if both:
+        yield Problem(
+            ("model", "tuning", "modules_to_save"),
+            f"{', '.join(both)} would have an adapter (model.tuning.targets) and be trained whole (modules_to_save)",
+            "name it in one of them",
         )
 
 

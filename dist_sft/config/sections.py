@@ -51,10 +51,29 @@ class LoraTuning(Section):
     kind: Literal["lora"]
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
+    scaling: Literal["alpha/rank", "rslora"] = Field(
+        default="alpha/rank", description="what B A is multiplied by; rslora: alpha / sqrt(rank) (Kalajdzievski, 2023)"
+    )
+    init: Literal["default", "pissa"] = Field(
+        default="default",
+        description="where A and B start; pissa: at the principal part of each weight (Meng et al., 2024)",
+    )
+    dora: bool = Field(default=False, description="learn the norm of each output apart (Liu et al., 2024)")
+    b_rate_ratio: PositiveFloat = Field(
+        default=1.0, description="learning rate of B over that of A; LoRA+ takes 16 (Hayou et al., 2024)"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = Field(
         default="all-linear", description="module names, or all-linear (all but the head)"
     )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="modules trained whole beside the adapters, e.g. [lm_head, embed_tokens]"
+    )
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (self.rank if self.scaling == "alpha/rank" else self.rank**0.5)
 
 
 class Neftune(Section):

@@ -27,12 +27,12 @@ def tokens_and_weights(tokenizer, messages):
     return torch.tensor(ids), torch.tensor(weights)
 
 
-def by_hand(path, rows, samples):
-    """Losses, gradient norms and weights of `STEPS` updates; samples[step] are row numbers."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=1e-2, weight_decay=0.0)
+def plain_model(path):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+
+
+def by_hand(model, optimizer, tokenizer, rows, samples):
+    """Losses and gradient norms of `STEPS` updates; samples[step] are row numbers."""
     history = []
     for step in range(STEPS):
         encoded = [tokens_and_weights(tokenizer, rows[row]["messages"]) for row in samples[step]]
@@ -48,7 +48,15 @@ def by_hand(path, rows, samples):
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP))
         optimizer.step()
         history.append((loss, norm))
-    return history, model.state_dict()
+    return history
+
+
+def samples_by_step(path, seed):
+    """The rows of a file, and the row numbers of each step."""
+    with open(path) as file:
+        rows = [json.loads(line) for line in file]
+    steps = Steps.of(Order.shuffled([len(rows)], seed), 12, STEPS, None)
+    return rows, [[sample.row for sample in steps.samples(step)] for step in range(STEPS)]
 
 
 @pytest.mark.xdist_group("parity")
@@ -61,11 +69,11 @@ def test_two_sharded_ranks_with_packing_learn_what_a_plain_loop_learns(tiny_run,
         "cluster": {"workers": 2, "gpus_per_worker": 0},
     }
     train_on_ranks([settings], 2)
-    with open(settings["data"]["sources"][0]["path"]) as file:
-        rows = [json.loads(line) for line in file]
-    steps = Steps.of(Order.shuffled([len(rows)], 5), 12, STEPS, None)
-    samples = [[sample.row for sample in steps.samples(step)] for step in range(STEPS)]
-    history, weights = by_hand(tiny_run["model"]["path"], rows, samples)
+    model = plain_model(tiny_run["model"]["path"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=1e-2, weight_decay=0.0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run["model"]["path"])
+    history = by_hand(model, optimizer, tokenizer, *samples_by_step(settings["data"]["sources"][0]["path"], 5))
+    weights = model.state_dict()
     assert list(losses(tmp_path / "run").values()) == pytest.approx([loss for loss, _ in history], abs=1e-5)
     assert [r["grad_norm"] for r in records(tmp_path / "run")] == pytest.approx([n for _, n in history], rel=1e-4)
     for name, value in consolidated(newest(tmp_path / "run")).items():
