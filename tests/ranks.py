@@ -3,6 +3,7 @@
 python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -17,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 def train_on_ranks(runs, world, timeout=400, check=True):
     """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
 
-    Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
+    Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed; those
+    with a "mutant" have that fault, and rows of "silent" have no loss weight, see tests/mutants.py.
 
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
@@ -91,9 +93,11 @@ def main(spec):
 
     from dist_sft.cluster.assembly import work
     from dist_sft.core.errors import SftError
+    from tests.mutants import mutated, silent
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
+    gc.freeze()  # ZeRO-3 collects garbage at each start of an engine, among all that the imports have made
     errors = []
     for settings in spec["runs"]:
         probe = settings.pop("probe", None)
@@ -101,7 +105,8 @@ def main(spec):
             if probe:
                 write_logits(settings, probe["tokens"], probe["out"])
             else:
-                work(settings, "test")
+                with mutated(settings.pop("mutant", None)), silent(settings.pop("silent", ())):
+                    work(settings, "test")
             errors.append(None)
         except SftError as error:
             traceback.print_exc()
