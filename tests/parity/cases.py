@@ -58,7 +58,7 @@ class Case:
                 "learning_rate": RATES[self.optimizer],
                 "schedule": "constant",
                 "warmup": 0,
-                "clip": CLIP,
+                "clip": CLIP[self.tuning],
             },
             "cluster": {"workers": self.ranks, "gpus_per_worker": 0},
             "deepspeed": {"zero_optimization": zero},
@@ -88,7 +88,7 @@ def covering(cases):
     """
     left, made, chosen = set().union(*map(_meetings, cases)), Counter(), []
     while left:
-        best = max(cases, key=lambda case: (len(_meetings(case) & left), -sum(made[choice] for choice in _choices(case))))
+        best = max(cases, key=lambda case: (len(_meetings(case) & left), -sum(made[at] for at in _choices(case))))
         chosen.append(best)
         left -= _meetings(best)
         made.update(_choices(best))

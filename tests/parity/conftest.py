@@ -29,7 +29,7 @@ def rows(tmp_path_factory):
         messages = [dict(turn) for turn in row.messages]
         messages[-1]["loss_weight"] = (1.0, 0.5, 1.0, 0.1, 3.0)[i % 5]
         if i % 6 == 0:
-            messages[0]["content"] += " please" * (2 * i)
+            messages[0]["content"] += " please" * (i // 2)
         chats.append({"messages": messages})
     path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     return path
@@ -38,7 +38,12 @@ def rows(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(tiny_run, rows):
     """Settings that all runs share."""
-    data = {"sources": [{"path": str(rows)}], "context_length": 256, "order": {"kind": "sequential"}}
+    data = {
+        "sources": [{"path": str(rows)}],
+        "context_length": 256,
+        "overlong": "error",
+        "order": {"kind": "sequential"},
+    }
     return tiny_run | {"data": data}
 
 
@@ -84,7 +89,7 @@ def executed(base, plain, cases, tmp_path_factory):
     for ranks in (1, 2, 3):
         runs = [plain(case, folders[case]) for case in folders if case.ranks == ranks]
         runs += [case.settings(base, noisy[case], **noise(case.tuning)) for case in noisy if case.ranks == ranks]
-        train_on_ranks(runs + [untrained] * (ranks == 1), ranks)
+        train_on_ranks(runs + [untrained] * (ranks == 1), ranks, timeout=900)
     return folders, noisy, folder / "untrained"
 
 

@@ -12,7 +12,7 @@ from tests.parity.conftest import SILENT
 from tests.parity.deviation import ALLOWED, deviations, found
 from tests.ranks import records, train_on_ranks
 
-pytestmark = pytest.mark.xdist_group("parity")
+pytestmark = [pytest.mark.xdist_group("parity"), pytest.mark.timeout(1800)]  # the first test waits for all runs
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_what_is_learned_is_that_of_the_loop_by_hand(off, quantity):
 def test_the_loop_by_hand_learns_something_and_clips_some_gradients_only(expected, tuning, optimizer):
     losses, norms, _ = expected(Case(tuning=tuning, optimizer=optimizer))
     assert losses[-1] < losses[0] - 0.1
-    assert min(norms) < CLIP < max(norms)
+    assert min(norms) < CLIP[tuning] < max(norms)
 
 
 def test_the_cases_were_executed_differently(executed):

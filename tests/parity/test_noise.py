@@ -6,7 +6,7 @@ from tests.parity.cases import NOISY
 from tests.parity.deviation import deviations, found
 from tests.ranks import losses
 
-pytestmark = pytest.mark.xdist_group("parity")
+pytestmark = [pytest.mark.xdist_group("parity"), pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module", params=NOISY)
