@@ -81,16 +81,18 @@ AXES = {
 EVERY = [case for values in itertools.product(*AXES.values()) if (case := Case(*values)).possible]
 
 
-def covering(cases):
-    """Few of the cases in which any two choices that meet in some case meet; the same ones each time.
+def covering(cases, together=2):
+    """Few of the cases in which any choices, so many together, that meet in some case meet; the same ones each time.
 
     Greedily the case with most new meetings; of several, the one whose choices have been made least so far.
     """
-    left, made, chosen = set().union(*map(_meetings, cases)), Counter(), []
+    left, made, chosen = set().union(*(_meetings(case, together) for case in cases)), Counter(), []
     while left:
-        best = max(cases, key=lambda case: (len(_meetings(case) & left), -sum(made[at] for at in _choices(case))))
+        best = max(
+            cases, key=lambda case: (len(_meetings(case, together) & left), -sum(made[at] for at in _choices(case)))
+        )
         chosen.append(best)
-        left -= _meetings(best)
+        left -= _meetings(best, together)
         made.update(_choices(best))
     return chosen
 
@@ -101,8 +103,8 @@ def _choices(case):
     return tuple((values | {"stage": (values.pop("stage"), values.pop("offload"))}).items())
 
 
-def _meetings(case):
-    return set(itertools.combinations(_choices(case), 2))
+def _meetings(case, together):
+    return set(itertools.combinations(_choices(case), together))
 
 
 NOISY = {
