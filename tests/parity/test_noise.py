@@ -3,7 +3,7 @@
 import pytest
 
 from tests.parity.cases import NOISY
-from tests.parity.deviation import deviations, found
+from tests.parity.deviation import deviations, found, right
 from tests.ranks import losses
 
 pytestmark = [pytest.mark.xdist_group("parity"), pytest.mark.timeout(1800)]
@@ -20,7 +20,7 @@ def test_noise_is_the_same_however_a_run_is_executed(runs):
     (losses, norms, weights), others = runs
     trained = {name: value for name, value in weights.items() if "lora_" in name} or weights
     off = {case: deviations(got, (losses, norms, trained)) for case, got in others.items()}
-    assert not {case: of for case, of in off.items() if not max(of.values()) <= 1}
+    assert not {case: of for case, of in off.items() if not right(of)}
 
 
 def test_there_was_noise(executed):
