@@ -3,6 +3,7 @@
 python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ def train_on_ranks(runs, world, timeout=400, check=True):
     Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
     Settings with "frozen" write the parameters that were not trained, as they are in memory after training.
     Settings with "decomposes": False end with an AssertionError if an adapter's start is computed, not read.
+    Those with a "mutant" have that fault, and rows of "silent" have no loss weight, see tests/mutants.py.
 
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
@@ -120,9 +122,11 @@ def main(spec):
 
     from dist_sft.cluster.assembly import work
     from dist_sft.core.errors import SftError
+    from tests.mutants import mutated, silent
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
+    gc.freeze()  # ZeRO-3 collects garbage at each start of an engine, among all that the imports have made
     errors = []
     for settings in spec["runs"]:
         probe, frozen = settings.pop("probe", None), settings.pop("frozen", None)
@@ -134,7 +138,8 @@ def main(spec):
             elif probe:
                 write_logits(settings, probe["tokens"], probe["out"])
             else:
-                work(settings, "test")
+                with mutated(settings.pop("mutant", None)), silent(settings.pop("silent", ())):
+                    work(settings, "test")
             errors.append(None)
         except SftError as error:
             traceback.print_exc()

@@ -1,12 +1,15 @@
 """LoRA's relatives: world size, ZeRO stage, packing and recomputation change nothing, and the base stays as it was."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
-from tests.parity.test_execution_changes_nothing import Case
+from tests.parity.cases import STEPS, Case
 from tests.ranks import losses, train_on_ranks
 
 KINDS = {
@@ -22,38 +25,37 @@ KINDS = {
         "init": "pissa",
         "b_rate_ratio": 4,
         "modules_to_save": ["norm"],
-        "targets": ["q_proj", "down_proj", "lm_head"],
+        "targets": ["q_proj", "down_proj"],
     },
+    "head": {"init": "pissa", "targets": ["q_proj", "lm_head"]},
 }
-REFERENCE = Case(1, 0, packing=False)
-SHARDED = [Case(2, 3, packing=True)]
-MORE = [*SHARDED, Case(2, 2, packing=True, micro_steps=4), Case(2, 3, packing=True, recompute=True)]
+REFERENCE = Case(1, 0, packs="alone", tuning="lora", optimizer="adamw")
+SHARDED = [replace(REFERENCE, ranks=2, stage=3, packs="one")]
+MORE = [*SHARDED, replace(REFERENCE, ranks=2, stage=2, packs="three"), replace(SHARDED[0], recompute=True)]
 CASES = {kind: SHARDED if kind in ("rslora", "lora+", "whole") else MORE for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_run, tied_model, tmp_path_factory):
     """Folders of all runs, by kind and case."""
-    folder = tmp_path_factory.mktemp("adapters")
-    settings = {}
+    folder, settings = tmp_path_factory.mktemp("adapters"), {}
     for kind, tuning in KINDS.items():
-        model = tiny_run["model"] | {"tuning": {"kind": "lora", "rank": 4, "alpha": 8, **tuning}}
+        model = {"tuning": {"kind": "lora", "rank": 4, "alpha": 8, **tuning}}
         model |= {"path": str(tied_model)} if kind == "tied" else {"neftune": {"alpha": 5}}
-        for case in (REFERENCE, *CASES[kind]):
-            one = case.settings(tiny_run | {"model": model}, folder / kind)
-            one["train"] |= {"learning_rate": 0.005}
+        for number, case in enumerate((REFERENCE, *CASES[kind])):
+            one = case.settings(tiny_run, folder / f"{kind}{number}", **model)
+            one["train"] |= {"learning_rate": 0.005, "epochs": None, "steps": STEPS}
             settings[kind, case] = one | {"frozen": f"{one['run']['dir']}.frozen"}
-            (folder / kind).mkdir(exist_ok=True)
-    for world in (1, 2):
-        train_on_ranks([one for (_, case), one in settings.items() if case.world == world], world)
-    return {key: case.folder(folder / key[0]) for key in settings for case in [key[1]]}
+    for ranks in (1, 2):
+        train_on_ranks([one for (_, case), one in settings.items() if case.ranks == ranks], ranks)
+    return {key: Path(one["run"]["dir"]) for key, one in settings.items()}
 
 
 @pytest.mark.xdist_group("parity-adapters")
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_the_same(runs, kind):
     expected = losses(runs[kind, REFERENCE])
-    assert len(expected) == 5 and expected[5] < expected[1] - 0.1
+    assert len(expected) == STEPS and expected[STEPS] < expected[1] - 0.1
     for case in (REFERENCE, *CASES[kind]):
         assert losses(runs[kind, case]) == pytest.approx(expected, abs=1e-5), case
 
