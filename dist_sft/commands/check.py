@@ -1,6 +1,7 @@
 """All that can be found wrong without a GPU and without reading weights."""
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
 from dist_sft.data.packing import Dealer
+from dist_sft.model.capacity import count_trained
+from dist_sft.model.load import load_config
+from dist_sft.model.memory import estimate
 
 SHOWN = {"supervised share": "{:.1%}", "fill": "{:.0%} of packs", "balance": "{:.3f} (time over perfect)"}
 
@@ -42,8 +46,18 @@ def check_run(config: RunConfig, fast: bool = False) -> dict[str, Any]:
         **_masks(looked, min(PROBE, data.train.steps.positions)),
         **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
         **_held_out(data),
+        "memory": _memory(config, merged),
         "proofs": [] if fast else _proofs(config, data, looked),
     }
+
+
+def _memory(config: RunConfig, deepspeed: dict[str, Any]) -> dict[str, float]:
+    """Estimated bytes of one rank, by what they hold."""
+    architecture = load_config(config.model)
+    trained = count_trained(architecture, config.model.tuning)
+    adapters = trained.total if config.model.tuning.kind == "lora" else 0
+    memory = estimate(config, architecture, deepspeed, trained.base + adapters, trained.total)
+    return {"device": memory.device, **asdict(memory)}
 
 
 def _proofs(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Proof]:
@@ -91,6 +105,7 @@ def show(findings: dict[str, Any], console: Console) -> None:
         if name not in ("rows", "dropped", "advice", "proofs")
     ]
     lines = [*((f"rows of {one['source']}", one["rows"]) for one in findings["rows"]), *lines]
+    lines.append(("memory per rank", _shown_memory(findings["memory"])))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         shown = SHOWN[name].format(value) if name in SHOWN else value
@@ -103,3 +118,9 @@ def show(findings: dict[str, Any], console: Console) -> None:
         console.print(findings["advice"], style="yellow", highlight=False, markup=False, soft_wrap=True)
     if findings["proofs"]:
         console.print(table(findings["proofs"]))
+
+
+def _shown_memory(memory: dict[str, float]) -> str:
+    gib = {name: f"{bytes_ / 2**30:.2g} GiB" for name, bytes_ in memory.items() if bytes_}
+    parts = ", ".join(f"{name} {size}" for name, size in gib.items() if name not in ("device", "host"))
+    return f"{gib['device']} ({parts})" + (f"; {gib['host']} on the host" if "host" in gib else "") + ", estimated"

@@ -57,8 +57,8 @@ def estimate(
     master = 4 if stage or size == 2 else 0  # DeepSpeed keeps its own float32 copy, also of float32 weights
     weights = parameters * size / (ranks if stage == 3 else 1)
     kept = trained * (master + moments) / (ranks if stage else 1)
-    sums = 4 if stage == 3 and size == 2 else 0  # of micro-steps, in float32
-    gradients = trained * (size / (ranks if stage >= 2 else 1) + sums / ranks)
+    sums = 4 if deepspeed.get("data_types", {}).get("grad_accum_dtype") in ("fp32", "float32") else size
+    gradients = trained * sums / (ranks if stage >= 2 else 1)
     at_host = {key: zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")}
     host = (kept if at_host["offload_optimizer"] else 0) + (weights if at_host["offload_param"] else 0)
     live = min(parameters, zero.get("stage3_max_live_parameters", LIVE)) * size if stage == 3 and ranks > 1 else 0
