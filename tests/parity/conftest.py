@@ -14,7 +14,7 @@ from tests.parity import by_hand
 from tests.parity.cases import EVERY, LORA, NOISY, ROWS, SAMPLES_PER_STEP, Case, covering, noise
 from tests.ranks import train_on_ranks
 
-SILENT = [*range(22, 27), *range(28, 33)]
+SILENT = [14, 15, 16, 18, 19, 20]
 """Rows without a loss weight: all of the third step but one, so that all ranks but one have nothing to learn there."""
 
 
@@ -29,7 +29,7 @@ def rows(tmp_path_factory):
         messages = [dict(turn) for turn in row.messages]
         messages[-1]["loss_weight"] = (1.0, 0.5, 1.0, 0.1, 3.0)[i % 5]
         if i % 6 == 0:
-            messages[0]["content"] += " please" * (i // 2)
+            messages[0]["content"] += " please" * i
         chats.append({"messages": messages})
     path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     return path

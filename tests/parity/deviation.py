@@ -6,8 +6,8 @@ from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
 from tests.ranks import records
 
-ALLOWED = {"first loss": 1e-6, "losses": 1e-5, "gradient norms": 1e-5, "weights": 1e-5}
-"""Relative, of the weights absolute."""
+ALLOWED = {"first loss": 1e-6, "losses": 1e-5, "gradient norms": 1e-4, "weights": 1e-5}
+"""Relative, of the weights absolute. Without ZeRO a norm is summed by torch in float32, and off by up to 2e-5."""
 
 
 def found(folder):

@@ -27,10 +27,10 @@ def test_what_is_learned_is_that_of_the_loop_by_hand(off, quantity):
     assert not {case: of[quantity] for case, of in off.items() if not of[quantity] <= 1}
 
 
-@pytest.mark.parametrize(("tuning", "optimizer"), itertools.product(AXES["tuning"], AXES["optimizer"]))
+@pytest.mark.parametrize(("tuning", "optimizer"), [*itertools.product(AXES["tuning"], AXES["optimizer"])])
 def test_the_loop_by_hand_learns_something_and_clips_some_gradients_only(expected, tuning, optimizer):
     losses, norms, _ = expected(Case(tuning=tuning, optimizer=optimizer))
-    assert losses[-1] < losses[0] - 0.1
+    assert min(losses) < losses[0] - 0.3
     assert min(norms) < CLIP[tuning] < max(norms)
 
 

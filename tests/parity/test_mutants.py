@@ -9,7 +9,7 @@ from tests.ranks import losses, records, train_on_ranks
 
 pytestmark = [pytest.mark.xdist_group("parity"), pytest.mark.timeout(1800)]
 
-CASE = Case(2, 3, (), "three")
+CASE = Case(2, 3, (), "two")
 LEARNING = [fault.__name__ for fault in mutants.UPDATES]
 REFUSED = [fault.__name__ for fault in (*mutants.CLIENTS, *mutants.ENGINES)]
 
@@ -51,7 +51,7 @@ def test_deepspeed_that_is_told_of_one_micro_step_scales_nothing(mutated):
         ("same_rank", "ranks 0 and 1 both hold 0:"),
         ("alone", "ranks 0 and 1 both hold 0:"),
         ("one_rank_too_many", "the ranks hold "),
-        ("one_step_ahead", "rank 0 computes 3 packs of step 1, which has 11 samples, and rank 1 3 packs of step 2"),
+        ("one_step_ahead", "rank 0 computes 2 packs of step 1, which has 7 samples, and rank 1 2 packs of step 2"),
         ("other_stage", "DeepSpeed runs ZeRO stage 1, not 3"),
         ("engine_of_its_own", "DeepSpeed sees 1 ranks, not 2"),
     ],
