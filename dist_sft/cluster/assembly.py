@@ -24,6 +24,7 @@ from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.ledger import Ledger
 from dist_sft.model.cost import peak_flops
+from dist_sft.model.dropout import check_residual_dropout
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
 from dist_sft.model.tokenizer import save_tokenizer
@@ -77,9 +78,11 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
 
     merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
-    model = load(config.model, merged, config.run.seed, device)
+    model = load(config.model, merged, config.run.seed, device, brief.steps[TRAIN])
     engine = build_engine(model.module, merged, config.train)
     check_isolation(model, engine, brief.vocabulary, config.data.context_length)
+    if config.model.residual_dropout:
+        check_residual_dropout(model, engine)
     adapter = config.model.tuning.kind == "lora"
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt)
     progress = checkpoints.load(engine)

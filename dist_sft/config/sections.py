@@ -7,8 +7,23 @@ cannot change what is learned. All others may not, see `learned`.
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+
+from dist_sft.core.curves import Shape
 
 EXECUTION: JsonDict = {"execution": True}
 """Mark of a setting that changes only how fast, where, or how visibly a run goes."""
@@ -18,6 +33,16 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a running average: 1 would never forget."""
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _block(key: str) -> str:
+    if not key.isdecimal() or key != str(int(key)):
+        raise PydanticCustomError("block", "the number of a block, from 0")
+    return key
+
+
+Block = Annotated[str, AfterValidator(_block)]
+"""A decoder block, as a key of a run file: keys are text."""
 
 
 class Section(BaseModel):
@@ -57,11 +82,70 @@ class LoraTuning(Section):
     )
 
 
-class Neftune(Section):
-    """model.neftune: noise on the input embeddings (Jain et al., 2023), alpha / sqrt(length * width) per sample."""
+class Depth(Section):
+    """model.neftune.layers: alpha as a function of depth, e.g. {shape: linear, first: 5, last: 0}."""
 
-    alpha: NonNegativeFloat = 5.0
-    distribution: Literal["uniform", "gaussian"] = "uniform"
+    shape: Shape = Field(description="constant: first everywhere; linear, cosine: from first to last")
+    first: NonNegativeFloat = Field(description="alpha at block 0: the embeddings")
+    last: NonNegativeFloat = Field(default=0.0, description="alpha at the last block")
+
+
+class NoiseSchedule(Section):
+    """model.neftune.schedule: alpha over the steps."""
+
+    shape: Shape = Field(default="constant", description="linear, cosine: falls to end at the last step")
+    warmup: NonNegativeFloat = Field(
+        default=0.0, description="rises from 0: share of all steps if below 1, else a number of steps"
+    )
+    end: Fraction = Field(default=0.0, description="of linear and cosine: the part of alpha that is left at the end")
+
+
+def _layers_kind(value: Any) -> str:
+    numbers = isinstance(value, dict) and all(str(name).removeprefix("-").isdecimal() for name in value)
+    return "map" if numbers else "depth"
+
+
+class Neftune(Section):
+    """model.neftune: noise on the embeddings (Jain et al., 2023), or on what later blocks read; none on padding.
+
+    Each element has the variance alpha**2 / (3 L d), L the tokens of the sample, d the width of the model.
+    """
+
+    alpha: NonNegativeFloat | None = Field(
+        default=None, description="strength on the embeddings: 5, unless layers is set; the paper has 5 to 15; 0: none"
+    )
+    layers: (
+        Annotated[
+            Annotated[dict[Block, NonNegativeFloat], Tag("map")] | Annotated[Depth, Tag("depth")],
+            Discriminator(_layers_kind),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="in place of alpha: alpha at the inputs of these blocks, 0 the embeddings, e.g. {0: 5, 12: 2}; or "
+        "a function of depth, e.g. {shape: linear, first: 5, last: 0}",
+    )
+    distribution: Literal["uniform", "gaussian", "symmetric"] = Field(
+        default="uniform", description="all of one variance; symmetric: + or - with equal chance (Rademacher)"
+    )
+    where: Literal["all", "prompt", "answer"] = Field(
+        default="all",
+        description="tokens that get noise; answer: those with a loss weight, prompt: the others; each token has the "
+        "strength that it has with all",
+    )
+    scale: Literal["sample", "row"] = Field(
+        default="sample",
+        description="L: tokens of the sample; row: of its whole pack with padding, as transformers' hook has it, to "
+        "compare with old runs. With row, packing, ranks and pads change what is learned: alone among all settings",
+    )
+    schedule: NoiseSchedule = NoiseSchedule()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_alpha(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("layers") is None:
+            return {"alpha": 5.0, **given}
+        return given
 
 
 class ModelSection(Section):
@@ -75,6 +159,11 @@ class ModelSection(Section):
     )
     tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning()
     neftune: Neftune | None = None
+    residual_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="of what attention and MLP add to the residual stream: none at the bottom block, this at the last, "
+        "linear between (LIMA, Zhou et al., 2023: 0.3; 0.2 for small models)",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations: less memory, 1/3 more time", json_schema_extra=EXECUTION
     )
@@ -194,7 +283,13 @@ class Optimizer(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = Field(default=0.0, description="on matrices only: not on norms and biases")
+    weight_decay: NonNegativeFloat = 0.0
+    decay: Literal["matrices", "all"] = Field(
+        default="matrices", description="what weight_decay is for; matrices: not norms and biases"
+    )
+    decay_embeddings: bool = Field(
+        default=True, description="false: no decay of embeddings, nor of a head that shares their weights"
+    )
     momentum: Decay = Field(default=0.0, description="of sgd")
 
 
@@ -214,6 +309,12 @@ class TrainSection(Section):
     )
     epochs: PositiveFloat | None = Field(default=None, description="passes over the data; this or steps")
     steps: PositiveInt | None = Field(default=None, description="optimizer steps; this or epochs")
+    preset: Literal["none", "full", "lora", "distill"] = Field(
+        default="none",
+        description="fills in learning_rate, schedule, warmup, weight_decay where the run file does not set them, from "
+        "a published recipe: see config/presets.py",
+        json_schema_extra=EXECUTION,  # what counts is the values: they are in the resolved config, and compared
+    )
     optimizer: Optimizer = Optimizer()
     learning_rate: PositiveFloat = 1e-5
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"

@@ -25,7 +25,12 @@ class PackContext:
     positions   int64[T], restart at 0 with each sample
     lengths     int64[T], tokens of the sample that a token belongs to
     windows     the window of each attention layer that has run since the pack was entered; None: no window
+    real        tokens before padding
+    answers     bool[T], tokens that are learned: those with a loss weight above 0
     keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
+    step        number of the update, from 0; None in evaluation
+    steps       updates of the whole run
+    branches_cut  blocks add nothing to the residual stream: for the proof that residual dropout sits in its place
     """
 
     ends: list[int] = field(default_factory=lambda: [0])
@@ -34,7 +39,12 @@ class PackContext:
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     windows: list[int | None] = field(default_factory=list)
+    real: int = 0
+    answers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     keys: Tensor | None = None
+    step: int | None = None
+    steps: int = 1
+    branches_cut: bool = False
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
         """Make `pack` the current one. step None: evaluation."""
@@ -45,7 +55,8 @@ class PackContext:
         self.windows = []
         self.positions = torch.from_numpy(pack.positions.astype(np.int64)).to(device)
         self.lengths = torch.from_numpy(np.repeat(lengths, lengths)).to(device)
-        self.keys = None
+        self.real, self.step, self.keys = pack.real_tokens, step, None
+        self.answers = torch.from_numpy(pack.weights > 0).to(device)
         if step is not None:
             keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples]
             keys += [0] * (len(lengths) - len(keys))  # padding

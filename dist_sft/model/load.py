@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
-from dist_sft.model import attention, noise
+from dist_sft.model import attention, dropout, neftune
 from dist_sft.model.context import PackContext
 from dist_sft.model.packed import PackedModel
 
@@ -49,8 +49,8 @@ def load_config(settings: ModelSection) -> PretrainedConfig:
     return config
 
 
-def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: torch.device) -> PackedModel:
-    """The model of a run, ready for deepspeed.initialize.
+def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: torch.device, steps: int) -> PackedModel:
+    """The model of a run of so many steps, ready for deepspeed.initialize.
 
     Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
@@ -83,10 +83,12 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
         model = with_adapters(model, settings.tuning, seed)
     if settings.gradient_checkpointing:
         _checkpoint_activations(model, settings, zero3=partitioned.is_zero3())
-    pack = PackContext()
+    pack = PackContext(steps=steps)
     if settings.neftune:
-        noise.add_neftune(model.get_input_embeddings(), pack, settings.neftune)
-    noise.replace_dropout(model, pack)
+        neftune.add_neftune(model, pack, settings.neftune)
+    dropout.replace_dropout(model, pack)
+    if settings.residual_dropout:
+        dropout.add_residual_dropout(model, pack, settings.residual_dropout)
     pack.attach(model)
     return PackedModel(model, pack, seed, device)
 

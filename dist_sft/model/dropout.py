@@ -1,0 +1,95 @@
+"""Dropout that a sample carries with it, in place of a generator's."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_sft.chat.conversation import EncodedSample
+from dist_sft.core.errors import ModelError
+from dist_sft.data.order import SampleId
+from dist_sft.data.pack import build_pack
+from dist_sft.model.blocks import branch_ends, decoder_blocks, hidden_states
+from dist_sft.model.context import PackContext
+from dist_sft.model.packed import PackedModel
+from dist_sft.model.randomness import draw
+
+
+class SampleDropout(nn.Module):
+    """Drops elements of [1, T, width] or [T, width], which ones is the sample's own; p in steps of 2**-16."""
+
+    def __init__(self, p: float, name: str, pack: PackContext) -> None:
+        super().__init__()
+        self.p, self.name, self.context = p, name, pack
+        self._dropped = min(round(p * 2**16), 2**16 - 1)
+        """Of the 2**16 values of an int16, how many drop the element."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.context.keys is None or not self._dropped:
+            return values
+        below = self._dropped - 2**15
+        mask = draw(self.context, f"dropout:{self.name}", values.shape[-1], torch.int16, lambda part: part < below)
+        return values.masked_fill(mask, 0) * (2**16 / (2**16 - self._dropped))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def replace_dropout(model: nn.Module, pack: PackContext) -> int:
+    """Put `SampleDropout` where a model has nn.Dropout with p > 0; how many were replaced."""
+    found = [(name, module.p) for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p]
+    for name, p in found:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, SampleDropout(p, name, pack))
+    return len(found)
+
+
+def add_residual_dropout(model: nn.Module, pack: PackContext, p: float) -> None:
+    """Dropout on what each block adds to the residual stream: 0 at the bottom, p at the last (LIMA, Zhou et al., 2023).
+
+    The rate grows linearly with depth (section 4 of the paper). Raises ModelError where the places cannot be told.
+    """
+    blocks = decoder_blocks(model)
+    for i, block in enumerate(blocks):
+        for name, module in branch_ends(block):
+            _drop_output(module, SampleDropout(p * i / max(len(blocks) - 1, 1), f"residual:{i}:{name}", pack))
+
+
+def _drop_output(module: nn.Module, dropout: SampleDropout) -> None:
+    def after(_: nn.Module, args: object, output: Any) -> Any:
+        if dropout.context.branches_cut:
+            return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+        return (dropout(output[0]), *output[1:]) if isinstance(output, tuple) else dropout(output)
+
+    module.register_forward_hook(after)
+
+
+@torch.no_grad()
+def check_residual_dropout(model: PackedModel, call: nn.Module) -> None:
+    """Prove that residual dropout reaches all that blocks add: with all of it dropped, each is the identity.
+
+    Every rank must call this. Raises ModelError.
+    """
+    blocks, seen = decoder_blocks(model.module), []
+
+    def record(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Any) -> None:
+        out = output[0] if isinstance(output, tuple) else output
+        seen.append(bool(torch.equal(hidden_states(args, kwargs), out)))
+
+    handles = [block.register_forward_hook(record, with_kwargs=True) for block in blocks]
+    sample = EncodedSample(np.arange(8, dtype=np.int32), np.zeros(8, np.float32))
+    training, model.context.branches_cut = model.module.training, True
+    model.module.eval()
+    at = torch.zeros(1, dtype=torch.int64, device=model.device)
+    model.logits(call, build_pack([SampleId(0, 0, 0)], [sample]), None, at)
+    model.module.train(training)
+    model.context.branches_cut = False
+    for handle in handles:
+        handle.remove()
+    if not all(seen) or len(seen) != len(blocks):
+        raise ModelError(
+            f"{len(blocks) - sum(seen)} of {len(blocks)} blocks add to the residual stream what dropout does not reach",
+            where=type(blocks[0]).__name__,
+            fix="leave out model.residual_dropout, or choose another model",
+        )
