@@ -30,7 +30,8 @@ class PackContext:
     keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
     step        number of the update, from 0; None in evaluation
     steps       updates of the whole run
-    branches_cut  blocks add nothing to the residual stream: for the proof that residual dropout sits in its place
+    branches    what a block's sublayers shall add to the residual stream, each, in place of what they compute; None:
+                what they compute. For `check_residual_dropout`
     """
 
     ends: list[int] = field(default_factory=lambda: [0])
@@ -44,7 +45,7 @@ class PackContext:
     keys: Tensor | None = None
     step: int | None = None
     steps: int = 1
-    branches_cut: bool = False
+    branches: tuple[float, float] | None = None
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
         """Make `pack` the current one. step None: evaluation."""

@@ -52,44 +52,66 @@ def add_residual_dropout(model: nn.Module, pack: PackContext, p: float) -> None:
     """
     blocks = decoder_blocks(model)
     for i, block in enumerate(blocks):
-        for name, module in branch_ends(block):
-            _drop_output(module, SampleDropout(p * i / max(len(blocks) - 1, 1), f"residual:{i}:{name}", pack))
+        for branch, (name, module) in enumerate(branch_ends(block)):
+            rate = p * i / max(len(blocks) - 1, 1)
+            _drop_output(module, branch, SampleDropout(rate, f"residual:{i}:{name}", pack))
 
 
-def _drop_output(module: nn.Module, dropout: SampleDropout) -> None:
+def _drop_output(module: nn.Module, branch: int, dropout: SampleDropout) -> None:
+    def dropped(values: Tensor) -> Tensor:
+        probe = dropout.context.branches
+        return torch.full_like(values, probe[branch]) if probe else dropout(values)
+
     def after(_: nn.Module, args: object, output: Any) -> Any:
-        if dropout.context.branches_cut:
-            return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
-        return (dropout(output[0]), *output[1:]) if isinstance(output, tuple) else dropout(output)
+        return (dropped(output[0]), *output[1:]) if isinstance(output, tuple) else dropped(output)
 
     module.register_forward_hook(after)
 
 
+PROBES = ((0.0, 0.0), (1e3, 0.0), (2e3, 0.0), (0.0, 1e3), (0.0, 2e3))
+
+
 @torch.no_grad()
 def check_residual_dropout(model: PackedModel, call: nn.Module) -> None:
-    """Prove that residual dropout reaches all that blocks add: with all of it dropped, each is the identity.
+    """Prove that residual dropout acts on all that blocks add to the residual stream, at the place where it is added.
 
-    Every rank must call this. Raises ModelError.
+    With 0 for both sublayers a block must be the identity: no other branch is left. With twice as much for one of them,
+    it must add twice as much: no norm follows. Every rank must call this. Raises ModelError.
     """
-    blocks, seen = decoder_blocks(model.module), []
+    training, name = model.module.training, type(decoder_blocks(model.module)[0]).__name__
+    model.module.eval()
+    probes = [_added(model, call, branches) for branches in PROBES]
+    model.module.train(training)
+    wrong = [n != 0 or not (_twice(a, aa) and _twice(m, mm)) for n, a, aa, m, mm in zip(*probes, strict=True)]
+    if any(wrong):
+        raise ModelError(
+            f"{sum(wrong)} of {len(wrong)} blocks add to the residual stream what dropout does not reach",
+            where=name,
+            fix="leave out model.residual_dropout, or choose another model",
+        )
+
+
+def _twice(once: float, twice: float) -> bool:
+    """Up to rounding, of bfloat16 too."""
+    return once > 0 and abs(twice / once - 2) < 0.1
+
+
+def _added(model: PackedModel, call: nn.Module, branches: tuple[float, float]) -> list[float]:
+    """The norm of what each block adds to the residual stream, with `branches` for what its sublayers compute."""
+    norms: list[float] = []
 
     def record(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Any) -> None:
         out = output[0] if isinstance(output, tuple) else output
-        seen.append(bool(torch.equal(hidden_states(args, kwargs), out)))
+        norms.append(float((out.float() - hidden_states(args, kwargs).float()).norm()))
 
-    handles = [block.register_forward_hook(record, with_kwargs=True) for block in blocks]
-    sample = EncodedSample(np.arange(8, dtype=np.int32), np.zeros(8, np.float32))
-    training, model.context.branches_cut = model.module.training, True
-    model.module.eval()
-    at = torch.zeros(1, dtype=torch.int64, device=model.device)
-    model.logits(call, build_pack([SampleId(0, 0, 0)], [sample]), None, at)
-    model.module.train(training)
-    model.context.branches_cut = False
-    for handle in handles:
-        handle.remove()
-    if not all(seen) or len(seen) != len(blocks):
-        raise ModelError(
-            f"{len(blocks) - sum(seen)} of {len(blocks)} blocks add to the residual stream what dropout does not reach",
-            where=type(blocks[0]).__name__,
-            fix="leave out model.residual_dropout, or choose another model",
-        )
+    handles = [block.register_forward_hook(record, with_kwargs=True) for block in decoder_blocks(model.module)]
+    sample = EncodedSample(np.zeros(8, np.int32), np.zeros(8, np.float32))
+    model.context.branches = branches
+    try:
+        at = torch.zeros(1, dtype=torch.int64, device=model.device)
+        model.logits(call, build_pack([SampleId(0, 0, 0)], [sample]), None, at)
+    finally:
+        model.context.branches = None
+        for handle in handles:
+            handle.remove()
+    return norms
