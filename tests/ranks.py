@@ -3,6 +3,9 @@
 python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
 """
 
+import contextlib
+import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -17,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 def train_on_ranks(runs, world, timeout=400, check=True):
     """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
 
-    Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
+    Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed; with
+    "record": FOLDER, each rank writes what noise it drew.
 
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
@@ -86,6 +90,32 @@ def write_logits(settings, tokens, out):
         np.save(out, logits.float().numpy())
 
 
+@contextlib.contextmanager
+def recorded_noise(folder, rank):
+    """Write FOLDER/RANK.json: a digest of the noise of each sample in each step, by block; noise drawn again agrees."""
+    from dist_sft.model import neftune
+
+    digests, draw = {}, neftune.noise
+
+    def drawn(pack, settings, alpha, width, block=0):
+        noise = draw(pack, settings, alpha, width, block)
+        for start, end in itertools.pairwise(pack.ends):
+            if start < pack.real:
+                key = f"block {block} step {pack.step} sample {int(pack.keys[start])}"
+                digest = hashlib.sha256(noise[start:end].numpy().tobytes()).hexdigest()
+                assert digests.setdefault(key, digest) == digest, key
+        return noise
+
+    neftune.noise = drawn
+    try:
+        yield
+    finally:
+        neftune.noise = draw
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, f"{rank}.json").write_text(json.dumps(digests))
+
+
 def main(spec):
     import torch.distributed as dist
 
@@ -96,12 +126,13 @@ def main(spec):
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
     errors = []
     for settings in spec["runs"]:
-        probe = settings.pop("probe", None)
+        probe, record = settings.pop("probe", None), settings.pop("record", None)
         try:
             if probe:
                 write_logits(settings, probe["tokens"], probe["out"])
             else:
-                work(settings, "test")
+                with recorded_noise(record, rank):
+                    work(settings, "test")
             errors.append(None)
         except SftError as error:
             traceback.print_exc()
