@@ -30,7 +30,7 @@ def strengths(settings: Neftune, blocks: int) -> dict[int, float]:
         chosen = {int(block): alpha for block, alpha in layers.items()}
     if any(block >= blocks for block in chosen):
         raise ModelError(
-            f"model.neftune.layers names block {max(chosen)}, and the model has {blocks}",
+            f"there is no block {max(chosen)}: the model has {blocks}",
             where="model.neftune.layers",
             fix=f"use 0 (the embeddings) to {blocks - 1}",
         )
@@ -117,4 +117,4 @@ def _noisy(states: Tensor, pack: PackContext, settings: Neftune, alpha: float, b
     if pack.step is None:
         return states
     now = alpha * factor(settings.schedule, pack.step, pack.steps)
-    return states + noise(pack, settings, now, states.shape[-1], block).to(states.dtype) if now else states
+    return states + noise(pack, settings, now, states.shape[-1], block).to(states.dtype)

@@ -134,6 +134,14 @@ def test_noise_differs_between_steps_samples_seeds_blocks_features_and_positions
     assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 4 / flat.shape[1] ** 0.5
 
 
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_features_of_a_token_and_tokens_of_a_sample_are_independent(distribution):
+    draws = noise(enter((0, 2048)), 64, distribution=distribution).double()
+    features, tokens = torch.corrcoef(draws.T), torch.corrcoef(draws.T.reshape(-1, 64).T)
+    for correlations in (features, tokens):
+        assert correlations.fill_diagonal_(0).abs().max() < 5 / 2048**0.5
+
+
 def test_padding_has_no_noise_whatever_the_settings():
     for settings in ({}, {"scale": "row"}, {"where": "prompt"}):
         context = enter((0, 20), (1, 9), multiple=64)
@@ -178,7 +186,7 @@ def test_strength_by_depth_is_read_from_a_map_or_a_function():
     cosine = strengths(layers={"shape": "cosine", "first": 5, "last": 1})
     assert [cosine[0], cosine[2], cosine[4]] == pytest.approx([5, 3, 1])
     assert strengths(blocks=1, layers={"shape": "linear", "first": 4}) == {0: 4}
-    with pytest.raises(ModelError, match=r"names block 5, and the model has 5.*\n.*use 0 \(the embeddings\) to 4"):
+    with pytest.raises(ModelError, match=r"there is no block 5: the model has 5.*\n.*use 0 \(the embeddings\) to 4"):
         strengths(layers={"5": 1})
 
 
