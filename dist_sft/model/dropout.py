@@ -68,7 +68,8 @@ def _drop_output(module: nn.Module, branch: int, dropout: SampleDropout) -> None
     module.register_forward_hook(after)
 
 
-PROBES = ((0.0, 0.0), (1e3, 0.0), (2e3, 0.0), (0.0, 1e3), (0.0, 2e3))
+PROBES = ((0.0, 0.0), (1024.0, 0.0), (2048.0, 0.0), (0.0, 1024.0), (0.0, 2048.0))
+"""Powers of two: their sums over many blocks are exact in bfloat16."""
 
 
 @torch.no_grad()
@@ -92,8 +93,8 @@ def check_residual_dropout(model: PackedModel, call: nn.Module) -> None:
 
 
 def _twice(once: float, twice: float) -> bool:
-    """Up to rounding, of bfloat16 too."""
-    return once > 0 and abs(twice / once - 2) < 0.1
+    """Up to rounding in bfloat16; behind a norm it would be as much as once."""
+    return once > 0 and 1.5 < twice / once < 2.5
 
 
 def _added(model: PackedModel, call: nn.Module, branches: tuple[float, float]) -> list[float]:

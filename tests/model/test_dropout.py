@@ -1,5 +1,7 @@
 """Dropout belongs to a sample, and residual dropout reaches exactly what blocks add."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,17 @@ def test_residual_dropout_reaches_all_that_blocks_add(name):
     model = dropping(KNOWN[name])
     check_residual_dropout(model, model.module)
     assert model.module.training and model.context.branches is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-sliding", "granite"])
+def test_the_proof_holds_for_many_blocks_in_bfloat16(name):
+    config = copy.deepcopy(KNOWN[name])
+    config.num_hidden_layers = 48
+    config.layer_types = ["full_attention"] * 48
+    config.residual_multiplier = 0.22
+    model = dropping(config)
+    model.module.to(torch.bfloat16)
+    check_residual_dropout(model, model.module)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-sliding", "qwen3", "mistral-sliding", "gemma"])
