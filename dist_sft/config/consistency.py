@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 
+from dist_sft.config.noise import Depth
 from dist_sft.config.problems import Problem
-from dist_sft.config.sections import Depth, RunConfig, Source
+from dist_sft.config.sections import LoraTuning, RunConfig, Source
 
 
 def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
-    checks = (_length, _schedule, _optimizer, _evaluation, _device, _mixture, _changes, _order, _noise, _preset)
+    checks = (
+        *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
+        *(_evaluation, _device, _mixture, _changes, _order),
+    )
     return [problem for check in checks for problem in check(config)]
 
 
@@ -70,6 +74,26 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
             ("train", "optimizer", chosen[0]),
             f"train.optimizer.{chosen[0]} is {chosen[1]}, and train.optimizer.weight_decay is 0: nothing decays",
             "set train.optimizer.weight_decay, or remove it",
+        )
+
+
+def _adapters(config: RunConfig) -> Iterator[Problem]:
+    tuning = config.model.tuning
+    if not isinstance(tuning, LoraTuning):
+        return
+    if tuning.init == "pissa" and tuning.dropout:
+        yield Problem(
+            ("model", "tuning", "dropout"),
+            f"model.tuning.dropout is {tuning.dropout:g}, and init is pissa, whose adapters start as the principal "
+            "part of the model's own weights: dropout would leave parts of the base model out",
+            "set model.tuning.dropout=0, or model.tuning.init=default",
+        )
+    both = sorted(set(tuning.modules_to_save) & set(() if isinstance(tuning.targets, str) else tuning.targets))
+    if both:
+        yield Problem(
+            ("model", "tuning", "modules_to_save"),
+            f"{', '.join(both)} would have an adapter (model.tuning.targets) and be trained whole (modules_to_save)",
+            "name it in one of them",
         )
 
 
@@ -201,3 +225,10 @@ def _preset(config: RunConfig) -> Iterator[Problem]:
             f"train.preset is {preset}, and model.tuning.kind is {kind}: their learning rates differ tenfold",
             f"set train.preset: {kind}",
         )
+
+
+def _loss(config: RunConfig) -> Iterator[Problem]:
+    loss = config.train.loss
+    if loss.kind == "dft" and loss.label_smoothing:
+        what = "train.loss.kind is dft, which weighs a target by its own probability, and label_smoothing spreads it"
+        yield Problem(("train", "loss", "label_smoothing"), what, "remove label_smoothing, or set kind: nll")

@@ -1,54 +1,16 @@
-"""Every setting of a run file, its type, its default and its meaning.
+"""Every setting of a run file, its type, its default and its meaning; those of noise are in `noise`.
 
-All sections are frozen and refuse unknown keys. Settings marked with EXECUTION may change when a run is resumed: they
-cannot change what is learned. All others may not, see `learned`.
+Settings marked with EXECUTION may change when a run is resumed: they cannot change what is learned. All others may not,
+see `learned`.
 """
 
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
-from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dist_sft.core.curves import Shape
-
-EXECUTION: JsonDict = {"execution": True}
-"""Mark of a setting that changes only how fast, where, or how visibly a run goes."""
-
-Role = Literal["system", "user", "assistant", "tool"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a running average: 1 would never forget."""
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-def _block(key: str) -> str:
-    if not key.isdecimal() or key != str(int(key)):
-        raise PydanticCustomError("block", "the number of a block, from 0")
-    return key
-
-
-Block = Annotated[str, AfterValidator(_block)]
-"""A decoder block, as a key of a run file: keys are text."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
+from dist_sft.config.noise import Neftune
+from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share
 
 
 class RunSection(Section):
@@ -76,76 +38,29 @@ class LoraTuning(Section):
     kind: Literal["lora"]
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
+    scaling: Literal["alpha/rank", "rslora"] = Field(
+        default="alpha/rank", description="what B A is multiplied by; rslora: alpha / sqrt(rank) (Kalajdzievski, 2023)"
+    )
+    init: Literal["default", "pissa"] = Field(
+        default="default",
+        description="where A and B start; pissa: at the principal part of each weight (Meng et al., 2024)",
+    )
+    dora: bool = Field(default=False, description="learn the norm of each output apart (Liu et al., 2024)")
+    b_rate_ratio: PositiveFloat = Field(
+        default=1.0, description="learning rate of B over that of A; LoRA+ takes 16 (Hayou et al., 2024)"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = Field(
         default="all-linear", description="module names, or all-linear (all but the head)"
     )
-
-
-class Depth(Section):
-    """model.neftune.layers: alpha as a function of depth, e.g. {shape: linear, first: 5, last: 0}."""
-
-    shape: Shape = Field(description="constant: first everywhere; linear, cosine: from first to last")
-    first: NonNegativeFloat = Field(description="alpha at block 0: the embeddings")
-    last: NonNegativeFloat = Field(default=0.0, description="alpha at the last block")
-
-
-class NoiseSchedule(Section):
-    """model.neftune.schedule: alpha over the steps."""
-
-    shape: Shape = Field(default="constant", description="linear, cosine: falls to end at the last step")
-    warmup: NonNegativeFloat = Field(
-        default=0.0, description="rises from 0: share of all steps if below 1, else a number of steps"
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="modules trained whole beside the adapters, e.g. [lm_head, embed_tokens]"
     )
-    end: Fraction = Field(default=0.0, description="of linear and cosine: the part of alpha that is left at the end")
 
-
-def _layers_kind(value: Any) -> str:
-    numbers = isinstance(value, dict) and all(str(name).removeprefix("-").isdecimal() for name in value)
-    return "map" if numbers else "depth"
-
-
-class Neftune(Section):
-    """model.neftune: noise on the embeddings (Jain et al., 2023), or on what later blocks read; none on padding.
-
-    Each element has the variance alpha**2 / (3 L d), L the tokens of the sample, d the width of the model.
-    """
-
-    alpha: NonNegativeFloat | None = Field(
-        default=None, description="strength on the embeddings: 5, unless layers is set; the paper has 5 to 15; 0: none"
-    )
-    layers: (
-        Annotated[
-            Annotated[dict[Block, NonNegativeFloat], Tag("map")] | Annotated[Depth, Tag("depth")],
-            Discriminator(_layers_kind),
-        ]
-        | None
-    ) = Field(
-        default=None,
-        description="in place of alpha: alpha at the inputs of these blocks, 0 the embeddings, e.g. {0: 5, 12: 2}; or "
-        "a function of depth, e.g. {shape: linear, first: 5, last: 0}",
-    )
-    distribution: Literal["uniform", "gaussian", "symmetric"] = Field(
-        default="uniform", description="all of one variance; symmetric: + or - with equal chance (Rademacher)"
-    )
-    where: Literal["all", "prompt", "answer"] = Field(
-        default="all",
-        description="tokens that get noise; answer: those with a loss weight, prompt: the others; each token has the "
-        "strength that it has with all",
-    )
-    scale: Literal["sample", "row"] = Field(
-        default="sample",
-        description="L: tokens of the sample; row: of its whole pack with padding, as transformers' hook has it, to "
-        "compare with old runs. With row, packing, ranks and pads change what is learned: alone among all settings",
-    )
-    schedule: NoiseSchedule = NoiseSchedule()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_alpha(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("layers") is None:
-            return {"alpha": 5.0, **given}
-        return given
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (self.rank if self.scaling == "alpha/rank" else self.rank**0.5)
 
 
 class ModelSection(Section):
@@ -164,8 +79,15 @@ class ModelSection(Section):
         description="of what attention and MLP add to the residual stream: none at the bottom block, this at the last, "
         "linear between (LIMA, Zhou et al., 2023: 0.3; 0.2 for small models)",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations: less memory, 1/3 more time", json_schema_extra=EXECUTION
+    gradient_checkpointing: bool | Share = Field(
+        default=False,
+        description="recompute activations: less memory, up to 1/3 more time; a number: in this share of the blocks",
+        json_schema_extra=EXECUTION,
+    )
+    compile: bool = Field(
+        default=False,
+        description="fuse the blocks with torch.compile, which takes a minute at each start",
+        json_schema_extra=EXECUTION,
     )
 
 
@@ -293,6 +215,20 @@ class Optimizer(Section):
     momentum: Decay = Field(default=0.0, description="of sgd")
 
 
+class LossSection(Section):
+    """train.loss: of a supervised token; data.loss says which tokens count, and how much."""
+
+    kind: Literal["nll", "dft"] = Field(
+        default="nll", description="nll: -log p; dft: p, held constant, times that (Wu et al., 2025)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the target's weight that is spread over the vocabulary"
+    )
+    z_loss: NonNegativeFloat = Field(
+        default=0.0, description="times the squared log of the sum of exp(logits); PaLM: 1e-4"
+    )
+
+
 class TrainSection(Section):
     """train: the steps."""
 
@@ -315,6 +251,7 @@ class TrainSection(Section):
         "a published recipe: see config/presets.py",
         json_schema_extra=EXECUTION,  # what counts is the values: they are in the resolved config, and compared
     )
+    loss: LossSection = LossSection()
     optimizer: Optimizer = Optimizer()
     learning_rate: PositiveFloat = 1e-5
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"

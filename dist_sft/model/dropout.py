@@ -10,7 +10,7 @@ from dist_sft.chat.conversation import EncodedSample
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
-from dist_sft.model.blocks import branch_ends, decoder_blocks, hidden_states
+from dist_sft.model.branches import branch_ends, decoder_blocks, hidden_states
 from dist_sft.model.context import PackContext
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.randomness import draw
@@ -25,6 +25,7 @@ class SampleDropout(nn.Module):
         self._dropped = min(round(p * 2**16), 2**16 - 1)
         """Of the 2**16 values of an int16, how many drop the element."""
 
+    @torch.compiler.disable  # else a graph would be compiled for each block, whose rate and name are in it
     def forward(self, values: Tensor) -> Tensor:
         if self.context.keys is None or not self._dropped:
             return values

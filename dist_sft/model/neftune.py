@@ -9,10 +9,10 @@ embeddings' weights does not see it.
 import torch
 from torch import Tensor, nn
 
-from dist_sft.config.sections import Depth, Neftune, NoiseSchedule
+from dist_sft.config.noise import Depth, Neftune, NoiseSchedule
 from dist_sft.core.curves import count, fall
 from dist_sft.core.errors import ModelError
-from dist_sft.model.blocks import decoder_blocks, hidden_states
+from dist_sft.model.branches import decoder_blocks, hidden_states
 from dist_sft.model.context import PackContext
 from dist_sft.model.randomness import draw, signed_unit
 
@@ -51,12 +51,12 @@ def scales(pack: PackContext, settings: Neftune, alpha: float, width: int) -> Te
     0 on padding, and on the tokens that settings.where leaves out. settings.scale "row" takes for L the tokens of the
     whole pack, padding included, as transformers' hook does.
     """
-    lengths = pack.lengths if settings.scale == "sample" else torch.full_like(pack.lengths, len(pack.lengths))
+    lengths = pack.lengths if settings.scale == "sample" else torch.full_like(pack.lengths, pack.ends[-1])
     scale = alpha / torch.sqrt((lengths * width).to(torch.float32))
-    scale[pack.real :] = 0
-    if settings.where == "all":
-        return scale
-    return scale.masked_fill(pack.answers if settings.where == "prompt" else ~pack.answers, 0)
+    silent = pack.padding
+    if settings.where != "all":
+        silent = silent | (pack.answers if settings.where == "prompt" else ~pack.answers)
+    return scale.masked_fill(silent, 0)
 
 
 def noise(pack: PackContext, settings: Neftune, alpha: float, width: int, block: int = 0) -> Tensor:
@@ -113,6 +113,7 @@ def _at_input(module: nn.Module, pack: PackContext, settings: Neftune, alpha: fl
     module.register_forward_pre_hook(before, with_kwargs=True)
 
 
+@torch.compiler.disable  # else a graph would be compiled for each step, whose strength is a number in it
 def _noisy(states: Tensor, pack: PackContext, settings: Neftune, alpha: float, block: int) -> Tensor:
     if pack.step is None:
         return states

@@ -18,7 +18,7 @@ from transformers import (
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
-from dist_sft.model.blocks import branch_ends, decoder_blocks
+from dist_sft.model.branches import branch_ends, decoder_blocks
 from dist_sft.model.dropout import SampleDropout, add_residual_dropout, check_residual_dropout, replace_dropout
 from tests.model.test_attention import CONFIGS, SMALL, build, pack, samples
 from tests.model.test_noise import enter
@@ -115,9 +115,17 @@ def test_the_norms_behind_the_sublayers_are_dropped_where_there_are_any(name):
     ],
 )
 def test_dropout_in_another_place_is_refused(monkeypatch, name, ends):
-    monkeypatch.setattr("dist_sft.model.blocks.ENDS", (ends,))
+    monkeypatch.setattr("dist_sft.model.branches.ENDS", (ends,))
     model = dropping(CONFIGS[name])
     with pytest.raises(ModelError, match="2 of 2 blocks add to the residual stream what dropout does not reach"):
+        check_residual_dropout(model, model.module)
+
+
+def test_a_third_branch_is_refused():
+    model = dropping(CONFIGS["llama"])
+    first, _ = decoder_blocks(model.module)
+    first.register_forward_hook(lambda _module, _args, output: output * 1.01)
+    with pytest.raises(ModelError, match="1 of 2 blocks add to the residual stream what dropout does not reach"):
         check_residual_dropout(model, model.module)
 
 
@@ -192,7 +200,7 @@ def test_adapters_with_dropout_of_their_own_leave_residual_dropout_as_it_is():
 def test_a_model_whose_blocks_cannot_be_found_is_refused():
     model = build(CONFIGS["llama"])
     model.module.config.num_hidden_layers = 7
-    with pytest.raises(ModelError, match="its 7 blocks cannot be found: 0 lists of modules have this length"):
+    with pytest.raises(ModelError, match="its 7 blocks cannot be found: 2 were"):
         add_residual_dropout(model.module, model.context, 0.1)
 
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dist_sft.config.sections import Neftune
+from dist_sft.config.noise import Neftune
+from dist_sft.config.sections import LoraTuning
 from dist_sft.model import attention, neftune
+from dist_sft.model.adapters import starts_of, with_adapters
 from dist_sft.model.context import PackContext
+from dist_sft.model.head import attach_head
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.packed import PackedModel
 from tests.model.test_attention import CONFIGS, pack, samples
@@ -25,6 +28,7 @@ def build(name, implementation):
     ).to("cuda")
     context = PackContext()
     context.attach(model)
+    attach_head(model, context)
     return PackedModel(model.eval(), context, seed=0, device=torch.device("cuda"))
 
 
@@ -50,6 +54,22 @@ def test_noise_is_the_same_on_cpu_and_gpu():
     context = enter((3, 50), (7, 20))
     settings = Neftune()
     expected = neftune.noise(context, settings, 5, 16)
-    for field in ("positions", "lengths", "keys", "answers"):
+    for field in ("positions", "lengths", "keys", "padding", "answers"):
         setattr(context, field, getattr(context, field).cuda())
     assert torch.equal(neftune.noise(context, settings, 5, 16).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "tuning", [{"init": "pissa"}, {"init": "pissa", "dora": True}, {"modules_to_save": ["lm_head"]}]
+)
+@torch.no_grad()
+def test_adapters_change_nothing_before_the_first_update(tuning, dtype):
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS["llama"])
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).to("cuda").eval()
+    ids = torch.arange(20, device="cuda")[None]
+    expected = model(ids).logits
+    adapted = with_adapters(model, LoraTuning(kind="lora", rank=4, **tuning), seed=0)
+    assert all(start.device.type == "cuda" for start in starts_of(adapted).values())
+    torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.integrations.neftune import activate_neftune, neftune_post_forward_hook
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.config.sections import Neftune, NoiseSchedule
+from dist_sft.config.noise import Neftune, NoiseSchedule
 from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
@@ -146,7 +146,7 @@ def test_padding_has_no_noise_whatever_the_settings():
     for settings in ({}, {"scale": "row"}, {"where": "prompt"}):
         context = enter((0, 20), (1, 9), multiple=64)
         draws = noise(context, **settings)
-        assert context.real == 29 and len(draws) == 64
+        assert context.padding.tolist() == [False] * 29 + [True] * 35
         assert not draws[29:].any() and draws[:29].any()
 
 

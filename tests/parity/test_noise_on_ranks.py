@@ -87,7 +87,7 @@ def drawn(folder):
 def test_every_bit_of_the_noise_is_the_same_on_one_rank_and_on_two(runs, tuning):
     plain, sharded = drawn(runs[tuning, "plain"]), drawn(runs[tuning, "sharded"])
     assert {name.split()[1] for name in plain} == {"0", "1"}
-    assert len(plain) == 2 * STEPS * 12
+    assert len(plain) == 2 * STEPS * 12 and all(f" of {STEPS} " in name for name in plain)
     assert plain == sharded
 
 
