@@ -3,7 +3,10 @@
 python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
 """
 
+import contextlib
 import gc
+import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -19,6 +22,7 @@ def train_on_ranks(runs, world, timeout=400, check=True):
     """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
 
     Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
+    Settings with "record": FOLDER let each rank write there what noise it drew.
     Settings with "frozen" write the parameters that were not trained, as they are in memory after training.
     Settings with "decomposes": False end with an AssertionError if an adapter's start is computed, not read.
     Those with a "mutant" have that fault, and rows of "silent" have no loss weight, see tests/mutants.py.
@@ -90,6 +94,32 @@ def write_logits(settings, tokens, out):
         np.save(out, logits.float().numpy())
 
 
+@contextlib.contextmanager
+def recorded_noise(folder, rank):
+    """Write FOLDER/RANK.json: a digest of the noise of each sample in each step, by block; noise drawn again agrees."""
+    from dist_sft.model import neftune
+
+    digests, draw = {}, neftune.noise
+
+    def drawn(pack, settings, alpha, width, block=0):
+        noise = draw(pack, settings, alpha, width, block)
+        for start, end in itertools.pairwise(pack.ends):
+            if not pack.padding[start]:
+                key = f"block {block} step {pack.step} of {pack.steps} sample {int(pack.keys[start])}"
+                digest = hashlib.sha256(noise[start:end].numpy().tobytes()).hexdigest()
+                assert digests.setdefault(key, digest) == digest, key
+        return noise
+
+    neftune.noise = drawn
+    try:
+        yield
+    finally:
+        neftune.noise = draw
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, f"{rank}.json").write_text(json.dumps(digests))
+
+
 def train_and_write_frozen(settings, out):
     """Whole frozen parameters of the model that was trained, by name, as torch.save writes them."""
     import deepspeed
@@ -130,6 +160,7 @@ def main(spec):
     errors = []
     for settings in spec["runs"]:
         probe, frozen = settings.pop("probe", None), settings.pop("frozen", None)
+        record = recorded_noise(settings.pop("record", None), rank)
         if not settings.pop("decomposes", True):
             refuse_decompositions()
         try:
@@ -138,7 +169,7 @@ def main(spec):
             elif probe:
                 write_logits(settings, probe["tokens"], probe["out"])
             else:
-                with mutated(settings.pop("mutant", None)), silent(settings.pop("silent", ())):
+                with mutated(settings.pop("mutant", None)), silent(settings.pop("silent", ())), record:
                     work(settings, "test")
             errors.append(None)
         except SftError as error:

@@ -27,6 +27,7 @@ from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
 from dist_sft.data.ledger import Ledger
 from dist_sft.model.adapters import starts_of
 from dist_sft.model.cost import peak_flops
+from dist_sft.model.dropout import check_residual_dropout
 from dist_sft.model.head import check_head
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
@@ -82,11 +83,14 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
 
     merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
     tuning = config.model.tuning
-    model = load(config.model, merged, config.run.seed, device, _kept_starts(folder / "checkpoints", tuning))
+    kept = _kept_starts(folder / "checkpoints", tuning)
+    model = load(config.model, merged, config.run.seed, device, brief.steps[TRAIN], kept)
     ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
     engine = build_engine(model.module, merged, config.train, ratio)
     check_isolation(model, engine, brief.vocabulary, config.data.context_length)
     check_head(model, engine, brief.vocabulary)
+    if config.model.residual_dropout:
+        check_residual_dropout(model, engine)
     adapter, starts = tuning.kind == "lora", starts_of(model.module)
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt, starts)
     progress = checkpoints.load(engine)

@@ -1,29 +1,16 @@
-"""Every setting of a run file, its type, its default and its meaning.
+"""Every setting of a run file, its type, its default and its meaning; those of noise are in `noise`.
 
-All sections are frozen and refuse unknown keys. Settings marked with EXECUTION may change when a run is resumed: they
-cannot change what is learned. All others may not, see `learned`.
+Settings marked with EXECUTION may change when a run is resumed: they cannot change what is learned. All others may not,
+see `learned`.
 """
 
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.config import JsonDict
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-EXECUTION: JsonDict = {"execution": True}
-"""Mark of a setting that changes only how fast, where, or how visibly a run goes."""
-
-Role = Literal["system", "user", "assistant", "tool"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a running average: 1 would never forget."""
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
+from dist_sft.config.noise import Neftune
+from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share
 
 
 class RunSection(Section):
@@ -76,13 +63,6 @@ class LoraTuning(Section):
         return self.alpha / (self.rank if self.scaling == "alpha/rank" else self.rank**0.5)
 
 
-class Neftune(Section):
-    """model.neftune: noise on the input embeddings (Jain et al., 2023), alpha / sqrt(length * width) per sample."""
-
-    alpha: NonNegativeFloat = 5.0
-    distribution: Literal["uniform", "gaussian"] = "uniform"
-
-
 class ModelSection(Section):
     """model: what is tuned, and how it is computed."""
 
@@ -94,6 +74,11 @@ class ModelSection(Section):
     )
     tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning()
     neftune: Neftune | None = None
+    residual_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="of what attention and MLP add to the residual stream: none at the bottom block, this at the last, "
+        "linear between (LIMA, Zhou et al., 2023: 0.3; 0.2 for small models)",
+    )
     gradient_checkpointing: bool | Share = Field(
         default=False,
         description="recompute activations: less memory, up to 1/3 more time; a number: in this share of the blocks",
@@ -220,7 +205,13 @@ class Optimizer(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = Field(default=0.0, description="on matrices only: not on norms and biases")
+    weight_decay: NonNegativeFloat = 0.0
+    decay: Literal["matrices", "all"] = Field(
+        default="matrices", description="what weight_decay is for; matrices: not norms and biases"
+    )
+    decay_embeddings: bool = Field(
+        default=True, description="false: no decay of embeddings, nor of a head that shares their weights"
+    )
     momentum: Decay = Field(default=0.0, description="of sgd")
 
 
@@ -254,6 +245,12 @@ class TrainSection(Section):
     )
     epochs: PositiveFloat | None = Field(default=None, description="passes over the data; this or steps")
     steps: PositiveInt | None = Field(default=None, description="optimizer steps; this or epochs")
+    preset: Literal["none", "full", "lora", "distill"] = Field(
+        default="none",
+        description="fills in learning_rate, schedule, warmup, weight_decay where the run file does not set them, from "
+        "a published recipe: see config/presets.py",
+        json_schema_extra=EXECUTION,  # what counts is the values: they are in the resolved config, and compared
+    )
     loss: LossSection = LossSection()
     optimizer: Optimizer = Optimizer()
     learning_rate: PositiveFloat = 1e-5

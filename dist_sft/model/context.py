@@ -39,7 +39,13 @@ class PackContext:
     positions   int64[T], restart at 0 with each sample
     lengths     int64[T], tokens of the sample that a token belongs to
     windows     the window of each attention layer that has run since the pack was entered; None: no window
+    padding     bool[T], tokens of no sample
+    answers     bool[T], tokens that are learned: those with a loss weight above 0
     keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
+    step        number of the update, from 0; None in evaluation
+    steps       updates of the whole run
+    branches    what a block's sublayers shall add to the residual stream, each, in place of what they compute; None:
+                what they compute. For `check_residual_dropout`
     asked       what the head shall answer
     """
 
@@ -49,7 +55,12 @@ class PackContext:
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     windows: list[int | None] = field(default_factory=list)
+    padding: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    answers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     keys: Tensor | None = None
+    step: int | None = None
+    steps: int = 1
+    branches: tuple[float, float] | None = None
     asked: Asked = field(default_factory=lambda: Asked(torch.zeros(0, dtype=torch.int64)))
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
@@ -61,7 +72,9 @@ class PackContext:
         self.windows = []
         self.positions = torch.from_numpy(pack.positions.astype(np.int64)).to(device)
         self.lengths = torch.from_numpy(np.repeat(lengths, lengths)).to(device)
-        self.keys = None
+        self.step, self.keys = step, None
+        self.padding = torch.from_numpy(np.arange(self.ends[-1]) >= pack.real_tokens).to(device)
+        self.answers = torch.from_numpy(pack.weights > 0).to(device)
         if step is not None:
             keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples]
             keys += [0] * (len(lengths) - len(keys))  # padding

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model import attention, noise
+from dist_sft.model import attention, dropout, neftune
 from dist_sft.model.adapters import with_adapters
 from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.context import PackContext
@@ -57,9 +57,12 @@ def load(
     deepspeed: dict[str, Any],
     seed: int,
     device: torch.device,
+    steps: int,
     starts: dict[str, Tensor] | None = None,
 ) -> PackedModel:
-    """The model of a run, ready for deepspeed.initialize. starts: what its adapters started from, on resume.
+    """The model of a run, ready for deepspeed.initialize.
+
+    steps: of the whole run. starts: what its adapters started from, on resume.
 
     Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
@@ -93,23 +96,18 @@ def load(
     if settings.gradient_checkpointing:
         frozen = settings.tuning.kind == "lora"
         recompute_activations(model, float(settings.gradient_checkpointing), partitioned.is_zero3(), frozen)
-    pack = PackContext()
+    pack = PackContext(steps=steps)
     if settings.neftune:
-        noise.add_neftune(model.get_input_embeddings(), pack, settings.neftune)
-    noise.replace_dropout(model, pack)
+        neftune.add_neftune(model, pack, settings.neftune)
+    dropout.replace_dropout(model, pack)
+    if settings.residual_dropout:
+        dropout.add_residual_dropout(model, pack, settings.residual_dropout)
     multiply_without_emulation(model, device)
     attach_head(model, pack)
     if settings.compile:
         compile_blocks(model)
     pack.attach(model)
     return PackedModel(model, pack, seed, device)
-
-
-def _checkpoint_activations(model: Any, settings: ModelSection, zero3: bool) -> None:
-    """Recompute activations. Re-entrant under ZeRO-3, whose parameters have no shape between two uses."""
-    model.gradient_checkpointing_enable({"use_reentrant": zero3})
-    if isinstance(settings.tuning, LoraTuning):
-        model.enable_input_require_grads()
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dist_sft.config.noise import Neftune
 from dist_sft.config.sections import LoraTuning
-from dist_sft.model import attention, noise
+from dist_sft.model import attention, neftune
 from dist_sft.model.adapters import starts_of, with_adapters
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
@@ -51,10 +52,11 @@ def test_isolation_is_proved_for_the_variable_length_kernel(name):
 
 def test_noise_is_the_same_on_cpu_and_gpu():
     context = enter((3, 50), (7, 20))
-    expected = noise.neftune(context, 5, "uniform", 16)
-    for field in ("positions", "lengths", "keys"):
+    settings = Neftune()
+    expected = neftune.noise(context, settings, 5, 16)
+    for field in ("positions", "lengths", "keys", "padding", "answers"):
         setattr(context, field, getattr(context, field).cuda())
-    assert torch.equal(noise.neftune(context, 5, "uniform", 16).cpu(), expected)
+    assert torch.equal(neftune.noise(context, settings, 5, 16).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

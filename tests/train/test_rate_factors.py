@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModelForCausalLM
 
-from dist_sft.config.sections import LoraTuning
+from dist_sft.config.sections import LoraTuning, Optimizer
 from dist_sft.model.adapters import with_adapters
 from dist_sft.train.optimizer import parameter_groups
 from tests.model.test_adapters import CONFIGS
@@ -15,7 +15,7 @@ def grouped(ratio):
     tuning = LoraTuning(kind="lora", rank=4, dora=True, modules_to_save=("lm_head", "norm"))
     adapted = with_adapters(model, tuning, seed=0)
     names = {id(p): name for name, p in adapted.named_parameters()}
-    groups = parameter_groups(adapted, 0.1, ratio)
+    groups = parameter_groups(adapted, Optimizer(weight_decay=0.1), ratio)
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in adapted.parameters())
     return {(g["weight_decay"], g["rate_factor"]): [names[id(p)] for p in g["params"]] for g in groups}
 
@@ -38,4 +38,4 @@ def test_norms_do_not_decay_and_neither_do_those_of_dora():
 def test_a_ratio_of_one_changes_nothing():
     assert set(grouped(1.0)) == {(0.1, 1.0), (0.0, 1.0)}
     layer = torch.nn.Linear(3, 2)
-    assert [group["params"] for group in parameter_groups(layer, 0.0)] == [[layer.weight], [layer.bias]]
+    assert [group["params"] for group in parameter_groups(layer, Optimizer())] == [[layer.weight], [layer.bias]]

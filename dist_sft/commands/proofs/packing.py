@@ -38,7 +38,7 @@ def model_to_prove(config: RunConfig) -> Iterator[tuple[PackedModel, str]]:
             small = save_miniature(architecture, Path(folder), config.run.seed)
             settings = settings.model_copy(update={"path": folder, "revision": None})
             which = f"a copy of {small / 1e6:.1f} M parameters"
-        yield load(settings, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu")), which
+        yield load(settings, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1), which
 
 
 def prove_packing(config: RunConfig, model: PackedModel, samples: Sequence[EncodedSample], which: str) -> list[Proof]:
