@@ -23,9 +23,11 @@ from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.ledger import Ledger
+from dist_sft.model.attention import name_of
 from dist_sft.model.cost import peak_flops
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
+from dist_sft.model.neighbours import Neighbours
 from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
@@ -78,6 +80,7 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
 
     merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
     model = load(config.model, merged, config.run.seed, device)
+    model.context.neighbours = Neighbours.form(config.train.sequence_parallel)
     engine = build_engine(model.module, merged, config.train)
     check_isolation(model, engine, brief.vocabulary, config.data.context_length)
     adapter = config.model.tuning.kind == "lora"
@@ -89,7 +92,8 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     so_far = tokens_so_far(folder / "metrics.jsonl", done if rank == 0 else 0, len(brief.sources))
     ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
     tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger)
-    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world)
+    attention = name_of(model.module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
+    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
     for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
     clock = StepClock(brief.cost.flops)

@@ -21,7 +21,7 @@ from dist_sft.data.packing import Dealer
 from dist_sft.data.sources import RowSource
 from dist_sft.model.cost import ModelCost, model_cost
 from dist_sft.model.load import load_config
-from dist_sft.model.supported import refuse_unsupported
+from dist_sft.model.supported import refuse_split, refuse_unsupported
 from dist_sft.model.tokenizer import load_vocabulary
 from dist_sft.model.weights import check_weights, model_fingerprint
 from dist_sft.service.messages import Feed
@@ -69,6 +69,7 @@ class RunData:
         settings = config.model
         architecture = load_config(settings)
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
+        refuse_split(architecture, config.train.sequence_parallel, settings.path)
         check_weights(settings)
         with ThreadPoolExecutor(1, "open") as pool:  # files are hashed and indexed while the tokenizer is loaded
             opened = pool.submit(open_sources, config.data.sources, config.data)
@@ -119,7 +120,8 @@ class RunData:
             settings.packing,
             settings.micro_steps,
             self.cost.quadratic,
-            settings.pad_to_multiple_of,
+            settings.pack_multiple,
+            settings.sequence_parallel,
         )
 
 

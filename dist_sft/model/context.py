@@ -13,28 +13,44 @@ from torch import Tensor, nn
 
 from dist_sft.core import seeds
 from dist_sft.data.pack import Pack
+from dist_sft.model.neighbours import Neighbours
 
 
 @dataclass
 class PackContext:
     """The pack of the current forward pass.
 
-    ends        [0, ..., T], where samples begin and end, as Python integers
-    cu_seqlens  int32[K+1], the same on the device
-    longest     tokens of the longest sample
-    positions   int64[T], restart at 0 with each sample
-    lengths     int64[T], tokens of the sample that a token belongs to
-    windows     the window of each attention layer that has run since the pack was entered; None: no window
-    keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
+    Axes: T tokens of the pack, S of them on this rank (all, where a rank has no neighbours), K samples.
+
+    ends         [0, ..., T], where samples begin and end, as Python integers
+    cu_seqlens   int32[K+1], the same on the device
+    longest      tokens of the longest sample
+    part         where this rank's tokens stand in the pack
+    positions    int64[S], restart at 0 with each sample
+    lengths      int64[S], tokens of the sample that a token belongs to
+    windows      the window of each attention layer that has run since the pack was entered; None: no window
+    keys         int64[S], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
+    sample_keys  the same of each of the K samples, as Python integers; [] in evaluation
+    kept         what attention has computed for this pack, by name
+
+    The same for all packs of a run:
+
+    neighbours         ranks that work on one pack together
+    attention_dropout  share of the attention weights that is dropped
     """
 
     ends: list[int] = field(default_factory=lambda: [0])
     cu_seqlens: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int32))
     longest: int = 0
+    part: slice = field(default_factory=lambda: slice(0, 0))
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     windows: list[int | None] = field(default_factory=list)
     keys: Tensor | None = None
+    sample_keys: list[int] = field(default_factory=list)
+    kept: dict[str, object] = field(default_factory=dict)
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    attention_dropout: float = 0.0
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
         """Make `pack` the current one. step None: evaluation."""
@@ -42,14 +58,17 @@ class PackContext:
         self.ends = pack.cu_seqlens.tolist()
         self.cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device)
         self.longest = int(lengths.max())
-        self.windows = []
-        self.positions = torch.from_numpy(pack.positions.astype(np.int64)).to(device)
-        self.lengths = torch.from_numpy(np.repeat(lengths, lengths)).to(device)
-        self.keys = None
+        self.windows, self.kept = [], {}
+        self.part = self.neighbours.part(self.ends[-1])
+        self.positions = torch.from_numpy(pack.positions[self.part].astype(np.int64)).to(device)
+        self.lengths = torch.from_numpy(np.repeat(lengths, lengths)[self.part]).to(device)
+        self.keys, self.sample_keys = None, []
         if step is not None:
             keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples]
             keys += [0] * (len(lengths) - len(keys))  # padding
-            self.keys = torch.from_numpy(np.repeat(np.array(keys, np.uint64).view(np.int64), lengths)).to(device)
+            signed = np.array(keys, np.uint64).view(np.int64)
+            self.sample_keys = signed.tolist()
+            self.keys = torch.from_numpy(np.repeat(signed, lengths)[self.part]).to(device)
 
     def attach(self, model: nn.Module) -> None:
         """Let every module of a model find this context as `module.pack_context`."""

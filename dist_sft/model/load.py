@@ -57,6 +57,8 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
     """
     config = load_config(settings)
     attention.register()
+    dropout = attention.dropout_of(settings.attention_dropout, config)
+    _set_dropout(config, dropout)
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -64,7 +66,7 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
             revision=settings.revision,
             config=config,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation=attention.choose(settings.attention, device.type, settings.dtype, config),
+            attn_implementation=attention.choose(settings.attention, device.type, settings.dtype, config, dropout),
         )
     except KeyError as error:
         raise ModelError(
@@ -83,7 +85,7 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
         model = with_adapters(model, settings.tuning, seed)
     if settings.gradient_checkpointing:
         _checkpoint_activations(model, settings, zero3=partitioned.is_zero3())
-    pack = PackContext()
+    pack = PackContext(attention_dropout=dropout)
     if settings.neftune:
         noise.add_neftune(model.get_input_embeddings(), pack, settings.neftune)
     noise.replace_dropout(model, pack)
@@ -116,6 +118,14 @@ def with_adapters(model: Any, tuning: LoraTuning, seed: int) -> Any:
             where=f"model.tuning.targets={tuning.targets}",
             fix=f"use all-linear, or some of: {', '.join(linear)}",
         ) from error
+
+
+def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
+    """Let the model itself say what is true; what is dropped is decided in `model.attention`."""
+    text = config.get_text_config()
+    for name in attention.DROPOUTS:
+        if hasattr(text, name):
+            setattr(text, name, dropout)
 
 
 def _checkpoint_activations(model: Any, settings: ModelSection, zero3: bool) -> None:

@@ -39,15 +39,16 @@ class PackedModel:
             nll float32[P] in nats, and weights float32[P]; P is 1, with weight 0, where nothing is supervised.
         """
         at, weights = self._supervised(pack)
-        logits = self.logits(call, pack, step, (at - 1).clamp(min=0))
+        here = self.context.neighbours.part(len(pack.tokens))
+        logits = self.logits(call, pack, step, (at - 1 - here.start).clamp(min=0))
         targets = torch.from_numpy(pack.tokens).to(self.device, torch.int64)[at]
         return nn.functional.cross_entropy(logits.float(), targets, reduction="none"), weights
 
     def logits(self, call: nn.Module, pack: Pack, step: int | None, at: Tensor) -> Tensor:
-        """[P, V]: what the model predicts from the positions `at` (int64[P], of the pack)."""
+        """[P, V]: what the model predicts from the positions `at` (int64[P], within this rank's part of the pack)."""
         self.context.enter(pack, self.device, self.seed, step)
         output = call(
-            input_ids=torch.from_numpy(pack.tokens).to(self.device, torch.int64)[None],
+            input_ids=torch.from_numpy(pack.tokens[self.context.part]).to(self.device, torch.int64)[None],
             position_ids=self.context.positions[None],
             use_cache=False,
             **({"logits_to_keep": at} if self._keeps else {}),
@@ -55,9 +56,11 @@ class PackedModel:
         return output.logits[0] if self._keeps else output.logits[0, at]
 
     def _supervised(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """int64[P], float32[P]: where the supervised tokens stand, and their weights."""
+        """int64[P], float32[P]: where the tokens stand that this rank predicts, and their weights."""
         weights = torch.from_numpy(pack.weights).to(self.device)
+        here = self.context.neighbours.part(len(pack.tokens))
         at = weights.nonzero()[:, 0]
+        at = at[(at > here.start) & (at <= here.stop)]  # token t is predicted by the rank that holds t - 1
         if len(at) == 0:  # a rank with nothing to learn still runs the head, for all ranks gather its parameters
             at = torch.zeros(1, dtype=torch.int64, device=self.device)
         return at, weights[at]
