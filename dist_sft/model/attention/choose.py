@@ -45,7 +45,6 @@ def choose(wanted: str, device: str, dtype: str, config: PretrainedConfig, dropo
     if missing := next(_missing(wanted, wish), None):
         raise ModelError(
             f"model.attention is {wanted}, which needs {missing}",
-            where="model.attention",
             fix="use model.attention=auto",
         )
     return NAMES[wanted]
