@@ -25,6 +25,7 @@ from dist_sft.config.sections import RunConfig
 from dist_sft.data.ledger import Ledger
 from dist_sft.model.attention import name_of
 from dist_sft.model.cost import peak_flops
+from dist_sft.model.head import check_head
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
 from dist_sft.model.neighbours import Neighbours
@@ -83,6 +84,7 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     model.context.neighbours = Neighbours.form(config.train.sequence_parallel)
     engine = build_engine(model.module, merged, config.train)
     check_isolation(model, engine, brief.vocabulary, config.data.context_length)
+    check_head(model, engine, brief.vocabulary)
     adapter = config.model.tuning.kind == "lora"
     checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt)
     progress = checkpoints.load(engine)

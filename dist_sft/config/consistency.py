@@ -8,7 +8,7 @@ from dist_sft.config.sections import RunConfig, Source
 
 def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
-    checks = (_length, _schedule, _optimizer, _evaluation, _device, _neighbours, _mixture, _changes, _order)
+    checks = (_length, _schedule, _optimizer, _evaluation, _device, _neighbours, _mixture, _changes, _order, _loss)
     return [problem for check in checks for problem in check(config)]
 
 
@@ -165,3 +165,10 @@ def _order(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("data", "order", "domain"), what, "set data.order.kind: interleaved")
     if len(set(order.stages)) < len(order.stages):
         yield Problem(("data", "order", "stages"), "data.order.stages names a stage twice", "name each once")
+
+
+def _loss(config: RunConfig) -> Iterator[Problem]:
+    loss = config.train.loss
+    if loss.kind == "dft" and loss.label_smoothing:
+        what = "train.loss.kind is dft, which weighs a target by its own probability, and label_smoothing spreads it"
+        yield Problem(("train", "loss", "label_smoothing"), what, "remove label_smoothing, or set kind: nll")

@@ -205,6 +205,20 @@ class Optimizer(Section):
     momentum: Decay = Field(default=0.0, description="of sgd")
 
 
+class LossSection(Section):
+    """train.loss: of a supervised token; data.loss says which tokens count, and how much."""
+
+    kind: Literal["nll", "dft"] = Field(
+        default="nll", description="nll: -log p; dft: p, held constant, times that (Wu et al., 2025)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the target's weight that is spread over the vocabulary"
+    )
+    z_loss: NonNegativeFloat = Field(
+        default=0.0, description="times the squared log of the sum of exp(logits); PaLM: 1e-4"
+    )
+
+
 class TrainSection(Section):
     """train: the steps."""
 
@@ -227,6 +241,7 @@ class TrainSection(Section):
     )
     epochs: PositiveFloat | None = Field(default=None, description="passes over the data; this or steps")
     steps: PositiveInt | None = Field(default=None, description="optimizer steps; this or epochs")
+    loss: LossSection = LossSection()
     optimizer: Optimizer = Optimizer()
     learning_rate: PositiveFloat = 1e-5
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"

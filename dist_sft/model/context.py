@@ -16,6 +16,20 @@ from dist_sft.data.pack import Pack
 from dist_sft.model.neighbours import Neighbours
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the head shall answer.
+
+    at       int64[P], positions of this rank's part of the pack
+    targets  int64[P], the tokens that follow them: scores are wanted; None: logits
+    mean     whether scores shall hold the mean logit
+    """
+
+    at: Tensor
+    targets: Tensor | None = None
+    mean: bool = False
+
+
 @dataclass
 class PackContext:
     """The pack of the current forward pass.
@@ -31,6 +45,7 @@ class PackContext:
     windows      the window of each attention layer that has run since the pack was entered; None: no window
     keys         int64[S], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
     sample_keys  the same of each of the K samples, as Python integers; [] in evaluation
+    asked        what the head shall answer
     kept         what attention has computed for this pack, by name
 
     The same for all packs of a run:
@@ -47,6 +62,7 @@ class PackContext:
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     windows: list[int | None] = field(default_factory=list)
     keys: Tensor | None = None
+    asked: Asked = field(default_factory=lambda: Asked(torch.zeros(0, dtype=torch.int64)))
     sample_keys: list[int] = field(default_factory=list)
     kept: dict[str, object] = field(default_factory=dict)
     neighbours: Neighbours = field(default_factory=Neighbours)

@@ -195,7 +195,8 @@ def _check_layers(model: PackedModel, windows: list[int | None], context_length:
             fix=ATTENTION_ALONE,
         )
     window, kinds = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
-    sliding = kinds.count("sliding_attention") if kinds else int(getattr(text, "use_sliding_window", True))
+    sliding = text.num_hidden_layers if getattr(text, "use_sliding_window", True) else 0
+    sliding = kinds.count("sliding_attention") if kinds else sliding
     if window and window < context_length and len([w for w in windows if w is not None]) < sliding:
         raise ModelError(
             f"its attention window of {window} tokens does not reach the attention function",

@@ -18,6 +18,7 @@ from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, noise
 from dist_sft.model.context import PackContext
+from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
 
 
@@ -89,6 +90,7 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
     if settings.neftune:
         noise.add_neftune(model.get_input_embeddings(), pack, settings.neftune)
     noise.replace_dropout(model, pack)
+    attach_head(model, pack)
     pack.attach(model)
     return PackedModel(model, pack, seed, device)
 

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dist_sft.model import attention
 from dist_sft.model.context import PackContext
+from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
 
 VOCABULARY = 256
@@ -32,4 +33,5 @@ def miniature(config: PretrainedConfig, wanted: str = "auto") -> PackedModel:
         model = AutoModelForCausalLM.from_config(small, attn_implementation=implementation, dtype=torch.float32)
     context = PackContext()
     context.attach(model)
+    attach_head(model, context)
     return PackedModel(model.eval(), context, seed=0, device=torch.device("cpu"))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from dist_sft.config.sections import TrainSection
 from dist_sft.core.errors import TrainingError
 from dist_sft.data.pack import StepShare
-from dist_sft.train.loss import step_loss
+from dist_sft.train.loss import needs_mean, step_loss, token_loss
 from dist_sft.train.optimizer import build_optimizer
-from dist_sft.train.parts import TokenLosses
+from dist_sft.train.parts import TokenScores
 
 
 def build_engine(module: nn.Module, deepspeed_config: dict[str, Any], settings: TrainSection) -> Any:
@@ -44,7 +44,9 @@ def _check_engine(engine: Any, stage: int) -> None:
         raise TrainingError("ZeRO-3 did not partition every parameter")
 
 
-def update(engine: Any, model: TokenLosses, share: StepShare, learning_rate: float) -> tuple[float, float] | None:
+def update(
+    engine: Any, model: TokenScores, share: StepShare, learning_rate: float, settings: TrainSection
+) -> tuple[float, float] | None:
     """One optimizer update from this rank's packs.
 
     Returns the loss of the whole step (nats per unit of weight) and the norm of its gradient before clipping, both the
@@ -58,8 +60,8 @@ def update(engine: Any, model: TokenLosses, share: StepShare, learning_rate: flo
     world, loss = dist.get_world_size(), torch.zeros((), device=engine.device)
     for pack in share.packs:
         last = pack is share.packs[-1]
-        nll, weights = model.token_losses(engine, pack, share.step)
-        part = step_loss(nll, weights, share.totals.weight, world)
+        scores, weights = model.token_scores(engine, pack, share.step, needs_mean(settings.loss))
+        part = step_loss(token_loss(scores, settings.loss), weights, share.totals.weight, world)
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(part, scale_wrt_gas=False)
         loss += part.detach()

@@ -8,19 +8,20 @@ import torch.distributed as dist
 
 from dist_sft.core.results import EvalResult
 from dist_sft.data.pack import StepShare
-from dist_sft.train.parts import TokenLosses
+from dist_sft.train.loss import negative_log_likelihood
+from dist_sft.train.parts import TokenScores
 
 
 @torch.no_grad()
-def evaluate(engine: Any, model: TokenLosses, shares: Sequence[StepShare], step: int) -> EvalResult:
+def evaluate(engine: Any, model: TokenScores, shares: Sequence[StepShare], step: int) -> EvalResult:
     """Weighted mean of the token losses over all held-out rows: no noise, no dropout. Same on every rank."""
     training = model.module.training
     model.module.eval()
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for share in shares:
         for pack in share.packs:
-            nll, weights = model.token_losses(engine, pack, None)
-            total += (nll * weights).sum(dtype=torch.float64)
+            scores, weights = model.token_scores(engine, pack, None)
+            total += (negative_log_likelihood(scores) * weights).sum(dtype=torch.float64)
     dist.all_reduce(total)
     model.module.train(training)
     return EvalResult(

@@ -26,7 +26,7 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
 
     for share in run.clock.waiting_for(run.service.shares(done)):
         rate = learning_rate(run.config.train, share.step, steps)
-        measured = update(run.engine, run.model, share, rate)
+        measured = update(run.engine, run.model, share, rate, run.config.train)
         done = share.step + 1
         run.tracker.step(run.clock.result(share, measured, rate))
 

@@ -20,13 +20,15 @@ class StepService(Protocol):
     def shares(self, start: int) -> Iterator[StepShare]: ...
 
 
-class TokenLosses(Protocol):
+class TokenScores(Protocol):
     """How packs are computed: see `model.packed`."""
 
     @property
     def module(self) -> nn.Module: ...
 
-    def token_losses(self, call: nn.Module, pack: Pack, step: int | None) -> tuple[Tensor, Tensor]: ...
+    def token_scores(
+        self, call: nn.Module, pack: Pack, step: int | None, mean: bool = False
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Checkpoints(Protocol):
@@ -53,7 +55,7 @@ class Training:
 
     config: RunConfig
     engine: Any
-    model: TokenLosses
+    model: TokenScores
     service: StepService
     held_out: list[StepShare]
     checkpoints: Checkpoints

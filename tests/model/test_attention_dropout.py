@@ -61,7 +61,9 @@ def test_a_sample_is_computed_alike_alone_and_packed_and_otherwise_in_another_st
         assert not torch.equal(segments(*part, other, call), whole[50:70])
 
 
-@pytest.mark.parametrize("config", [LlamaConfig(**SMALL, attention_dropout=0.2), CONFIGS["gpt2"]], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "config", [LlamaConfig(**SMALL, attention_dropout=0.2), CONFIGS["gpt2"]], ids=["llama", "gpt2"]
+)
 def test_training_has_dropout_and_evaluation_has_none(config):
     model, whole, at = build(config), pack(samples(11, 17)), torch.arange(28)
     plain = model.logits(model.module.eval(), whole, None, at)

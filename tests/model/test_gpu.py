@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from dist_sft.model import attention, noise
 from dist_sft.model.context import PackContext
+from dist_sft.model.head import attach_head
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.packed import PackedModel
 from tests.model.test_attention import CONFIGS, pack, samples
@@ -24,6 +25,7 @@ def build(name, implementation):
     ).to("cuda")
     context = PackContext()
     context.attach(model)
+    attach_head(model, context)
     return PackedModel(model.eval(), context, seed=0, device=torch.device("cuda"))
 
 

@@ -65,7 +65,7 @@ STATES = {
             vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
             lru_width=32, attention_window_size=16,
         ),
-        "only 0 of 3 layers",
+        "only 1 of 3 layers",
     ),
     "qwen3-next": (
         Qwen3NextConfig(
@@ -94,7 +94,7 @@ def test_a_model_whose_layers_carry_a_state_is_refused(name):
 
 
 def test_a_window_that_reaches_only_some_of_its_layers_is_refused():
-    model = build(CONFIGS["mistral-sliding"])
+    model = build(CONFIGS["gemma3-sliding"])
     model.module.model.layers[1].self_attn.sliding_window = None
     with pytest.raises(ModelError, match="window of 4 tokens does not reach"):
         check_isolation(model, model.module, 97, 128)
@@ -142,11 +142,11 @@ def test_the_proof_leaves_a_model_as_it_was():
     assert hooks == after
 
 
-def test_the_models_of_transformers_that_leak_are_seen_without_our_attention():
-    """Its own attention keeps samples apart only in some ways to call it: see docs/decisions/0014."""
+@pytest.mark.parametrize(("name", "reason"), [("eager", "attention mask"), ("sdpa", "attention mask|only 0 of 2")])
+def test_a_model_that_runs_transformers_own_attention_is_refused(name, reason):
     model = build(CONFIGS["llama"])
-    model.module.config._attn_implementation = "sdpa"
-    with pytest.raises(ModelError, match="only 0 of 2 layers"):
+    model.module.config._attn_implementation = name
+    with pytest.raises(ModelError, match=reason):
         check_isolation(model, model.module, 97, 128)
 
 

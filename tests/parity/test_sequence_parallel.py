@@ -52,7 +52,7 @@ CASES = [
 
 @pytest.fixture(scope="module", params=[2, 1], ids=["grouped", "one-head-of-keys"])
 def base(request, tiny_run, tmp_path_factory):
-    """A run with sliding windows, grouped heads, noise, two kinds of dropout, weights that differ, and held-out rows."""
+    """A run with sliding windows, grouped heads, noise, dropout, weights that differ, and held-out rows."""
     folder = tmp_path_factory.mktemp("mistral")
     words = AutoTokenizer.from_pretrained(tiny_run["model"]["path"])
     words.save_pretrained(folder)

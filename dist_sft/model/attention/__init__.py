@@ -5,7 +5,7 @@ choose      which back end runs
 segments    one attention per sample, any device; costs the sum of squares of the samples
 flash       flash-attention 2 or 3, CUDA
 varlen      torch's variable-length flash kernel, CUDA
-flex        torch's flex attention with a block mask, compiled on CUDA; for tests also on CPU
+flex        torch's flex attention with a block mask, compiled on CUDA; on CPU slow, for tests
 dropout     on attention weights, a number for each of them
 """
 

@@ -1,5 +1,8 @@
-"""torch's flex attention (Dong et al., 2024) with a block mask of the pack: compiled on CUDA, where it skips the blocks
-between samples; computed whole on CPU, slowly, so that its masks can be tested there."""
+"""torch's flex attention (Dong et al., 2024) with a block mask of the pack.
+
+Compiled on CUDA, where it skips the blocks between samples. On CPU, where it has no backward pass, all scores are
+computed and the same mask and cap are applied to them: slow, and there to be tested.
+"""
 
 import warnings
 from functools import cache
@@ -16,17 +19,34 @@ from dist_sft.model.context import PackContext
 def flex(query: Tensor, key: Tensor, value: Tensor, pack: PackContext, call: Call) -> Tensor:
     """See `Kernel`."""
     assert not call.dropout, "not chosen with dropout"
+    mask, score = _mask(pack, call.window, query.device), None if call.softcap is None else _capped(call.softcap)
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    if not query.is_cuda and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return _dense(query, key, value, mask, score, call.scaling)[0].transpose(0, 1)
     attend = _compiled(flex_attention) if query.is_cuda else flex_attention
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         output: Any = attend(
-            *(tensor.transpose(0, 1)[None] for tensor in (query, key, value)),
-            score_mod=None if call.softcap is None else _capped(call.softcap),
-            block_mask=_mask(pack, call.window, query.device),
+            query,
+            key,
+            value,
+            score_mod=score,
+            block_mask=mask,
             scale=call.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
     return output[0].transpose(0, 1)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, score: Any, scaling: float | None) -> Tensor:
+    """[1, H, T, D], as flex_attention would."""
+    groups, tokens = query.shape[1] // key.shape[1], query.shape[2]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    place = torch.arange(tokens, device=query.device)
+    where = place[:0], place[:0], place[:, None], place[None]
+    scores = scores if score is None else score(scores, *where)
+    return torch.softmax(scores.masked_fill(~mask.mask_mod(*where), -torch.inf), dim=-1) @ value
 
 
 def _mask(pack: PackContext, window: int | None, device: torch.device) -> BlockMask:

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from dist_sft.model.attention.call import Call
 from dist_sft.model.attention.dropout import drop
 from dist_sft.model.context import PackContext
+from dist_sft.model.precision import matmul_dtype
 
 BLOCK = 128
 """Queries of a block. Measured on CPU with windows of 64 to 1024 tokens: 64 to 256 are equally fast, 512 is slower."""
 
 
 def segments(query: Tensor, key: Tensor, value: Tensor, pack: PackContext, call: Call) -> Tensor:
-    """See `Kernel`. On CPU bfloat16 is computed in float32: torch's backward kernel is 8 times as slow without."""
+    """See `Kernel`. Without bfloat16 arithmetic torch's backward kernel is 8 times as slow in it as in float32."""
     kind, lengths = query.dtype, [end - begin for begin, end in pairwise(pack.ends)]
-    if query.device.type == "cpu" and kind == torch.bfloat16:
-        query, key, value = query.float(), key.float(), value.float()
-    parts = [tensor.transpose(0, 1)[None].split(lengths, dim=2) for tensor in (query, key, value)]
+    fast = matmul_dtype(query.device, kind)
+    parts = [tensor.to(fast).transpose(0, 1)[None].split(lengths, dim=2) for tensor in (query, key, value)]
     done = [
         _sample(q, k, v, call, pack.sample_keys[i] if call.dropout else 0)
         for i, (q, k, v) in enumerate(zip(*parts, strict=True))

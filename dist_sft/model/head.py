@@ -1,0 +1,118 @@
+"""Put scores in the place of a model's logits: its own head, on the positions that are asked for, in blocks.
+
+The model's code calls its head as ever; so ZeRO-3 gathers the head's weights, and nothing between the last layer and
+the head is left out. What a model does to its logits afterwards is taken over, for scores are no logits.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from dist_sft.chat.conversation import EncodedSample
+from dist_sft.core import seeds
+from dist_sft.core.errors import ModelError
+from dist_sft.data.order import SampleId
+from dist_sft.data.pack import build_pack
+from dist_sft.model.context import PackContext
+from dist_sft.model.packed import PackedModel
+from dist_sft.model.scores import Shape, token_scores
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+"""Largest difference between the loss by scores and that by logits that is rounding, relative to the largest logit."""
+
+
+def attach_head(model: Any, pack: PackContext) -> None:
+    """Make a model's head answer what `pack.asked` asks. Raises ModelError for a head that is not a linear layer."""
+    head = _active(model.get_output_embeddings())
+    if not isinstance(head, nn.Linear | LoraLinear):
+        raise ModelError(
+            f"its head is a {type(head).__name__}, not a linear layer", where=type(model).__name__,
+            fix="choose a model with a linear lm_head",
+        )  # fmt: skip
+    shape, logits = _take_shape(model), head.forward
+    _let_zero3_gather(head)
+
+    def forward(hidden: Tensor) -> Tensor:
+        """[1, T, H] -> scores float32[1, P, 3], or logits [1, P, V] where there are no targets."""
+        asked = pack.asked
+        hidden = hidden[:, asked.at]
+        if asked.targets is None:
+            return shape(logits(hidden))
+        factors, bias = _factors(head, hidden[0])
+        return token_scores(factors, bias, asked.targets, shape, asked.mean)[None]
+
+    head.forward = forward  # type: ignore[assignment]  # hooks of modules stay where they are
+
+
+def check_head(model: PackedModel, call: nn.Module, vocabulary: int) -> float:
+    """Compare scores with the model's own logits. Every rank must call this.
+
+    Returns the largest difference of a token's loss, relative to the largest logit or nat. Raises ModelError where it
+    is more than rounding.
+    """
+    ids = (seeds.mix64(np.arange(17, dtype=np.uint64)) % np.uint64(vocabulary)).astype(np.int32)
+    near = model.context.neighbours
+    pack = build_pack([SampleId(0, 0, 0)], [EncodedSample(ids, np.r_[0, np.ones(16)].astype(np.float32))], near.size)
+    here = near.part(len(pack.tokens))
+    count = max(0, min(here.stop, 16) - here.start)  # tokens that are predicted on this rank
+    training = model.module.training
+    model.module.eval()
+    with torch.no_grad():
+        scores, _ = model.token_scores(call, pack, None)
+        logits = model.logits(call, pack, None, torch.arange(max(count, 1), device=model.device)).float()
+    model.module.train(training)
+    targets = torch.from_numpy(ids[here.start + 1 :][:count]).to(model.device, torch.int64)
+    expected = nn.functional.cross_entropy(logits[:count], targets, reduction="none")
+    found = (scores[:, 0] - scores[:, 1])[:count] - expected
+    worst = nn.functional.pad(found.abs(), (0, 1)).max() / logits.abs().max().clamp(min=1)
+    difference = float(near.gather(worst[None]).max())
+    if not difference <= TOLERANCE.get(next(model.module.parameters()).dtype, 1e-5):
+        raise ModelError(
+            f"the loss by its head differs from that of its logits by {difference:.2g} of the largest one: it changes "
+            "them in a way that is not known here",
+            where=type(model.module).__name__,
+            fix="choose another model, and report this one",
+        )
+    return difference
+
+
+def _active(head: Any) -> Any:
+    return head.modules_to_save[head.active_adapter] if hasattr(head, "modules_to_save") else head
+
+
+def _factors(head: Any, hidden: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+    """Pairs whose products add up to the logits, the head's own and one for each adapter on it; and the bias."""
+    if not hasattr(head, "lora_A"):
+        return [(hidden, head.weight)], head.bias
+    adapters = [
+        (head.lora_A[name](hidden) * head.scaling[name], head.lora_B[name].weight) for name in head.active_adapters
+    ]
+    return [(hidden, head.base_layer.weight), *adapters], head.base_layer.bias
+
+
+def _let_zero3_gather(head: Any) -> None:
+    """The weights of an adapted head belong to modules inside of it, of which only some are called."""
+    if not isinstance(head, LoraLinear):
+        return
+    import deepspeed
+
+    for weight in (head.base_layer.weight, *(head.lora_B[name].weight for name in head.active_adapters)):
+        if hasattr(weight, "ds_id"):
+            deepspeed.zero.register_external_parameter(head, weight)
+
+
+def _take_shape(model: Any) -> Shape:
+    """What the model's code would do to its logits, which is switched off there."""
+    inner = getattr(model, "get_base_model", lambda: model)()
+    text = inner.config.get_text_config()
+    cap, scale = getattr(text, "final_logit_softcapping", None), 1.0
+    if cap is not None:  # Gemma 2 and later
+        text.final_logit_softcapping = None
+    if getattr(text, "logits_scaling", None) is not None:  # Granite
+        scale, text.logits_scaling = 1 / text.logits_scaling, 1.0
+    if getattr(inner, "logit_scale", None) is not None:  # Cohere
+        scale, inner.logit_scale = float(inner.logit_scale), 1.0
+    return Shape(scale, cap)
