@@ -113,7 +113,14 @@ class RunData:
         return run_folder.facts(config, fingerprints, list(self.encoder.stop_ids))
 
     def dealer(self, config: RunConfig, world: int) -> Dealer:
+        """How packs are made. Raises ConfigError where groups of neighbouring ranks do not add up to the world."""
         settings = config.train
+        if world % settings.sequence_parallel:
+            raise ConfigError(
+                f"{world} ranks cannot be split into groups of {settings.sequence_parallel}",
+                where="train.sequence_parallel",
+                fix=f"take a number of ranks that is a multiple of {settings.sequence_parallel}",
+            )
         return Dealer(
             world,
             settings.tokens_per_pack,
