@@ -26,11 +26,13 @@ from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
 from dist_sft.data.ledger import Ledger
 from dist_sft.model.adapters import starts_of
+from dist_sft.model.attention import name_of
 from dist_sft.model.cost import peak_flops
 from dist_sft.model.dropout import check_residual_dropout
 from dist_sft.model.head import check_head
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
+from dist_sft.model.neighbours import Neighbours
 from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
@@ -85,6 +87,7 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     tuning = config.model.tuning
     kept = _kept_starts(folder / "checkpoints", tuning)
     model = load(config.model, merged, config.run.seed, device, brief.steps[TRAIN], kept)
+    model.context.neighbours = Neighbours.form(config.train.sequence_parallel)
     ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
     engine = build_engine(model.module, merged, config.train, ratio)
     check_isolation(model, engine, brief.vocabulary, config.data.context_length)
@@ -100,7 +103,8 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     so_far = tokens_so_far(folder / "metrics.jsonl", done if rank == 0 else 0, len(brief.sources))
     ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
     tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger)
-    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world)
+    attention = name_of(model.module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
+    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
     for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
     clock = StepClock(brief.cost.flops)

@@ -22,7 +22,7 @@ from dist_sft.data.sources import RowSource
 from dist_sft.model.cost import ModelCost, model_cost
 from dist_sft.model.load import load_config
 from dist_sft.model.neftune import strengths
-from dist_sft.model.supported import refuse_unsupported
+from dist_sft.model.supported import refuse_split, refuse_unsupported
 from dist_sft.model.tokenizer import load_vocabulary
 from dist_sft.model.weights import check_weights, model_fingerprint
 from dist_sft.service.messages import Feed
@@ -72,6 +72,7 @@ class RunData:
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         if settings.neftune:
             strengths(settings.neftune, architecture.get_text_config().num_hidden_layers)
+        refuse_split(architecture, config.train.sequence_parallel, settings.path)
         check_weights(settings)
         with ThreadPoolExecutor(1, "open") as pool:  # files are hashed and indexed while the tokenizer is loaded
             opened = pool.submit(open_sources, config.data.sources, config.data)
@@ -115,14 +116,22 @@ class RunData:
         return run_folder.facts(config, fingerprints, list(self.encoder.stop_ids))
 
     def dealer(self, config: RunConfig, world: int) -> Dealer:
+        """How packs are made. Raises ConfigError where groups of neighbouring ranks do not add up to the world."""
         settings = config.train
+        if world % settings.sequence_parallel:
+            raise ConfigError(
+                f"{world} ranks cannot be split into groups of {settings.sequence_parallel}",
+                where="train.sequence_parallel",
+                fix=f"take a number of ranks that is a multiple of {settings.sequence_parallel}",
+            )
         return Dealer(
             world,
             settings.tokens_per_pack,
             settings.packing,
             settings.micro_steps,
             self.cost.quadratic,
-            settings.pad_to_multiple_of,
+            settings.pack_multiple,
+            settings.sequence_parallel,
         )
 
 

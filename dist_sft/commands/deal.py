@@ -59,8 +59,8 @@ def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtSte
             DealtStep(
                 step=step,
                 samples=[f"{sample.source}:{sample.row}" for sample in encoded.ids],
-                packs=[[list(pack) for pack in packs] for packs in plan.packs],
-                tokens=[list(tokens) for tokens in plan.tokens],
+                packs=[[list(pack) for pack in packs] for packs in plan.packs for _ in range(dealer.neighbours)],
+                tokens=[list(tokens) for tokens in plan.tokens for _ in range(dealer.neighbours)],
                 supervised=sum(sample.supervised for sample in encoded.samples),
                 weight=sum(sample.total_weight for sample in encoded.samples),
                 balance=plan.balance,

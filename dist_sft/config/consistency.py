@@ -11,7 +11,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
     checks = (
         *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
-        *(_evaluation, _device, _mixture, _changes, _order),
+        *(_evaluation, _device, _neighbours, _mixture, _changes, _order),
     )
     return [problem for check in checks for problem in check(config)]
 
@@ -29,12 +29,12 @@ def _length(config: RunConfig) -> Iterator[Problem]:
             "the longest sample fits into no pack",
             f"set train.tokens_per_pack={data.context_length}, or shorten data.context_length",
         )
-    elif -(-data.context_length // train.pad_to_multiple_of) * train.pad_to_multiple_of > train.tokens_per_pack:
+    elif -(-data.context_length // train.pack_multiple) * train.pack_multiple > train.tokens_per_pack:
         yield Problem(
-            ("train", "pad_to_multiple_of"),
+            ("train", "pad_to_multiple_of" if train.sequence_parallel == 1 else "sequence_parallel"),
             f"a sample of data.context_length={data.context_length} tokens, padded to a multiple of "
-            f"{train.pad_to_multiple_of}, is longer than train.tokens_per_pack, {train.tokens_per_pack}",
-            f"make train.tokens_per_pack a multiple of {train.pad_to_multiple_of}",
+            f"{train.pack_multiple}, is longer than train.tokens_per_pack, {train.tokens_per_pack}",
+            f"make train.tokens_per_pack a multiple of {train.pack_multiple}",
         )
 
 
@@ -107,11 +107,21 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:
-    if config.model.attention == "varlen" and config.cluster.gpus_per_worker == 0:
+    if config.model.attention in ("varlen", "flash") and config.cluster.gpus_per_worker == 0:
         yield Problem(
             ("model", "attention"),
-            "model.attention is varlen, a CUDA kernel, and cluster.gpus_per_worker is 0",
+            f"model.attention is {config.model.attention}, a CUDA kernel, and cluster.gpus_per_worker is 0",
             "set model.attention: auto, or give the workers GPUs",
+        )
+
+
+def _neighbours(config: RunConfig) -> Iterator[Problem]:
+    size, workers = config.train.sequence_parallel, config.cluster.workers
+    if workers % size:
+        yield Problem(
+            ("train", "sequence_parallel"),
+            f"train.sequence_parallel is {size}, and cluster.workers is {workers}: groups would leave ranks over",
+            f"make cluster.workers a multiple of {size}, or train.sequence_parallel a divisor of {workers}",
         )
 
 

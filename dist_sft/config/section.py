@@ -11,7 +11,7 @@ EXECUTION: JsonDict = {"execution": True}
 Role = Literal["system", "user", "assistant", "tool"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a running average: 1 would never forget."""
+"""Of a running average: 1 would never forget. Or a share that may be nothing, and never all."""
 Share = Annotated[float, Field(gt=0, le=1)]
 
 

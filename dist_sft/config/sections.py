@@ -4,6 +4,7 @@ Settings marked with EXECUTION may change when a run is resumed: they cannot cha
 see `learned`.
 """
 
+import math
 import os
 from typing import Annotated, Any, Literal
 
@@ -69,8 +70,14 @@ class ModelSection(Section):
     path: str = Field(min_length=1, description="hub id or folder", json_schema_extra=EXECUTION)
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    attention: Literal["auto", "segments", "varlen"] = Field(
-        default="auto", description="how samples of a pack are kept apart", json_schema_extra=EXECUTION
+    attention: Literal["auto", "segments", "varlen", "flash", "flex"] = Field(
+        default="auto",
+        description="what computes attention inside samples; auto: flash where it is installed, varlen on other GPUs, "
+        "segments elsewhere and with dropout",
+        json_schema_extra=EXECUTION,
+    )
+    attention_dropout: Decay | None = Field(
+        default=None, description="share of the attention weights that is dropped; none: what config.json says"
     )
     tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning()
     neftune: Neftune | None = None
@@ -243,6 +250,12 @@ class TrainSection(Section):
     pad_to_multiple_of: PositiveInt = Field(
         default=1, description="tokens; for kernels compiled for few shapes", json_schema_extra=EXECUTION
     )
+    sequence_parallel: PositiveInt = Field(
+        default=1,
+        description="ranks that share one pack, each with a part of its tokens and of the heads; for packs too long "
+        "for one GPU",
+        json_schema_extra=EXECUTION,
+    )
     epochs: PositiveFloat | None = Field(default=None, description="passes over the data; this or steps")
     steps: PositiveInt | None = Field(default=None, description="optimizer steps; this or epochs")
     preset: Literal["none", "full", "lora", "distill"] = Field(
@@ -261,6 +274,11 @@ class TrainSection(Section):
     )
     min_learning_rate: NonNegativeFloat = Field(default=0.0, description="where the decay ends")
     clip: NonNegativeFloat = Field(default=1.0, description="largest norm of the whole gradient; 0: no clipping")
+
+    @property
+    def pack_multiple(self) -> int:
+        """Tokens that the length of each pack is a multiple of: every neighbour gets as many."""
+        return math.lcm(self.pad_to_multiple_of, self.sequence_parallel)
 
 
 class EvalSection(Section):

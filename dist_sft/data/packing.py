@@ -78,12 +78,13 @@ class StepPlan:
 class Dealer:
     """How packs are made.
 
-    world               ranks
+    world               ranks; groups of `neighbours` of them get the same packs
     tokens_per_pack     most tokens in a pack; a single longer sample still gets a pack of its own
     packing             False: one sample per pack
     micro_steps         fewest micro-steps
     quadratic           cost of a sample of L tokens is L + quadratic * L**2, see `model.cost`
     pad_to_multiple_of  packs are filled up to a multiple of so many tokens, within the limit
+    neighbours          ranks that work on one pack together; they divide the world
     """
 
     world: int
@@ -92,9 +93,15 @@ class Dealer:
     micro_steps: int = 1
     quadratic: float = 0.0
     pad_to_multiple_of: int = 1
+    neighbours: int = 1
+
+    @property
+    def groups(self) -> int:
+        """How many packs are computed at a time."""
+        return self.world // self.neighbours
 
     def deal(self, lengths: Sequence[int]) -> StepPlan:
-        """A plan for N samples of these lengths (tokens). Deterministic."""
+        """A plan for N samples of these lengths (tokens), for each group of neighbours. Deterministic."""
         length = np.asarray(lengths, np.int64)
         cost = length + self.quadratic * length * length
         bins = self._bins(length, cost) if self.packing else [[i] for i in range(len(length))]
@@ -102,9 +109,10 @@ class Dealer:
         padding = [-count % self.pad_to_multiple_of for count in tokens]
         total = [float(cost[members].sum()) + pad for members, pad in zip(bins, padding, strict=True)]
         order = sorted(range(len(bins)), key=lambda i: (-total[i], bins[i]))
-        micro_steps = max(self.micro_steps, math.ceil(len(bins) / self.world), 1)
-        slots = [order[m * self.world : (m + 1) * self.world] for m in range(micro_steps)]
-        slots = [[*slot, *[-1] * (self.world - len(slot))] for slot in slots]  # -1: the dummy at the end
+        groups = self.groups
+        micro_steps = max(self.micro_steps, math.ceil(len(bins) / groups), 1)
+        slots = [order[m * groups : (m + 1) * groups] for m in range(micro_steps)]
+        slots = [[*slot, *[-1] * (groups - len(slot))] for slot in slots]  # -1: the dummy at the end
         bins, total, tokens = [*bins, []], [*total, 0.0], [*tokens, 0]
         ranks = list(zip(*slots, strict=True))
         return StepPlan(
@@ -116,17 +124,17 @@ class Dealer:
         )
 
     def _bins(self, lengths: NDArray[np.int64], cost: NDArray[np.float64]) -> list[list[int]]:
-        """As few rounds of `world` bins as hold the samples; each round one micro-step."""
+        """As few rounds of `groups` bins as hold the samples; each round one micro-step."""
         limit = max(self.tokens_per_pack // self.pad_to_multiple_of, 1) * self.pad_to_multiple_of
         order = np.lexsort((np.arange(len(cost)), -cost)).tolist()
         alone = int(np.count_nonzero(2 * lengths > limit))  # no two of them share a pack
-        rounds = max(self.micro_steps, math.ceil(max(int(lengths.sum()) / limit, alone) / self.world), 1)
+        rounds = max(self.micro_steps, math.ceil(max(int(lengths.sum()) / limit, alone) / self.groups), 1)
         tokens, costs = lengths.tolist(), cost.tolist()
         tight: list[list[int]] | None = None
-        while (bins := _cheapest(order, tokens, costs, limit, rounds * self.world)) is None:
+        while (bins := _cheapest(order, tokens, costs, limit, rounds * self.groups)) is None:
             tight = tight or _tightest(order, tokens, limit)
-            if len(tight) <= rounds * self.world:
-                return _evened(tight, tokens, costs, limit, self.world)
+            if len(tight) <= rounds * self.groups:
+                return _evened(tight, tokens, costs, limit, self.groups)
             rounds += 1
         return bins
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from dist_sft.core import seeds
 from dist_sft.data.pack import Pack
+from dist_sft.model.neighbours import Neighbours
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What the head shall answer.
 
-    at       int64[P], positions of the pack
+    at       int64[P], positions of this rank's part of the pack
     targets  int64[P], the tokens that follow them: scores are wanted; None: logits
     mean     whether scores shall hold the mean logit
     """
@@ -33,25 +34,36 @@ class Asked:
 class PackContext:
     """The pack of the current forward pass.
 
-    ends        [0, ..., T], where samples begin and end, as Python integers
-    cu_seqlens  int32[K+1], the same on the device
-    longest     tokens of the longest sample
-    positions   int64[T], restart at 0 with each sample
-    lengths     int64[T], tokens of the sample that a token belongs to
-    windows     the window of each attention layer that has run since the pack was entered; None: no window
-    padding     bool[T], tokens of no sample
-    answers     bool[T], tokens that are learned: those with a loss weight above 0
-    keys        int64[T], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
-    step        number of the update, from 0; None in evaluation
-    steps       updates of the whole run
-    branches    what a block's sublayers shall add to the residual stream, each, in place of what they compute; None:
-                what they compute. For `check_residual_dropout`
-    asked       what the head shall answer
+    Axes: T tokens of the pack, S of them on this rank (all, where a rank has no neighbours), K samples.
+
+    ends         [0, ..., T], where samples begin and end, as Python integers
+    cu_seqlens   int32[K+1], the same on the device
+    longest      tokens of the longest sample
+    part         where this rank's tokens stand in the pack
+    positions    int64[S], restart at 0 with each sample
+    lengths      int64[S], tokens of the sample that a token belongs to
+    windows      the window of each attention layer that has run since the pack was entered; None: no window
+    padding      bool[S], tokens of no sample
+    answers      bool[S], tokens that are learned: those with a loss weight above 0
+    keys         int64[S], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
+    sample_keys  the same of each of the K samples, as Python integers; [] in evaluation
+    step         number of the update, from 0; None in evaluation
+    branches     what a block's sublayers shall add to the residual stream, each, in place of what they compute; None:
+                 what they compute. For `check_residual_dropout`
+    asked        what the head shall answer
+    kept         what attention has computed for this pack, by name
+
+    The same for all packs of a run:
+
+    steps              updates of the whole run
+    neighbours         ranks that work on one pack together
+    attention_dropout  share of the attention weights that is dropped
     """
 
     ends: list[int] = field(default_factory=lambda: [0])
     cu_seqlens: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int32))
     longest: int = 0
+    part: slice = field(default_factory=lambda: slice(0, 0))
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     windows: list[int | None] = field(default_factory=list)
@@ -62,6 +74,10 @@ class PackContext:
     steps: int = 1
     branches: tuple[float, float] | None = None
     asked: Asked = field(default_factory=lambda: Asked(torch.zeros(0, dtype=torch.int64)))
+    sample_keys: list[int] = field(default_factory=list)
+    kept: dict[str, object] = field(default_factory=dict)
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    attention_dropout: float = 0.0
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
         """Make `pack` the current one. step None: evaluation."""
@@ -69,16 +85,19 @@ class PackContext:
         self.ends = pack.cu_seqlens.tolist()
         self.cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device)
         self.longest = int(lengths.max())
-        self.windows = []
-        self.positions = torch.from_numpy(pack.positions.astype(np.int64)).to(device)
-        self.lengths = torch.from_numpy(np.repeat(lengths, lengths)).to(device)
-        self.step, self.keys = step, None
-        self.padding = torch.from_numpy(np.arange(self.ends[-1]) >= pack.real_tokens).to(device)
-        self.answers = torch.from_numpy(pack.weights > 0).to(device)
+        self.windows, self.kept = [], {}
+        self.part = self.neighbours.part(self.ends[-1])
+        self.positions = torch.from_numpy(pack.positions[self.part].astype(np.int64)).to(device)
+        self.lengths = torch.from_numpy(np.repeat(lengths, lengths)[self.part]).to(device)
+        self.padding = torch.from_numpy(np.arange(self.ends[-1])[self.part] >= pack.real_tokens).to(device)
+        self.answers = torch.from_numpy(pack.weights[self.part] > 0).to(device)
+        self.step, self.keys, self.sample_keys = step, None, []
         if step is not None:
             keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples]
             keys += [0] * (len(lengths) - len(keys))  # padding
-            self.keys = torch.from_numpy(np.repeat(np.array(keys, np.uint64).view(np.int64), lengths)).to(device)
+            signed = np.array(keys, np.uint64).view(np.int64)
+            self.sample_keys = signed.tolist()
+            self.keys = torch.from_numpy(np.repeat(signed, lengths)[self.part]).to(device)
 
     def attach(self, model: nn.Module) -> None:
         """Let every module of a model find this context as `module.pack_context`."""

@@ -69,6 +69,9 @@ def load(
     """
     config = load_config(settings)
     attention.register()
+    attention_dropout = attention.dropout_of(settings.attention_dropout, config)
+    _set_dropout(config, attention_dropout)
+    implementation = attention.choose(settings.attention, device.type, settings.dtype, config, attention_dropout)
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -76,7 +79,9 @@ def load(
             revision=settings.revision,
             config=config,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation=attention.choose(settings.attention, device.type, settings.dtype, config),
+            attn_implementation=attention.choose(
+                settings.attention, device.type, settings.dtype, config, attention_dropout
+            ),
         )
     except KeyError as error:
         raise ModelError(
@@ -96,7 +101,7 @@ def load(
     if settings.gradient_checkpointing:
         frozen = settings.tuning.kind == "lora"
         recompute_activations(model, float(settings.gradient_checkpointing), partitioned.is_zero3(), frozen)
-    pack = PackContext(steps=steps)
+    pack = PackContext(steps=steps, attention_dropout=attention_dropout)
     if settings.neftune:
         neftune.add_neftune(model, pack, settings.neftune)
     dropout.replace_dropout(model, pack)
@@ -108,6 +113,14 @@ def load(
         compile_blocks(model)
     pack.attach(model)
     return PackedModel(model, pack, seed, device)
+
+
+def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
+    """Let the model itself say what is true; what is dropped is decided in `model.attention`."""
+    text = config.get_text_config()
+    for name in attention.DROPOUTS:
+        if hasattr(text, name):
+            setattr(text, name, dropout)
 
 
 def _first_line(error: BaseException) -> str:

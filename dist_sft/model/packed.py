@@ -36,17 +36,17 @@ class PackedModel:
         """
         at, weights = self._supervised(pack)
         targets = torch.from_numpy(pack.tokens).to(self.device, torch.int64)[at]
-        return self._compute(call, pack, step, Asked((at - 1).clamp(min=0), targets, mean)), weights
+        return self._compute(call, pack, step, Asked(self._from(at, pack), targets, mean)), weights
 
     def logits(self, call: nn.Module, pack: Pack, step: int | None, at: Tensor) -> Tensor:
-        """[P, V]: what the model predicts from the positions `at` (int64[P], of the pack)."""
+        """[P, V]: what the model predicts from the positions `at` (int64[P], within this rank's part of the pack)."""
         return self._compute(call, pack, step, Asked(at))
 
     def _compute(self, call: nn.Module, pack: Pack, step: int | None, asked: Asked) -> Tensor:
         self.context.enter(pack, self.device, self.seed, step)
         self.context.asked = asked
         output = call(
-            input_ids=torch.from_numpy(pack.tokens).to(self.device, torch.int64)[None],
+            input_ids=torch.from_numpy(pack.tokens[self.context.part]).to(self.device, torch.int64)[None],
             position_ids=self.context.positions[None],
             use_cache=False,
         )
@@ -54,9 +54,15 @@ class PackedModel:
         return answer
 
     def _supervised(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """int64[P], float32[P]: where the supervised tokens stand, and their weights."""
+        """int64[P], float32[P]: where the tokens stand that this rank predicts, and their weights."""
         weights = torch.from_numpy(pack.weights).to(self.device)
+        here = self.context.neighbours.part(len(pack.tokens))
         at = weights.nonzero()[:, 0]
+        at = at[(at > here.start) & (at <= here.stop)]  # token t is predicted by the rank that holds t - 1
         if len(at) == 0:  # a rank with nothing to learn still runs the head, for all ranks gather its parameters
             at = torch.zeros(1, dtype=torch.int64, device=self.device)
         return at, weights[at]
+
+    def _from(self, at: Tensor, pack: Pack) -> Tensor:
+        """int64[P]: where the tokens before `at` stand within this rank's part of the pack."""
+        return (at - 1 - self.context.neighbours.part(len(pack.tokens)).start).clamp(min=0)

@@ -7,8 +7,9 @@ from transformers import PretrainedConfig
 
 from dist_sft.core.errors import ModelError
 
-DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout", "activation_dropout")
-"""Dropout that models apply in functions, from a generator. That of nn.Dropout modules is replaced instead."""
+DROPOUTS = ("attention_probs_dropout_prob", "dropout", "activation_dropout")
+"""Dropout that models apply in functions, from a generator. That of nn.Dropout modules is replaced instead, and that on
+attention weights is in `model.attention`."""
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -37,6 +38,29 @@ def refuse_unsupported(config: PretrainedConfig, context_length: int, packing: b
             fix=f"lower data.context_length to {chunk}",
         )  # fmt: skip
     _refuse_rope_by_length(text, context_length, packing, place)
+
+
+def refuse_split(config: PretrainedConfig, neighbours: int, where: str) -> None:
+    """Raise ModelError where attention cannot be split between so many ranks (train.sequence_parallel), by heads."""
+    if neighbours == 1:
+        return
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    possible = [n for n in range(1, heads + 1) if heads % n == 0 and (groups % n == 0 or n % groups == 0)]
+    if neighbours not in possible:
+        raise ModelError(
+            f"{heads} heads with {groups} heads of keys cannot be split between {neighbours} ranks",
+            where=f"{where}/config.json",
+            fix=f"set train.sequence_parallel to one of {', '.join(map(str, possible))}",
+        )
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    if getattr(text, "v_head_dim", head) != head:
+        raise ModelError(
+            "keys and values of different sizes cannot be split between ranks",
+            where=where,
+            fix="set train.sequence_parallel=1",
+        )
 
 
 def _refuse_rope_by_length(text: PretrainedConfig, context_length: int, packing: bool, place: str) -> None:

@@ -311,7 +311,9 @@ class StepDealer:
             dealer = dataclasses.replace(self.dealer, world=ask.world)
             work.dealt = _deal([chunk.facts for chunk in work.chunks if chunk.facts], dealer, steps.order.sources)
         dealt = work.dealt
-        packs = tuple(tuple(dealt.places[i] for i in pack) for pack in dealt.plan.packs[ask.rank])
+        packs = tuple(
+            tuple(dealt.places[i] for i in pack) for pack in dealt.plan.packs[ask.rank // self.dealer.neighbours]
+        )
         numbers = sorted({place.chunk for pack in packs for place in pack})
         keeps = self.alone or ask.rank == 0
         return Ticket(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from dist_sft.config.sections import TrainSection
 from dist_sft.core.errors import TrainingError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import StepShare
@@ -27,17 +28,22 @@ def compared(shares: Iterable[StepShare], run: Training) -> Iterator[StepShare]:
     """
     seen = 0
     for share in shares:
-        seen = seen or _compare(share, run.config.train.samples_per_step, run.engine.device)
+        seen = seen or _compare(share, run.config.train, run.engine.device)
         yield share
 
 
-def _compare(share: StepShare, samples_per_step: int, device: torch.device) -> int:
-    """Samples of the whole step, as the ranks hold them. A collective: all ranks raise the same error, or none."""
-    mine = _Holding.of(share)
-    holders = torch.zeros(samples_per_step + 1, dtype=torch.int64)  # of each sample of the step; last: of any other
+def _compare(share: StepShare, settings: TrainSection, device: torch.device) -> int:
+    """Samples of the whole step, as the ranks hold them. A collective: all ranks raise the same error, or none.
+
+    Of ranks that share their packs (sequence_parallel), the first speaks for all.
+    """
+    mine = _Holding.of(share, speaks=dist.get_rank() % settings.sequence_parallel == 0)
+    holders = torch.zeros(
+        settings.samples_per_step + 1, dtype=torch.int64
+    )  # of each sample of the step; last: of any other
     for sample in mine.samples:
-        place = sample.position - share.step * samples_per_step
-        holders[place if 0 <= place < samples_per_step else -1] += 1
+        place = sample.position - share.step * settings.samples_per_step
+        holders[place if 0 <= place < settings.samples_per_step else -1] += 1
     extremes = torch.tensor([mine.step, mine.packs, mine.total, -mine.step, -mine.packs, -mine.total])
     holders, extremes = holders.to(device), extremes.to(device)
     dist.all_reduce(holders)
@@ -65,8 +71,8 @@ class _Holding:
     samples: tuple[SampleId, ...]
 
     @classmethod
-    def of(cls, share: StepShare) -> "_Holding":
-        samples = tuple(sample for pack in share.packs for sample in pack.samples)
+    def of(cls, share: StepShare, speaks: bool) -> "_Holding":
+        samples = tuple(sample for pack in share.packs for sample in pack.samples) if speaks else ()
         return cls(share.step, len(share.packs), share.totals.samples, samples)
 
 

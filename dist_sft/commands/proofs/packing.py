@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,7 @@ from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import Pack, build_pack
 from dist_sft.model.head import check_head
-from dist_sft.model.isolation import check_isolation
+from dist_sft.model.isolation import Isolation, prove_isolation
 from dist_sft.model.load import load, load_config
 from dist_sft.model.miniature import LARGEST, count_parameters, save_miniature
 from dist_sft.model.packed import PackedModel
@@ -47,7 +48,9 @@ def prove_packing(config: RunConfig, model: PackedModel, samples: Sequence[Encod
     proofs = [
         _tried(
             "no sample sees another, no token the future",
-            lambda: check_isolation(model, model.module, vocabulary, config.data.context_length),
+            lambda: max(
+                filter(None, astuple(prove_isolation(model, vocabulary, config.data.context_length))), default=0.0
+            ),
             which,
         ),
         _tried("loss by the head as by all logits", lambda: check_head(model, model.module, vocabulary), which),
@@ -74,6 +77,10 @@ def _tried(name: str, proof: Callable[[], float], which: str) -> Proof:
         return Proof.measured(name, proof(), ROUNDING, which, CHANGE)
     except ModelError as error:
         return Proof.refuted(name, error)
+
+
+def _largest(found: Isolation) -> float:
+    return max(value for value in astuple(found) if value is not None)
 
 
 def _shortened(sample: EncodedSample) -> EncodedSample:

@@ -38,7 +38,7 @@ def rehearse(config: RunConfig, samples: Sequence[EncodedSample], template: str)
     samples: some of the run's, to choose a length by. template: Jinja source.
     """
     names = ("ranks, ZeRO and packing as one rank alone", "resumed from its checkpoint as never stopped")
-    world = max(2, config.train.sequence_parallel) if hasattr(config.train, "sequence_parallel") else 2
+    world = max(2, config.train.sequence_parallel)
     with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name:
         folder = Path(name)
         try:
@@ -94,7 +94,7 @@ def _as_asked(config: RunConfig, folder: Path, world: int, samples: Sequence[Enc
 def _plain(asked: dict[str, Any]) -> dict[str, Any]:
     return asked | {
         "model": asked["model"] | {"gradient_checkpointing": False, "compile": False},
-        "train": asked["train"] | {"packing": False, "micro_steps": 1},
+        "train": asked["train"] | {"packing": False, "micro_steps": 1, "sequence_parallel": 1},
         "cluster": asked["cluster"] | {"workers": 1},
         "deepspeed": {"zero_optimization": {"stage": 0}},
     }
