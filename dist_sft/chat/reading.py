@@ -16,8 +16,8 @@ _TAG = r"(?:<[^<>\s]+>|\[/?\w+\])"
 _BLANK = re.compile(r"\s*")
 _GLUE = (re.compile(rf"\s*{_TAG}\s*"), _BLANK)
 """What stands around reasoning: at most one tag."""
-_THOUGHTLESS = (re.compile(r"(?:\s*<\w+>\s*</\w+>)+\s*"), _BLANK)
-"""Before an answer without reasoning: empty thoughts, or blanks (Llama 2 has one)."""
+_NO_THOUGHT = re.compile(r"\s*<\w+>\s*</\w+>\s*")
+"""May stand before an answer without reasoning; else blanks do (Llama 2 has one)."""
 _HALF_A_THOUGHT = re.compile(r"\s*(?:<\w*|<\w+>\s*(?:</?\w*)?)\Z")
 _END, _ANYTHING = (re.compile(r"\s*\Z"),), (re.compile(r"[\s\S]*"),)
 
@@ -55,22 +55,22 @@ def find_answer(
     Args:
         body: from behind the generation prompt to the stop token.
         may_forget: there are later turns, and the template may have left the reasoning out.
-        opened: the end of the generation prompt that older turns do not have (`<think>`): a body may begin with it.
+        opened: the end of the generation prompt that not all turns have (`<think>`): a body may begin with it.
         cut: the end of the body is missing.
     Returns:
-        (first, sure) in characters: all from `sure` on is learned; blanks between the two, of which nobody can say
-        whether they are the row's or the template's, may be.
+        (first, sure) in characters: all from `sure` on is learned; what is between the two may be: `opened`, or blanks of
+        which nobody can say whether they are the row's or the template's.
     """
     tail = _ANYTHING if answer.calls else _END
     if answer.reasoning:
         ends = _fit(body, 0, (_GLUE, answer.reasoning, _GLUE, answer.content, tail), cut)
         if ends and (cut or _holds_calls(body[ends[3] :], answer)):
             if learns_reasoning:
-                return (len(opened), len(opened)) if body.startswith(opened) else (0, 0)
+                return 0, len(opened) if body.startswith(opened) else 0
             return _first_word(body, ends[2], answer)
         if not may_forget:
             return None
-    before = (*_THOUGHTLESS, _HALF_A_THOUGHT) if cut else _THOUGHTLESS
+    before = (_BLANK, _NO_THOUGHT, _HALF_A_THOUGHT) if cut else (_NO_THOUGHT, _BLANK)
     ends = _fit(body, 0, (before, answer.content, tail), cut)
     if ends is None or not (cut or _holds_calls(body[ends[1] :], answer)):
         return None

@@ -31,7 +31,7 @@ _OPENED = re.compile(r"<\w+>\s*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Tokens [first, last) are message `message`; those before `sure` only if they are blanks that the row holds.
+    """Tokens [first, last) are message `message`; those before `sure` may be learned or not.
 
     stop  the token that ends the answer, the last of them; None where it is no answer, or cut off
     """
@@ -131,7 +131,7 @@ class Witness:
             if isinstance(found, Claim):
                 claims.append(found)
                 place = decoded.starts[found.last]
-            elif wanted[i] and (found is not None or not sample.cut):
+            elif wanted[i] and not (sample.cut and (found is None or not self._controls)):
                 return found or Objection(
                     f"no answer like messages[{i}] stands behind the generation prompt",
                     _learned_near(sample, decoded, place),
@@ -156,12 +156,12 @@ class Witness:
             behind = stops[np.searchsorted(stops, decoded.token_at(begin)) :]
             stop = int(behind[0]) if len(behind) else None
             end = len(decoded.text) if stop is None else decoded.starts[stop]
-            body = decoded.text[begin:end]
+            body = decoded.text[begin:end] if stop is not None else decoded.text[begin:].rstrip("\ufffd")
             if stop is None and not sample.cut:
                 refused = Objection(f"no stop token ends messages[{i}]", _learned_near(sample, decoded, begin), "")
                 continue
             found = find_answer(
-                body.rstrip("\ufffd") if stop is None else body,
+                body,
                 answer,
                 learns_reasoning=self._loss.reasoning,
                 may_forget=not newest,
@@ -170,6 +170,8 @@ class Witness:
             )
             if found is not None:
                 first, sure = (decoded.token_at(begin + offset) for offset in found)
+                if stop is None and 0 < found[0] == len(body):
+                    sure = len(decoded.ids)  # half a character may be a blank of the template, or the answer's first
                 return Claim(i, first, sure, len(decoded.ids) if stop is None else stop + 1, stop)
             refused = refused or Objection(
                 f"what stands behind the generation prompt is not messages[{i}]",
@@ -194,24 +196,28 @@ class Witness:
         wanted: Sequence[float],
     ) -> Iterator[Claim]:
         """Questions, system prompts and results of tools, between the answers beside them; where they can be found."""
-        place = 0
+        place, taken = 0, list(answers)
         for i, message in enumerate(item.messages):
             if message.role == "assistant":
                 place = max([place, *(decoded.starts[claim.last] for claim in answers if claim.message == i)])
                 continue
-            after = [decoded.starts[c.first] for c in answers if c.message > i] or [len(decoded.text)]
-            low, high = (0, len(decoded.text)) if message.role == "system" else (place, min(after))
-            places = self._places(message, decoded, low, high, answers, bool(sample.cut))
+            end = len(decoded.text)
+            after = min((decoded.starts[c.first] for c in answers if c.message > i), default=end)
+            low, high = (0, end) if message.role == "system" else (place, after)
+            places = self._places(message, decoded, low, high, taken, bool(sample.cut))
             if not places:
                 continue
             weights = sample.weights
             exact = [c for c in places if (weights[max(1, c[0]) : c[1]] == np.float32(wanted[i])).all()]
+            if not exact and sample.cut and after == end:
+                continue  # it may be cut off, and what looks like it be the template's
             first, last = (exact or places)[0]
-            yield Claim(i, first, first, last)
+            taken.append(Claim(i, first, first, last))
+            yield taken[-1]
             place = max(place, decoded.starts[last]) if message.role != "system" else place
 
     def _places(
-        self, message: Message, decoded: Decoded, low: int, high: int, answers: Sequence[Claim], cut: bool
+        self, message: Message, decoded: Decoded, low: int, high: int, taken: Sequence[Claim], cut: bool
     ) -> list[tuple[int, int]]:
         """Tokens that begin inside the content, at each place where it stands. cut: it may be cut off there."""
         content = self._reader.as_written(message.content.strip())
@@ -219,12 +225,13 @@ class Witness:
         for text in dict.fromkeys((content, _escaped(content))) if content else ():
             for match in re.finditer(re.escape(text), decoded.text[low:high]):
                 first, last = (decoded.token_at(low + place) for place in match.span())
-                if first < last and not any(c.first < last and first < c.last for c in answers):
+                special = any(id_ in self._reader.special for id_ in decoded.ids[first:last])
+                if first < last and not special and not any(c.first < last and first < c.last for c in taken):
                     found.append((first, last))
         if not found and content and cut:
             text = decoded.text.rstrip("\ufffd")
             begins = (p for p in range(max(low, len(text) - len(content)), len(text)) if content.startswith(text[p:]))
-            found += [(decoded.token_at(place), len(decoded.ids)) for place in [*begins][:1]]
+            found += [(decoded.token_at(place), len(decoded.ids)) for place in begins]
         return found
 
     def _document(self, item: Document, sample: EncodedSample, decoded: Decoded) -> Testimony:
@@ -269,10 +276,14 @@ def _free_blanks(
     content: str, claim: Claim, decoded: Decoded, weights: NDArray[np.float32], free: NDArray[np.bool_]
 ) -> None:
     """A question's own blanks at its ends may have been kept or not: its weight and 0 are both right beside it."""
-    for t, step, own in ((claim.first - 1, -1, content[0]), (claim.last, 1, content[-1])):
-        while own.isspace() and 0 <= t < len(decoded.ids) and weights[t] == 0 and decoded.shown(t, t + 1).isspace():
+    text, low, high = decoded.text, decoded.starts[claim.first], decoded.starts[claim.last]
+    while content[0].isspace() and low > 0 and text[low - 1].isspace():
+        low -= 1
+    while content[-1].isspace() and high < len(text) and text[high].isspace():
+        high += 1
+    for t in range(decoded.token_at(low), decoded.token_at(high)):
+        if weights[t] == 0:
             weights[t], free[t] = weights[claim.first], True
-            t += step
 
 
 def _compare(
