@@ -11,6 +11,9 @@ from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import check_resources, is_local
+from dist_sft.commands.proofs.packing import model_to_prove, prove_packing
+from dist_sft.commands.proofs.proof import Proof, table
+from dist_sft.commands.proofs.rehearsal import rehearse
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
@@ -19,8 +22,11 @@ from dist_sft.data.packing import Dealer
 SHOWN = {"supervised share": "{:.1%}", "fill": "{:.0%} of packs", "balance": "{:.3f} (time over perfect)"}
 
 
-def check_run(config: RunConfig) -> dict[str, Any]:
-    """What was looked at, by name. Raises the first SftError that a run would end with."""
+def check_run(config: RunConfig, fast: bool = False) -> dict[str, Any]:
+    """What was looked at, by name. Raises the first SftError that a run would end with.
+
+    fast: leave out what takes a model.
+    """
     device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     merged = deepspeed_config(config, config.cluster.workers, device)
     run_dir = run_folder.locate(config)
@@ -36,7 +42,14 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         **_masks(looked, min(PROBE, data.train.steps.positions)),
         **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
         **_held_out(data),
+        "proofs": [] if fast else _proofs(config, data, looked),
     }
+
+
+def _proofs(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Proof]:
+    with model_to_prove(config) as (model, which):
+        proofs = prove_packing(config, model, looked.samples, which)
+    return [*proofs, *rehearse(config, looked.samples, data.encoder.template.source)]
 
 
 def _check_machine(config: RunConfig) -> None:
@@ -73,7 +86,9 @@ def _held_out(data: RunData) -> dict[str, int]:
 def show(findings: dict[str, Any], console: Console) -> None:
     """A line per finding; of the rows that are dropped the first three."""
     lines = [
-        (name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped", "advice")
+        (name.replace("_", " "), value)
+        for name, value in findings.items()
+        if name not in ("rows", "dropped", "advice", "proofs")
     ]
     lines = [*((f"rows of {one['source']}", one["rows"]) for one in findings["rows"]), *lines]
     width = max(len(name) for name, _ in lines)
@@ -86,4 +101,5 @@ def show(findings: dict[str, Any], console: Console) -> None:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if findings["advice"]:
         console.print(findings["advice"], style="yellow", highlight=False, markup=False, soft_wrap=True)
-    console.print("ok")
+    if findings["proofs"]:
+        console.print(table(findings["proofs"]))

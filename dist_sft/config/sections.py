@@ -75,8 +75,15 @@ class ModelSection(Section):
     )
     tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning()
     neftune: Neftune | None = None
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations: less memory, 1/3 more time", json_schema_extra=EXECUTION
+    gradient_checkpointing: bool | Share = Field(
+        default=False,
+        description="recompute activations: less memory, up to 1/3 more time; a number: in this share of the blocks",
+        json_schema_extra=EXECUTION,
+    )
+    compile: bool = Field(
+        default=False,
+        description="fuse the blocks with torch.compile, which takes a minute at each start",
+        json_schema_extra=EXECUTION,
     )
 
 

@@ -17,9 +17,11 @@ from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, noise
+from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
+from dist_sft.model.precision import multiply_without_emulation
 
 
 def load_config(settings: ModelSection) -> PretrainedConfig:
@@ -83,12 +85,16 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
     if isinstance(settings.tuning, LoraTuning):
         model = with_adapters(model, settings.tuning, seed)
     if settings.gradient_checkpointing:
-        _checkpoint_activations(model, settings, zero3=partitioned.is_zero3())
+        frozen = settings.tuning.kind == "lora"
+        recompute_activations(model, float(settings.gradient_checkpointing), partitioned.is_zero3(), frozen)
     pack = PackContext()
     if settings.neftune:
         noise.add_neftune(model.get_input_embeddings(), pack, settings.neftune)
     noise.replace_dropout(model, pack)
+    multiply_without_emulation(model, device)
     attach_head(model, pack)
+    if settings.compile:
+        compile_blocks(model)
     pack.attach(model)
     return PackedModel(model, pack, seed, device)
 
@@ -118,13 +124,6 @@ def with_adapters(model: Any, tuning: LoraTuning, seed: int) -> Any:
             where=f"model.tuning.targets={tuning.targets}",
             fix=f"use all-linear, or some of: {', '.join(linear)}",
         ) from error
-
-
-def _checkpoint_activations(model: Any, settings: ModelSection, zero3: bool) -> None:
-    """Recompute activations. Re-entrant under ZeRO-3, whose parameters have no shape between two uses."""
-    model.gradient_checkpointing_enable({"use_reentrant": zero3})
-    if isinstance(settings.tuning, LoraTuning):
-        model.enable_input_require_grads()
 
 
 def _first_line(error: BaseException) -> str:
