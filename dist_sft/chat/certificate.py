@@ -13,7 +13,6 @@ import numpy as np
 
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.witness import Objection, Testimony, Witness
-from dist_sft.core.errors import DataError
 
 FEW = 3
 """Places that are named of each kind."""
@@ -66,6 +65,7 @@ class Certificate:
     disagreements  the first few others, of `disagreed`
     coverage       by role; documents under "document". An answer's tokens include its stop token
     answers        that are learned and not cut off; `stopped` of them with their stop token
+    unstopped      the first places of others
     truncated      samples that were cut; `lost`: tokens that were to be learned behind the cuts
     dropped        by reason
     tokens         of all samples; `supervised` of them with a weight above 0
@@ -78,6 +78,7 @@ class Certificate:
     coverage: dict[str, Coverage] = field(default_factory=dict)
     answers: int = 0
     stopped: int = 0
+    unstopped: list[str] = field(default_factory=list)
     truncated: int = 0
     lost: int = 0
     dropped: dict[str, Drops] = field(default_factory=dict)
@@ -88,19 +89,6 @@ class Certificate:
     def stop_share(self) -> float:
         """Of the learned answers, those whose stop token is learned."""
         return self.stopped / self.answers if self.answers else 1.0
-
-    def refuse(self) -> None:
-        """Raises DataError, which names the first row, unless both ways agree on every sample."""
-        if not self.disagreed:
-            return
-        first, more = self.disagreements[0], self.disagreed - 1
-        others = f" (and {more} more of {self.rows} rows)" if more else ""
-        raise DataError(
-            f"two ways to find what is learned do not agree: {first.what}{others}\n"
-            f"  learned:  {first.learned!r}\n  expected: {first.expected!r}",
-            where=first.where,
-            fix="look at the row with `dist-sft preview`; choose another data.template, or change the row",
-        )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -115,6 +103,7 @@ class Certificate:
             },
             "answers": self.answers,
             "stop_share": self.stop_share,
+            "unstopped": self.unstopped,
             "truncated": self.truncated,
             "lost": self.lost,
             "dropped": {reason: {"rows": one.rows, "first": one.places} for reason, one in self.dropped.items()},
@@ -126,7 +115,7 @@ class Certificate:
         """For a person: names and values."""
         samples = self.agreed + self.disagreed
         shares = ", ".join(f"{role} {one.share:.2%} of {one.tokens}" for role, one in self.coverage.items())
-        drops = ", ".join(f"{one.rows} {reason} ({', '.join(one.places)})" for reason, one in self.dropped.items())
+        drops = ", ".join(f"{one.rows} {reason}" for reason, one in self.dropped.items())
         return [
             ("masks proved", f"{self.agreed} of {samples} samples, by two ways that agree"),
             ("learned tokens", f"{self.supervised} of {self.tokens}: {shares}"),
@@ -170,7 +159,10 @@ def _add(
         _cover(found, item.messages[claim.message].role, sample, claim.sure, claim.last)
         if claim.stop is not None and testimony.weights[claim.stop]:
             found.answers += 1
-            found.stopped += bool(sample.weights[claim.stop])
+            if sample.weights[claim.stop]:
+                found.stopped += 1
+            elif len(found.unstopped) < FEW:
+                found.unstopped.append(where)
 
 
 def _cover(found: Certificate, role: str, sample: EncodedSample, first: int, last: int) -> None:

@@ -38,6 +38,10 @@ class Decoded:
             self.ids[t] == token for t in range(first, bisect_left(self.starts, place + 1, first, len(self.ids)))
         )
 
+    def shown_from(self, place: int, last: int) -> str:
+        """The text from a character on to token `last`, without it."""
+        return self.text[place : self.starts[last]]
+
     def shown(self, first: int, last: int) -> str:
         """The text of tokens [first, last)."""
         return self.text[self.starts[first] : self.starts[last]]

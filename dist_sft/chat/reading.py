@@ -1,7 +1,7 @@
 """Is a piece of text the answer of a row, as some template wrote it? And where in it does that begin which is learned?
 
-Templates strip a content, write reasoning between tags of theirs or leave it out, put an empty thought before an answer,
-and write tool calls in a form of their own. All else that differs from the row is not that answer.
+Templates strip a content, write reasoning between tags of theirs or leave it out, put an empty thought before an
+answer, and write tool calls in a form of their own. All else that differs from the row is not that answer.
 """
 
 import json
@@ -58,8 +58,8 @@ def find_answer(
         opened: the end of the generation prompt that not all turns have (`<think>`): a body may begin with it.
         cut: the end of the body is missing.
     Returns:
-        (first, sure) in characters: all from `sure` on is learned; what is between the two may be: `opened`, or blanks of
-        which nobody can say whether they are the row's or the template's.
+        (first, sure) in characters: all from `sure` on is learned; what is between the two may be: `opened`, or blanks
+        of which nobody can say whether they are the row's or the template's.
     """
     tail = _ANYTHING if answer.calls else _END
     if answer.reasoning:
@@ -83,7 +83,7 @@ def _first_word(body: str, end: int, answer: Answer) -> tuple[int, int]:
 
 
 def _fit(body: str, place: int, parts: tuple[_Part, ...], cut: bool) -> list[int] | None:
-    """Where each part ends if the body is these parts, one after the other; None if it is not. cut: it may end early."""
+    """Where each part ends if the body is these parts, one after the other, else None. cut: it may end early."""
     if not parts:
         return [] if place == len(body) else None
     part, rest = parts[0], parts[1:]

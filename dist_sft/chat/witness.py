@@ -2,9 +2,9 @@
 
 EncodedSample.tokens, as text ─ strings of the row, generation prompt, stop tokens ─> the weights that it should have
 
-The first way (marks, skeleton, spans) knows where strings stand because it put marks around them. This one knows nothing
-of it and shares no code with it: it cuts the tokens at what inference puts before an answer and at what ends one, and
-each piece must then be an answer of the row, in order. Of the template it asks these two texts only.
+The first way (marks, skeleton, spans) knows where strings stand because it put marks around them. This one knows
+nothing of it and shares no code with it: it cuts the tokens at what inference puts before an answer and at what ends
+one, and each piece must then be an answer of the row, in order. Of the template it asks these two texts only.
 
 Axes: T tokens of the sample.
 """
@@ -12,6 +12,7 @@ Axes: T tokens of the sample.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,32 +150,30 @@ class Witness:
         place: int,
     ) -> Claim | Objection | None:
         """Message i behind `place`. None: no turn of the assistant's is left; Objection: none of those is this one."""
-        message, refused = item.messages[i], None
-        answer = Answer.of(message, self._reader.as_written)
+        answer = Answer.of(item.messages[i], self._reader.as_written)
         newest = not any(later.role in ("user", "assistant") for later in item.messages[i + 1 :])
+        find = partial(
+            find_answer, answer=answer, learns_reasoning=self._loss.reasoning, may_forget=not newest, opened=self._rest
+        )
+        refused = None
         for begin in self._openings(decoded, place):
             behind = stops[np.searchsorted(stops, decoded.token_at(begin)) :]
             stop = int(behind[0]) if len(behind) else None
-            end = len(decoded.text) if stop is None else decoded.starts[stop]
-            body = decoded.text[begin:end] if stop is not None else decoded.text[begin:].rstrip("\ufffd")
             if stop is None and not sample.cut:
                 refused = Objection(f"no stop token ends messages[{i}]", _learned_near(sample, decoded, begin), "")
                 continue
-            found = find_answer(
-                body,
-                answer,
-                learns_reasoning=self._loss.reasoning,
-                may_forget=not newest,
-                opened=self._rest,
-                cut=stop is None,
-            )
+            body = decoded.text[begin:].rstrip("\ufffd") if stop is None else decoded.shown_from(begin, stop)
+            found = find(body, cut=stop is None)
             if found is not None:
                 first, sure = (decoded.token_at(begin + offset) for offset in found)
                 if stop is None and 0 < found[0] == len(body):
                     sure = len(decoded.ids)  # half a character may be a blank of the template, or the answer's first
                 return Claim(i, first, sure, len(decoded.ids) if stop is None else stop + 1, stop)
+            early = body.strip() and find(body, cut=True)
             refused = refused or Objection(
-                f"what stands behind the generation prompt is not messages[{i}]",
+                f"a stop token ends messages[{i}] too early"
+                if early
+                else f"what stands behind the generation prompt is not messages[{i}]",
                 _short(body),
                 _short(answer.reasoning + answer.content or "its tool calls"),
             )
