@@ -176,19 +176,21 @@ def stats(
 def check(
     run_file: RunFile,
     overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="prove the masks of so many rows, the run's first")] = 256,
     fast: Annotated[bool, typer.Option("--fast", help="leave out the proofs on a model, which take a minute")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Everything that can fail before a GPU is taken: settings, machine, run folder, model, template, rows, masks;
-    and proofs: packed as alone, several ranks as one, resumed as never stopped."""
+    and proofs: exactly the answers are learned, packed as alone, several ranks as one, resumed as never stopped."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
         from dist_sft.commands.check import check_run, show
         from dist_sft.commands.proofs.proof import refuse
 
-        findings = check_run(config, fast)
+        findings = check_run(config, fast, rows)
     if as_json:
-        _print_json(findings | {"proofs": [proof.as_json() for proof in findings["proofs"]]})
+        proofs = [proof.as_json() for proof in findings["proofs"]]
+        _print_json(findings | {"proofs": proofs, "masks": findings["masks"].as_dict()})
     else:
         show(findings, Console())
     refuse(findings["proofs"])

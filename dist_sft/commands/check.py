@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from dist_sft.chat.certificate import Certificate
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import check_resources, is_local
+from dist_sft.commands.proofs.masks import certify_masks, prove_masks
 from dist_sft.commands.proofs.packing import model_to_prove, prove_packing
 from dist_sft.commands.proofs.proof import Proof, table
 from dist_sft.commands.proofs.rehearsal import rehearse
@@ -26,10 +28,10 @@ from dist_sft.model.memory import estimate
 SHOWN = {"supervised share": "{:.1%}", "fill": "{:.0%} of packs", "balance": "{:.3f} (time over perfect)"}
 
 
-def check_run(config: RunConfig, fast: bool = False) -> dict[str, Any]:
+def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[str, Any]:
     """What was looked at, by name. Raises the first SftError that a run would end with.
 
-    fast: leave out what takes a model.
+    fast: leave out what takes a model.  rows: so many of the run's first are looked at.
     """
     device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     merged = deepspeed_config(config, config.cluster.workers, device)
@@ -37,17 +39,18 @@ def check_run(config: RunConfig, fast: bool = False) -> dict[str, Any]:
     _check_machine(config)
     wait_for_builds(fresh=0)
     data = RunData.of(config)
-    looked = data.train.rows.probe(data.train.steps)
+    looked = data.train.rows.probe(data.train.steps, rows)
     run_folder.refuse_changes(run_dir, data.facts(config))
+    masks = certify_masks(data.train, looked)
     return {
         "rows": [{"source": source.name, "rows": len(source)} for source in data.train.rows.sources],
         "steps": len(data.train.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
-        **_masks(looked, min(PROBE, data.train.steps.positions)),
+        **_masks(looked, masks),
         **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
         **_held_out(data),
         "memory": _memory(config, merged),
-        "proofs": [] if fast else _proofs(config, data, looked),
+        "proofs": [*prove_masks(masks), *([] if fast else _proofs(config, data, looked))],
     }
 
 
@@ -73,13 +76,14 @@ def _check_machine(config: RunConfig) -> None:
         check_resources(config, have, "this machine")
 
 
-def _masks(looked: EncodedStep, count: int) -> dict[str, Any]:
-    """What the first `count` rows are as samples."""
+def _masks(looked: EncodedStep, masks: Certificate) -> dict[str, Any]:
+    """What the first rows are as samples."""
     return {
-        "masks_proved": len(looked.ids),
-        "masks_looked_at": count,
+        "masks": masks,
+        "masks_proved": masks.agreed,
+        "masks_looked_at": masks.rows,
         "dropped": [f"{entry.where}: {entry.what}" for entry in looked.entries],
-        "supervised_share": sum(s.supervised for s in looked.samples) / sum(len(s) for s in looked.samples),
+        "supervised_share": masks.supervised / masks.tokens,
         "longest": max(len(sample) for sample in looked.samples),
     }
 
@@ -102,9 +106,10 @@ def show(findings: dict[str, Any], console: Console) -> None:
     lines = [
         (name.replace("_", " "), value)
         for name, value in findings.items()
-        if name not in ("rows", "dropped", "advice", "proofs")
+        if name not in ("rows", "masks", "masks_proved", "masks_looked_at", "dropped", "advice", "memory", "proofs")
     ]
-    lines = [*((f"rows of {one['source']}", one["rows"]) for one in findings["rows"]), *lines]
+    rows = ((f"rows of {one['source']}", one["rows"]) for one in findings["rows"])
+    lines = [*rows, *findings["masks"].lines(), *lines]
     lines.append(("memory per rank", _shown_memory(findings["memory"])))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:

@@ -79,9 +79,7 @@ def load(
             revision=settings.revision,
             config=config,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation=attention.choose(
-                settings.attention, device.type, settings.dtype, config, attention_dropout
-            ),
+            attn_implementation=implementation,
         )
     except KeyError as error:
         raise ModelError(

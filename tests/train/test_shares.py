@@ -22,7 +22,7 @@ def share(step, positions, total):
 
 
 def holding(*positions, step=0, total=4):
-    return _Holding.of(share(step, positions, total))
+    return _Holding.of(share(step, positions, total), speaks=True)
 
 
 def test_ranks_that_hold_a_sample_both_are_named_with_it():

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from dist_sft.core.errors import SftError
 
@@ -56,5 +57,5 @@ def table(proofs: Sequence[Proof]) -> Table:
     marks = {True: "[green]holds[/]", False: "[red]fails[/]", None: "[yellow]not tried[/]"}
     for proof in proofs:
         figure, limit = ("" if value is None else f"{value:.1e}" for value in (proof.figure, proof.limit))
-        shown.add_row(proof.name, marks[proof.holds], figure, limit, proof.detail)
+        shown.add_row(proof.name, marks[proof.holds], figure, limit, Text(proof.detail))
     return shown
