@@ -184,13 +184,13 @@ def check(
     and proofs: exactly the answers are learned, packed as alone, several ranks as one, resumed as never stopped."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
+        from dist_sft.commands.check import as_json as findings_as_json
         from dist_sft.commands.check import check_run, show
         from dist_sft.commands.proofs.proof import refuse
 
         findings = check_run(config, fast, rows)
     if as_json:
-        proofs = [proof.as_json() for proof in findings["proofs"]]
-        _print_json(findings | {"proofs": proofs, "masks": findings["masks"].as_dict()})
+        _print_json(findings_as_json(findings))
     else:
         show(findings, Console())
     refuse(findings["proofs"])

@@ -14,17 +14,34 @@ from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import check_resources, is_local
 from dist_sft.commands.proofs.masks import certify_masks, prove_masks
+from dist_sft.commands.proofs.noise import prove_noise
 from dist_sft.commands.proofs.packing import model_to_prove, prove_packing
 from dist_sft.commands.proofs.proof import Proof, table
 from dist_sft.commands.proofs.rehearsal import rehearse
+from dist_sft.config.advice import warnings
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
 from dist_sft.data.packing import Dealer
+from dist_sft.model import advisor
+from dist_sft.model.advisor import Advice, DataFacts, advise
 from dist_sft.model.capacity import count_trained
 from dist_sft.model.load import load_config
 from dist_sft.model.memory import estimate
 
+APART = (
+    "rows",
+    "masks",
+    "masks_proved",
+    "masks_looked_at",
+    "dropped",
+    "advice",
+    "warnings",
+    "tuning",
+    "memory",
+    "proofs",
+)
+"""Findings that are not shown as name and value."""
 SHOWN = {"supervised share": "{:.1%}", "fill": "{:.0%} of packs", "balance": "{:.3f} (time over perfect)"}
 
 
@@ -48,10 +65,28 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
         **_masks(looked, masks),
         **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
+        "tuning": _advice(config, data, looked),
+        "warnings": warnings(config),
         **_held_out(data),
         "memory": _memory(config, merged),
         "proofs": [*prove_masks(masks), *([] if fast else _proofs(config, data, looked))],
     }
+
+
+def _advice(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Advice]:
+    """What the advisor says, from the rows that were looked at, as though all others were like them."""
+    rows = sum(data.train.rows.lengths)
+    supervised = sum(sample.supervised for sample in looked.samples) / len(looked.samples)
+    tokens = [0, 0]  # of chats, of plain text
+    for id_, sample in zip(looked.ids, looked.samples, strict=True):
+        tokens[data.train.rows.formats[id_.source] == "text"] += len(sample)
+    facts = DataFacts(
+        rows=rows,
+        supervised=round(supervised * rows),
+        epochs=data.train.steps.positions / rows,
+        text=tokens[1] / sum(tokens),
+    )
+    return advise(config, load_config(config.model), facts)
 
 
 def _memory(config: RunConfig, deepspeed: dict[str, Any]) -> dict[str, float]:
@@ -66,6 +101,9 @@ def _memory(config: RunConfig, deepspeed: dict[str, Any]) -> dict[str, float]:
 def _proofs(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Proof]:
     with model_to_prove(config) as (model, which):
         proofs = prove_packing(config, model, looked.samples, which)
+    if config.model.neftune:
+        width = load_config(config.model).get_text_config().hidden_size
+        proofs += prove_noise(config.model.neftune, looked.samples, width, config.run.seed)
     return [*proofs, *rehearse(config, looked.samples, data.encoder.template.source)]
 
 
@@ -101,13 +139,18 @@ def _held_out(data: RunData) -> dict[str, int]:
     return {"held_out_rows": feed.steps.positions}
 
 
+def as_json(findings: dict[str, Any]) -> dict[str, Any]:
+    """For machines."""
+    return findings | {
+        "masks": findings["masks"].as_dict(),
+        "tuning": [asdict(advice) for advice in findings["tuning"]],
+        "proofs": [asdict(proof) for proof in findings["proofs"]],
+    }
+
+
 def show(findings: dict[str, Any], console: Console) -> None:
     """A line per finding; of the rows that are dropped the first three."""
-    lines = [
-        (name.replace("_", " "), value)
-        for name, value in findings.items()
-        if name not in ("rows", "masks", "masks_proved", "masks_looked_at", "dropped", "advice", "memory", "proofs")
-    ]
+    lines = [(name.replace("_", " "), value) for name, value in findings.items() if name not in APART]
     rows = ((f"rows of {one['source']}", one["rows"]) for one in findings["rows"])
     lines = [*rows, *findings["masks"].lines(), *lines]
     lines.append(("memory per rank", _shown_memory(findings["memory"])))
@@ -119,8 +162,10 @@ def show(findings: dict[str, Any], console: Console) -> None:
         console.print(f"{len(dropped)} of these rows are dropped or cut:", highlight=False)
         for line in dropped[:3]:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    if findings["advice"]:
-        console.print(findings["advice"], style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for line in (*findings["warnings"], *([findings["advice"]] if findings["advice"] else [])):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for line in advisor.lines(findings["tuning"]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if findings["proofs"]:
         console.print(table(findings["proofs"]))
 

@@ -1,8 +1,7 @@
 """One thing that was proved, or was found not to hold."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
@@ -34,9 +33,6 @@ class Proof:
         """It does not hold, as an error says."""
         place = f"{error.where}: " if error.where else ""
         return cls(name, False, detail=f"{place}{error.what}", fix=error.fix)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def refuse(proofs: Sequence[Proof]) -> None:
