@@ -19,7 +19,7 @@ def _learning_rate(config: RunConfig) -> list[str]:
     """SGD has other rates: no advice."""
     rate, kind = config.train.learning_rate, config.model.tuning.kind
     low, high = RATES.get(kind, (0.0, float("inf")))
-    if low <= rate <= high or config.train.optimizer.name != "adamw":
+    if low <= rate <= high or config.train.optimizer.name == "sgd":
         return []
     side = "above" if rate > high else "below"
     hint = "for a full tuning, not for adapters" if kind == "lora" and rate < low else "seldom right"

@@ -62,10 +62,10 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
 
 def _optimizer(config: RunConfig) -> Iterator[Problem]:
     optimizer = config.train.optimizer
-    if optimizer.name == "adamw" and optimizer.momentum > 0:
+    if optimizer.name != "sgd" and optimizer.momentum > 0:
         yield Problem(
             ("train", "optimizer", "momentum"),
-            "train.optimizer.momentum is a setting of sgd, and the optimizer is adamw",
+            f"train.optimizer.momentum is a setting of sgd, and the optimizer is {optimizer.name}",
             "remove it, or set train.optimizer.betas, whose first number is AdamW's momentum",
         )
     chosen = ("decay", optimizer.decay) if optimizer.decay != "matrices" else ("decay_embeddings", "false")
@@ -112,6 +112,12 @@ def _device(config: RunConfig) -> Iterator[Problem]:
             ("model", "attention"),
             f"model.attention is {config.model.attention}, a CUDA kernel, and cluster.gpus_per_worker is 0",
             "set model.attention: auto, or give the workers GPUs",
+        )
+    if config.train.optimizer.name == "adamw8bit" and config.cluster.gpus_per_worker == 0:
+        yield Problem(
+            ("train", "optimizer", "name"),
+            "train.optimizer.name is adamw8bit, which computes on GPUs, and cluster.gpus_per_worker is 0",
+            "set train.optimizer.name: adamw, or give the workers GPUs",
         )
 
 

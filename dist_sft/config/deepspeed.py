@@ -73,8 +73,8 @@ def _decided(config: RunConfig, world: int, stage: int) -> Iterator[tuple[Key, A
     yield ("fp16", "enabled"), False, "model.dtype"
     yield ("checkpoint", "tag_validation"), "Fail", "the checkpoints, which must be of one step"
     yield ("checkpoint", "load_universal"), False, "the checkpoint, when it is loaded"
-    if config.train.optimizer.name == "sgd":
-        yield ("zero_allow_untested_optimizer",), True, "train.optimizer.name, sgd"
+    if config.train.optimizer.name != "adamw":
+        yield ("zero_allow_untested_optimizer",), True, f"train.optimizer.name, {config.train.optimizer.name}"
     if stage == 3:
         saved = "the export: without it weights are silently not saved"
         yield ("zero_optimization", "stage3_gather_16bit_weights_on_model_save"), True, saved

@@ -209,7 +209,11 @@ class DataSection(Section):
 class Optimizer(Section):
     """train.optimizer: AdamW (Loshchilov & Hutter, 2019) or SGD, as torch computes them."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "adamw8bit"] = Field(
+        default="adamw",
+        description="adamw8bit: moments in 8 bits (Dettmers et al., 2022), by bitsandbytes, on GPUs; their rounding "
+        "depends on how parameters are sharded, so on the number of ranks",
+    )
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0

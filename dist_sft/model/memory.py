@@ -53,7 +53,8 @@ def estimate(
     size = BYTES[config.model.dtype]
     zero: dict[str, Any] = deepspeed.get("zero_optimization", {})
     stage, ranks = zero.get("stage", 0), deepspeed["train_batch_size"]
-    moments = 8 if config.train.optimizer.name == "adamw" else 4 if config.train.optimizer.momentum else 0
+    optimizer = config.train.optimizer
+    moments = {"adamw": 8, "adamw8bit": 2, "sgd": 4 if optimizer.momentum else 0}[optimizer.name]
     master = 4 if stage or size == 2 else 0  # DeepSpeed keeps its own float32 copy, also of float32 weights
     weights = parameters * size / (ranks if stage == 3 else 1)
     kept = trained * (master + moments) / (ranks if stage else 1)

@@ -7,21 +7,38 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dist_sft.config.sections import Optimizer as OptimizerSettings
+from dist_sft.core.errors import MissingExtra
 
 
 def build_optimizer(
     module: nn.Module, settings: OptimizerSettings, learning_rate: float, offloaded: bool, b_rate_ratio: float = 1.0
 ) -> Optimizer:
-    """An optimizer over the parameters that are trained. offloaded: its states and update are on the CPU."""
+    """An optimizer over the parameters that are trained. offloaded: its states and update are on the CPU.
+
+    Raises MissingExtra where adamw8bit is asked for and bitsandbytes is not installed.
+    """
     groups = parameter_groups(module, settings, b_rate_ratio)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=settings.momentum)
     options: dict[str, Any] = {"lr": learning_rate, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "adamw8bit":
+        return _eight_bit(groups, options)
     if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **options)
+
+
+def _eight_bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingExtra(
+            "bitsandbytes is not installed", where="train.optimizer.name=adamw8bit", fix="pip install bitsandbytes"
+        ) from error
+    optimizer: Optimizer = AdamW8bit(groups, **options)
+    return optimizer
 
 
 def parameter_groups(module: nn.Module, settings: OptimizerSettings, b_rate_ratio: float = 1.0) -> list[dict[str, Any]]:

@@ -232,6 +232,9 @@ def test_settings_that_contradict_one_another_are_refused_at_their_lines(run_fil
         path, "train={steps: 5, schedule: wsd, warmup: 0.5, decay: 0.6}"
     )
     assert "momentum is a setting of sgd, and the optimizer is adamw" in refused(path, "train.optimizer.momentum=0.9")
+    eight = ("train.optimizer.name=adamw8bit", "cluster.gpus_per_worker=0")
+    assert "adamw8bit, which computes on GPUs" in refused(path, *eight)
+    assert "train.loss.kind is dft" in refused(path, "train.loss={kind: dft, label_smoothing: 0.1}")
     assert "varlen, a CUDA kernel" in refused(path, "model.attention=varlen", "cluster.gpus_per_worker=0")
     assert "dropout would leave parts of the base model out" in refused(
         path, "model.tuning={kind: lora, init: pissa, dropout: 0.1}"

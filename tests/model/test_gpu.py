@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist_sft.config.noise import Neftune
-from dist_sft.config.sections import LoraTuning
+from dist_sft.config.sections import LoraTuning, Optimizer
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, neftune
 from dist_sft.model.adapters import starts_of, with_adapters
@@ -17,6 +17,8 @@ from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.isolation import prove_isolation
 from dist_sft.model.packed import PackedModel
+from dist_sft.model.scores import Shape, token_scores
+from dist_sft.train.optimizer import build_optimizer
 from tests.model.test_attention import CONFIGS, pack, samples
 from tests.model.test_noise import enter
 
@@ -101,3 +103,30 @@ def test_adapters_change_nothing_before_the_first_update(tuning, dtype):
     adapted = with_adapters(model, LoraTuning(kind="lora", rank=4, **tuning), seed=0)
     assert all(start.device.type == "cuda" for start in starts_of(adapted).values())
     torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
+
+
+def test_eight_bit_moments_lower_a_loss():
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(512, 512).cuda()
+    optimizer = build_optimizer(layer, Optimizer(name="adamw8bit"), 1e-2, offloaded=False)
+    values = torch.randn(64, 512, device="cuda")
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (layer(values) - values).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_scores_on_a_gpu_are_those_of_all_logits(dtype):
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(size, device="cuda", dtype=dtype) for size in ((300, 64), (5000, 64)))
+    targets = torch.randint(0, 5000, (300,), device="cuda")
+    found = token_scores([(hidden, weight)], None, targets, Shape(), mean=True)
+    logits = hidden.double() @ weight.double().t()
+    expected = torch.stack([logits.logsumexp(1), logits.gather(1, targets[:, None])[:, 0], logits.mean(1)], 1)
+    torch.testing.assert_close(found.double(), expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-3, rtol=1e-4)

@@ -1,11 +1,15 @@
-"""Which parameters decay."""
+"""Which optimizer is built, and which parameters decay."""
+
+import importlib.util
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from dist_sft.config.sections import Optimizer
+from dist_sft.core.errors import MissingExtra
 from dist_sft.train.optimizer import build_optimizer, parameter_groups
 from tests.model.test_attention import SMALL
 
@@ -77,3 +81,10 @@ def test_one_step_without_gradients_shrinks_what_decays_and_nothing_else():
     chosen = decaying(module, decay_embeddings=False)
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if name in chosen else 1))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_eight_bits_without_the_package_is_an_error_that_names_it():
+    with pytest.raises(MissingExtra, match="bitsandbytes is not installed") as error:
+        build_optimizer(nn.Linear(2, 2), Optimizer(name="adamw8bit"), 1e-3, offloaded=False)
+    assert error.value.fix == "pip install bitsandbytes"
