@@ -178,11 +178,11 @@ def _start_at_principal(model: nn.Module, tuning: LoraTuning, starts: dict[str, 
             )
     found = _kept(layers, starts) if starts is not None else _principal_parts(layers, tuning)
     for layer, (start_a, start_b) in zip(layers.values(), found, strict=True):
-        layer.lora_A[NAME] = _StartedA(*_started(layer.lora_A[NAME].weight, start_a))
-        layer.lora_B[NAME] = _StartedB(*_started(layer.lora_B[NAME].weight, start_b))
+        layer.lora_A[NAME] = _StartedA(*_at_start(layer.lora_A[NAME].weight, start_a))
+        layer.lora_B[NAME] = _StartedB(*_at_start(layer.lora_B[NAME].weight, start_b))
 
 
-def _started(weight: nn.Parameter, start: Tensor) -> tuple[nn.Parameter, Tensor]:
+def _at_start(weight: nn.Parameter, start: Tensor) -> tuple[nn.Parameter, Tensor]:
     """A parameter put where it starts, and that place, with its device and precision."""
     start = start.to(weight.device, weight.dtype, copy=True)
     weight.data.copy_(start)

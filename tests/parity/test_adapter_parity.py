@@ -35,12 +35,15 @@ MORE = [*SHARDED, replace(REFERENCE, ranks=2, stage=2, packs="three"), replace(S
 CASES = {kind: SHARDED if kind in ("rslora", "lora+", "whole") else MORE for kind in KINDS}
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_run, tied_model, tmp_path_factory):
-    """Folders of all runs, by kind and case."""
+GROUPS = [("rslora", "lora+", "dora", "whole"), ("pissa", "tied", "all", "head")]
+
+
+@pytest.fixture(scope="module", params=GROUPS, ids=" ".join)
+def runs(request, tiny_run, tied_model, tmp_path_factory):
+    """Folders of runs, by kind and case."""
     folder, settings = tmp_path_factory.mktemp("adapters"), {}
-    for kind, tuning in KINDS.items():
-        model = {"tuning": {"kind": "lora", "rank": 4, "alpha": 8, **tuning}}
+    for kind in request.param:
+        model = {"tuning": {"kind": "lora", "rank": 4, "alpha": 8, **KINDS[kind]}}
         model |= {"path": str(tied_model)} if kind == "tied" else {"neftune": {"alpha": 5}}
         for number, case in enumerate((REFERENCE, *CASES[kind])):
             one = case.settings(tiny_run, folder / f"{kind}{number}", **model)
@@ -52,33 +55,30 @@ def runs(tiny_run, tied_model, tmp_path_factory):
 
 
 @pytest.mark.xdist_group("parity-adapters")
-@pytest.mark.parametrize("kind", KINDS)
-def test_losses_are_the_same(runs, kind):
-    expected = losses(runs[kind, REFERENCE])
-    assert len(expected) == STEPS and expected[STEPS] < expected[1] - 0.1
-    for case in (REFERENCE, *CASES[kind]):
-        assert losses(runs[kind, case]) == pytest.approx(expected, abs=1e-5), case
+def test_losses_are_the_same(runs):
+    for (kind, case), folder in runs.items():
+        expected = losses(runs[kind, REFERENCE])
+        assert len(expected) == STEPS and expected[STEPS] < expected[1] - 0.1
+        assert losses(folder) == pytest.approx(expected, abs=1e-5), (kind, case)
 
 
 @pytest.mark.xdist_group("parity-adapters")
-@pytest.mark.parametrize("kind", KINDS)
-def test_parameters_are_the_same(runs, kind):
-    expected = consolidated(newest(runs[kind, REFERENCE]))
-    trained = {name for name in expected if "lora_" in name or "modules_to_save" in name}
-    for case in (REFERENCE, *CASES[kind]):
-        weights = consolidated(newest(runs[kind, case]))
-        assert trained <= set(weights)
+def test_parameters_are_the_same(runs):
+    for (kind, case), folder in runs.items():
+        expected, weights = consolidated(newest(runs[kind, REFERENCE])), consolidated(newest(folder))
+        trained = {name for name in expected if "lora_" in name or "modules_to_save" in name}
+        assert trained and trained <= set(weights)
         for name in trained:
-            torch.testing.assert_close(weights[name], expected[name].float(), atol=1e-5, rtol=0, msg=f"{case} {name}")
+            message = f"{kind} {case} {name}"
+            torch.testing.assert_close(weights[name], expected[name].float(), atol=1e-5, rtol=0, msg=message)
 
 
 @pytest.mark.xdist_group("parity-adapters")
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_base_model_is_bit_for_bit_what_is_on_disk(runs, kind, tiny_model, tied_model):
-    base = AutoModelForCausalLM.from_pretrained(tied_model if kind == "tied" else tiny_model).state_dict()
-    for case in (REFERENCE, *CASES[kind]):
-        frozen = torch.load(f"{runs[kind, case]}.frozen")
+def test_the_base_model_is_bit_for_bit_what_is_on_disk(runs, tiny_model, tied_model):
+    for (kind, case), folder in runs.items():
+        base = AutoModelForCausalLM.from_pretrained(tied_model if kind == "tied" else tiny_model).state_dict()
+        frozen = torch.load(f"{folder}.frozen")
         assert len(frozen) >= 20
         for name, value in frozen.items():
             known = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
-            assert torch.equal(value, base[known]), f"{case} {name}"
+            assert torch.equal(value, base[known]), f"{kind} {case} {name}"
