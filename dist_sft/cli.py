@@ -173,17 +173,29 @@ def stats(
 
 
 @app.command(epilog="Examples: `dist-sft check run.yaml`, `dist-sft check run.yaml cluster.workers=2 --json`")
-def check(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Everything that can fail before a GPU is taken: settings, machine, run folder, model, template, rows, masks."""
+def check(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="prove the masks of so many rows, the run's first")] = 256,
+    fast: Annotated[bool, typer.Option("--fast", help="leave out the proofs on a model, which take a minute")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Everything that can fail before a GPU is taken: settings, machine, run folder, model, template, rows, masks;
+    and proofs: exactly the answers are learned, packed as alone, several ranks as one, resumed as never stopped."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
+        from dist_sft.commands.check import as_json as findings_as_json
         from dist_sft.commands.check import check_run, show
+        from dist_sft.commands.proofs.proof import refuse
 
-        findings = check_run(config)
+        findings = check_run(config, fast, rows)
     if as_json:
-        _print_json(findings)
+        _print_json(findings_as_json(findings))
     else:
         show(findings, Console())
+    refuse(findings["proofs"])
+    if not as_json:
+        print("ok")
 
 
 @app.command(

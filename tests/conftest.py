@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_model, tiny_rows, tiny_run
+from tests.tiny import tied_model, tiny_model, tiny_rows, tiny_run
 from tools import registry
 
-__all__ = ["tiny_model", "tiny_rows", "tiny_run"]
+__all__ = ["tied_model", "tiny_model", "tiny_rows", "tiny_run"]
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,10 @@
 python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
 """
 
+import contextlib
+import gc
+import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -18,6 +22,10 @@ def train_on_ranks(runs, world, timeout=400, check=True):
     """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
 
     Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
+    Settings with "record": FOLDER let each rank write there what noise it drew.
+    Settings with "frozen" write the parameters that were not trained, as they are in memory after training.
+    Settings with "decomposes": False end with an AssertionError if an adapter's start is computed, not read.
+    Those with a "mutant" have that fault, and rows of "silent" have no loss weight, see tests/mutants.py.
 
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
@@ -86,22 +94,83 @@ def write_logits(settings, tokens, out):
         np.save(out, logits.float().numpy())
 
 
+@contextlib.contextmanager
+def recorded_noise(folder, rank):
+    """Write FOLDER/RANK.json: a digest of the noise of each sample in each step, by block; noise drawn again agrees."""
+    from dist_sft.model import neftune
+
+    digests, draw = {}, neftune.noise
+
+    def drawn(pack, settings, alpha, width, block=0):
+        noise = draw(pack, settings, alpha, width, block)
+        for start, end in itertools.pairwise(pack.ends):
+            if not pack.padding[start]:
+                key = f"block {block} step {pack.step} of {pack.steps} sample {int(pack.keys[start])}"
+                digest = hashlib.sha256(noise[start:end].numpy().tobytes()).hexdigest()
+                assert digests.setdefault(key, digest) == digest, key
+        return noise
+
+    neftune.noise = drawn
+    try:
+        yield
+    finally:
+        neftune.noise = draw
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, f"{rank}.json").write_text(json.dumps(digests))
+
+
+def train_and_write_frozen(settings, out):
+    """Whole frozen parameters of the model that was trained, by name, as torch.save writes them."""
+    import deepspeed
+    import torch
+
+    from dist_sft.cluster.assembly import assemble
+    from dist_sft.config.sections import RunConfig
+    from dist_sft.train.loop import train
+
+    rank = assemble(RunConfig.model_validate(settings), "test")
+    train(rank.run, rank.done, rank.state)
+    frozen = {name: p for name, p in rank.run.model.module.named_parameters() if not p.requires_grad}
+    partitioned = [p for p in frozen.values() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+        if int(os.environ["RANK"]) == 0:
+            torch.save({name: p.detach().clone() for name, p in frozen.items()}, out)
+
+
+def refuse_decompositions():
+    from dist_sft.model import adapters
+
+    def principal(*_):
+        raise AssertionError("this run must not decompose a weight")
+
+    adapters.principal = principal
+
+
 def main(spec):
     import torch.distributed as dist
 
     from dist_sft.cluster.assembly import work
     from dist_sft.core.errors import SftError
+    from tests.mutants import mutated, silent
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
+    gc.freeze()  # ZeRO-3 collects garbage at each start of an engine, among all that the imports have made
     errors = []
     for settings in spec["runs"]:
-        probe = settings.pop("probe", None)
+        probe, frozen = settings.pop("probe", None), settings.pop("frozen", None)
+        record = recorded_noise(settings.pop("record", None), rank)
+        if not settings.pop("decomposes", True):
+            refuse_decompositions()
         try:
-            if probe:
+            if frozen:
+                train_and_write_frozen(settings, frozen)
+            elif probe:
                 write_logits(settings, probe["tokens"], probe["out"])
             else:
-                work(settings, "test")
+                with mutated(settings.pop("mutant", None)), silent(settings.pop("silent", ())), record:
+                    work(settings, "test")
             errors.append(None)
         except SftError as error:
             traceback.print_exc()

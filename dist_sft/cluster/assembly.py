@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from dist_sft.checkpoint.agreement import on_rank_0
+from dist_sft.checkpoint.starts import newest_starts, starts_in
 from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
@@ -21,10 +23,12 @@ from dist_sft.cluster.run_data import TRAIN, Brief
 from dist_sft.cluster.supply import Offer, connect
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
 from dist_sft.data.ledger import Ledger
+from dist_sft.model.adapters import starts_of
 from dist_sft.model.attention import name_of
 from dist_sft.model.cost import peak_flops
+from dist_sft.model.dropout import check_residual_dropout
 from dist_sft.model.head import check_head
 from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
@@ -80,13 +84,18 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
 
     merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
-    model = load(config.model, merged, config.run.seed, device)
+    tuning = config.model.tuning
+    kept = _kept_starts(folder / "checkpoints", tuning)
+    model = load(config.model, merged, config.run.seed, device, brief.steps[TRAIN], kept)
     model.context.neighbours = Neighbours.form(config.train.sequence_parallel)
-    engine = build_engine(model.module, merged, config.train)
+    ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
+    engine = build_engine(model.module, merged, config.train, ratio)
     check_isolation(model, engine, brief.vocabulary, config.data.context_length)
     check_head(model, engine, brief.vocabulary)
-    adapter = config.model.tuning.kind == "lora"
-    checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt)
+    if config.model.residual_dropout:
+        check_residual_dropout(model, engine)
+    adapter, starts = tuning.kind == "lora", starts_of(model.module)
+    checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt, starts)
     progress = checkpoints.load(engine)
     done = progress.step
 
@@ -112,6 +121,14 @@ def _prepare_process() -> torch.device:
     deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=timedelta(minutes=30))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _kept_starts(checkpoints: Path, tuning: FullTuning | LoraTuning) -> dict[str, Tensor] | None:
+    """What the adapter of the run started from, if it has been trained before."""
+    if not isinstance(tuning, LoraTuning) or tuning.init != "pissa":
+        return None
+    newest: Path | None = on_rank_0(checkpoints, lambda: newest_starts(checkpoints))
+    return starts_in(newest) if newest else None
 
 
 def _open_folder(folder: Path, brief: Brief, config: RunConfig) -> None:

@@ -21,6 +21,7 @@ from dist_sft.data.packing import Dealer
 from dist_sft.data.sources import RowSource
 from dist_sft.model.cost import ModelCost, model_cost
 from dist_sft.model.load import load_config
+from dist_sft.model.neftune import strengths
 from dist_sft.model.supported import refuse_split, refuse_unsupported
 from dist_sft.model.tokenizer import load_vocabulary
 from dist_sft.model.weights import check_weights, model_fingerprint
@@ -69,6 +70,8 @@ class RunData:
         settings = config.model
         architecture = load_config(settings)
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
+        if settings.neftune:
+            strengths(settings.neftune, architecture.get_text_config().num_hidden_layers)
         refuse_split(architecture, config.train.sequence_parallel, settings.path)
         check_weights(settings)
         with ThreadPoolExecutor(1, "open") as pool:  # files are hashed and indexed while the tokenizer is loaded

@@ -1,42 +1,110 @@
 """All that can be found wrong without a GPU and without reading weights."""
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
+from dist_sft.chat.certificate import Certificate
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import check_resources, is_local
+from dist_sft.commands.proofs.masks import certify_masks, prove_masks
+from dist_sft.commands.proofs.noise import prove_noise
+from dist_sft.commands.proofs.packing import model_to_prove, prove_packing
+from dist_sft.commands.proofs.proof import Proof, table
+from dist_sft.commands.proofs.rehearsal import rehearse
+from dist_sft.config.advice import warnings
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
 from dist_sft.data.packing import Dealer
+from dist_sft.model import advisor
+from dist_sft.model.advisor import Advice, DataFacts, advise
+from dist_sft.model.capacity import count_trained
+from dist_sft.model.load import load_config
+from dist_sft.model.memory import estimate
 
+APART = (
+    "rows",
+    "masks",
+    "masks_proved",
+    "masks_looked_at",
+    "dropped",
+    "advice",
+    "warnings",
+    "tuning",
+    "memory",
+    "proofs",
+)
+"""Findings that are not shown as name and value."""
 SHOWN = {"supervised share": "{:.1%}", "fill": "{:.0%} of packs", "balance": "{:.3f} (time over perfect)"}
 
 
-def check_run(config: RunConfig) -> dict[str, Any]:
-    """What was looked at, by name. Raises the first SftError that a run would end with."""
+def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[str, Any]:
+    """What was looked at, by name. Raises the first SftError that a run would end with.
+
+    fast: leave out what takes a model.  rows: so many of the run's first are looked at.
+    """
     device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     merged = deepspeed_config(config, config.cluster.workers, device)
     run_dir = run_folder.locate(config)
     _check_machine(config)
     wait_for_builds(fresh=0)
     data = RunData.of(config)
-    looked = data.train.rows.probe(data.train.steps)
+    looked = data.train.rows.probe(data.train.steps, rows)
     run_folder.refuse_changes(run_dir, data.facts(config))
+    masks = certify_masks(data.train, looked)
     return {
         "rows": [{"source": source.name, "rows": len(source)} for source in data.train.rows.sources],
         "steps": len(data.train.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
-        **_masks(looked, min(PROBE, data.train.steps.positions)),
+        **_masks(looked, masks),
         **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
+        "tuning": _advice(config, data, looked),
+        "warnings": warnings(config),
         **_held_out(data),
+        "memory": _memory(config, merged),
+        "proofs": [*prove_masks(masks), *([] if fast else _proofs(config, data, looked))],
     }
+
+
+def _advice(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Advice]:
+    """What the advisor says, from the rows that were looked at, as though all others were like them."""
+    rows = sum(data.train.rows.lengths)
+    supervised = sum(sample.supervised for sample in looked.samples) / len(looked.samples)
+    tokens = [0, 0]  # of chats, of plain text
+    for id_, sample in zip(looked.ids, looked.samples, strict=True):
+        tokens[data.train.rows.formats[id_.source] == "text"] += len(sample)
+    facts = DataFacts(
+        rows=rows,
+        supervised=round(supervised * rows),
+        epochs=data.train.steps.positions / rows,
+        text=tokens[1] / sum(tokens),
+    )
+    return advise(config, load_config(config.model), facts)
+
+
+def _memory(config: RunConfig, deepspeed: dict[str, Any]) -> dict[str, float]:
+    """Estimated bytes of one rank, by what they hold."""
+    architecture = load_config(config.model)
+    trained = count_trained(architecture, config.model.tuning)
+    adapters = trained.total if config.model.tuning.kind == "lora" else 0
+    memory = estimate(config, architecture, deepspeed, trained.base + adapters, trained.total)
+    return {"device": memory.device, **asdict(memory)}
+
+
+def _proofs(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Proof]:
+    with model_to_prove(config) as (model, which):
+        proofs = prove_packing(config, model, looked.samples, which)
+    if config.model.neftune:
+        width = load_config(config.model).get_text_config().hidden_size
+        proofs += prove_noise(config.model.neftune, looked.samples, width, config.run.seed)
+    return [*proofs, *rehearse(config, looked.samples, data.encoder.template.source)]
 
 
 def _check_machine(config: RunConfig) -> None:
@@ -46,13 +114,14 @@ def _check_machine(config: RunConfig) -> None:
         check_resources(config, have, "this machine")
 
 
-def _masks(looked: EncodedStep, count: int) -> dict[str, Any]:
-    """What the first `count` rows are as samples."""
+def _masks(looked: EncodedStep, masks: Certificate) -> dict[str, Any]:
+    """What the first rows are as samples."""
     return {
-        "masks_proved": len(looked.ids),
-        "masks_looked_at": count,
+        "masks": masks,
+        "masks_proved": masks.agreed,
+        "masks_looked_at": masks.rows,
         "dropped": [f"{entry.where}: {entry.what}" for entry in looked.entries],
-        "supervised_share": sum(s.supervised for s in looked.samples) / sum(len(s) for s in looked.samples),
+        "supervised_share": masks.supervised / masks.tokens,
         "longest": max(len(sample) for sample in looked.samples),
     }
 
@@ -70,12 +139,21 @@ def _held_out(data: RunData) -> dict[str, int]:
     return {"held_out_rows": feed.steps.positions}
 
 
+def as_json(findings: dict[str, Any]) -> dict[str, Any]:
+    """For machines."""
+    return findings | {
+        "masks": findings["masks"].as_dict(),
+        "tuning": [asdict(advice) for advice in findings["tuning"]],
+        "proofs": [asdict(proof) for proof in findings["proofs"]],
+    }
+
+
 def show(findings: dict[str, Any], console: Console) -> None:
     """A line per finding; of the rows that are dropped the first three."""
-    lines = [
-        (name.replace("_", " "), value) for name, value in findings.items() if name not in ("rows", "dropped", "advice")
-    ]
-    lines = [*((f"rows of {one['source']}", one["rows"]) for one in findings["rows"]), *lines]
+    lines = [(name.replace("_", " "), value) for name, value in findings.items() if name not in APART]
+    rows = ((f"rows of {one['source']}", one["rows"]) for one in findings["rows"])
+    lines = [*rows, *findings["masks"].lines(), *lines]
+    lines.append(("memory per rank", _shown_memory(findings["memory"])))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         shown = SHOWN[name].format(value) if name in SHOWN else value
@@ -84,6 +162,15 @@ def show(findings: dict[str, Any], console: Console) -> None:
         console.print(f"{len(dropped)} of these rows are dropped or cut:", highlight=False)
         for line in dropped[:3]:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    if findings["advice"]:
-        console.print(findings["advice"], style="yellow", highlight=False, markup=False, soft_wrap=True)
-    console.print("ok")
+    for line in (*findings["warnings"], *([findings["advice"]] if findings["advice"] else [])):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for line in advisor.lines(findings["tuning"]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if findings["proofs"]:
+        console.print(table(findings["proofs"]))
+
+
+def _shown_memory(memory: dict[str, float]) -> str:
+    gib = {name: f"{bytes_ / 2**30:.2g} GiB" for name, bytes_ in memory.items() if bytes_}
+    parts = ", ".join(f"{name} {size}" for name, size in gib.items() if name not in ("device", "host"))
+    return f"{gib['device']} ({parts})" + (f"; {gib['host']} on the host" if "host" in gib else "") + ", estimated"

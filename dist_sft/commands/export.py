@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
+from dist_sft.checkpoint.starts import starts_in
 from dist_sft.cluster import run_folder
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import CheckpointError
@@ -52,6 +53,6 @@ def _write(run_dir: Path, checkpoint: Path, model: ModelSection, out: Path, merg
     stop_ids = run_folder.read_facts(run_dir)["stop_ids"]
     weights = consolidated(checkpoint)
     if model.tuning.kind == "lora":
-        save_adapter(model, weights, stop_ids, out, merge)
+        save_adapter(model, weights, stop_ids, out, merge, starts_in(checkpoint))
     else:
         save_full(model, weights, stop_ids, out)

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 
+from dist_sft.config.noise import Depth
 from dist_sft.config.problems import Problem
-from dist_sft.config.sections import RunConfig, Source
+from dist_sft.config.sections import LoraTuning, RunConfig, Source
 
 
 def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
-    checks = (_length, _schedule, _optimizer, _evaluation, _device, _neighbours, _mixture, _changes, _order, _loss)
+    checks = (
+        *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
+        *(_evaluation, _device, _neighbours, _mixture, _changes, _order),
+    )
     return [problem for check in checks for problem in check(config)]
 
 
@@ -63,6 +67,33 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
             ("train", "optimizer", "momentum"),
             "train.optimizer.momentum is a setting of sgd, and the optimizer is adamw",
             "remove it, or set train.optimizer.betas, whose first number is AdamW's momentum",
+        )
+    chosen = ("decay", optimizer.decay) if optimizer.decay != "matrices" else ("decay_embeddings", "false")
+    if optimizer.weight_decay == 0 and (optimizer.decay != "matrices" or not optimizer.decay_embeddings):
+        yield Problem(
+            ("train", "optimizer", chosen[0]),
+            f"train.optimizer.{chosen[0]} is {chosen[1]}, and train.optimizer.weight_decay is 0: nothing decays",
+            "set train.optimizer.weight_decay, or remove it",
+        )
+
+
+def _adapters(config: RunConfig) -> Iterator[Problem]:
+    tuning = config.model.tuning
+    if not isinstance(tuning, LoraTuning):
+        return
+    if tuning.init == "pissa" and tuning.dropout:
+        yield Problem(
+            ("model", "tuning", "dropout"),
+            f"model.tuning.dropout is {tuning.dropout:g}, and init is pissa, whose adapters start as the principal "
+            "part of the model's own weights: dropout would leave parts of the base model out",
+            "set model.tuning.dropout=0, or model.tuning.init=default",
+        )
+    both = sorted(set(tuning.modules_to_save) & set(() if isinstance(tuning.targets, str) else tuning.targets))
+    if both:
+        yield Problem(
+            ("model", "tuning", "modules_to_save"),
+            f"{', '.join(both)} would have an adapter (model.tuning.targets) and be trained whole (modules_to_save)",
+            "name it in one of them",
         )
 
 
@@ -165,6 +196,45 @@ def _order(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("data", "order", "domain"), what, "set data.order.kind: interleaved")
     if len(set(order.stages)) < len(order.stages):
         yield Problem(("data", "order", "stages"), "data.order.stages names a stage twice", "name each once")
+
+
+def _noise(config: RunConfig) -> Iterator[Problem]:
+    settings = config.model.neftune
+    if settings is None:
+        return
+    path, layers, schedule = ("model", "neftune"), settings.layers, settings.schedule
+    if layers is not None and settings.alpha is not None:
+        what = "model.neftune has alpha and layers, and layers says alpha by block"
+        yield Problem((*path, "alpha"), what, f"remove it, or write layers: {{0: {settings.alpha:g}}}")
+    if layers is None and settings.alpha is None:
+        yield Problem((*path, "alpha"), "model.neftune.alpha is null", "set it, e.g. to 5, or remove model.neftune")
+    if layers == {}:
+        yield Problem((*path, "layers"), "model.neftune.layers names no block", "name some, e.g. {0: 5}")
+    if isinstance(layers, Depth) and layers.shape == "constant" and layers.last not in (0, layers.first):
+        what = f"model.neftune.layers is constant, and last is {layers.last:g}, not first, {layers.first:g}"
+        yield Problem((*path, "layers", "last"), what, "remove last, or set shape: linear")
+    if settings.scale == "row" and settings.where != "all":
+        what = f"model.neftune.scale is row, as transformers' hook, which knows no where: {settings.where}"
+        yield Problem((*path, "scale"), what, "set scale: sample, or where: all")
+    if settings.where == "prompt" and all(source.format == "text" for source in config.data.sources):
+        what = "model.neftune.where is prompt, and all of a text is learned: there is no prompt"
+        yield Problem((*path, "where"), what, "set where: all")
+    if schedule.shape == "constant" and schedule.end:
+        what = f"model.neftune.schedule is constant, and end is {schedule.end:g}: it does not fall"
+        yield Problem((*path, "schedule", "end"), what, "remove end, or set shape: linear or cosine")
+    if config.train.steps is not None and schedule.warmup >= 1 and schedule.warmup > config.train.steps:
+        what = f"model.neftune.schedule.warmup is {schedule.warmup:g} steps, of {config.train.steps} in all"
+        yield Problem((*path, "schedule", "warmup"), what, "give a share of all steps, e.g. 0.03, or fewer steps")
+
+
+def _preset(config: RunConfig) -> Iterator[Problem]:
+    preset, kind = config.train.preset, config.model.tuning.kind
+    if preset in ("full", "lora") and preset != kind:
+        yield Problem(
+            ("train", "preset"),
+            f"train.preset is {preset}, and model.tuning.kind is {kind}: their learning rates differ tenfold",
+            f"set train.preset: {kind}",
+        )
 
 
 def _loss(config: RunConfig) -> Iterator[Problem]:

@@ -8,13 +8,20 @@ from typing import Any
 from dist_sft.config.problems import show
 from dist_sft.config.sections import RunConfig, Section
 
+PACKING = ("tokens_per_pack", "packing", "micro_steps", "pad_to_multiple_of")
+"""Settings of `train` that decide which samples share a pack."""
+
 
 def learned(config: RunConfig) -> dict[str, Any]:
     """JSON values of all settings that change what is learned, by section.
 
-    `eval` is among them only when it can stop the run (patience).
+    `eval` is among them only when it can stop the run (patience); what decides how samples are packed, only with noise
+    that depends on the pack (model.neftune.scale).
     """
     values = _learned(config)
+    if config.model.neftune and config.model.neftune.scale == "row":
+        values["train"].update({name: getattr(config.train, name) for name in PACKING})
+        values["cluster"] = {"workers": config.cluster.workers}
     if config.eval.patience is None:
         values.pop("eval", None)
     return values

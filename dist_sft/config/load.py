@@ -1,6 +1,6 @@
 """A run file and its overrides -> RunConfig, or one error that names everything wrong with them.
 
-run.yaml ─ document ─> values and lines ─ overrides ─> values ─ pydantic, consistency ─> RunConfig
+run.yaml ─ document ─> values and lines ─ overrides, preset ─> values ─ pydantic, consistency ─> RunConfig
 """
 
 import json
@@ -14,6 +14,7 @@ from dist_sft.config.consistency import contradictions
 from dist_sft.config.deepspeed_file import find_deepspeed
 from dist_sft.config.document import Document, parse_yaml
 from dist_sft.config.overrides import apply_overrides
+from dist_sft.config.presets import apply_preset
 from dist_sft.config.problems import as_error, from_pydantic
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ConfigError
@@ -28,7 +29,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with every problem found, each at file:line or at its override.
     """
-    document = apply_overrides(_read(Path(path)), overrides)
+    document = apply_preset(apply_overrides(_read(Path(path)), overrides))
     config = validate(document)
     if isinstance(config.deepspeed, str):
         found = find_deepspeed(config.deepspeed, Path(path).parent, document.where(("deepspeed",)))

@@ -1,30 +1,17 @@
-"""Every setting of a run file, its type, its default and its meaning.
+"""Every setting of a run file, its type, its default and its meaning; those of noise are in `noise`.
 
-All sections are frozen and refuse unknown keys. Settings marked with EXECUTION may change when a run is resumed: they
-cannot change what is learned. All others may not, see `learned`.
+Settings marked with EXECUTION may change when a run is resumed: they cannot change what is learned. All others may not,
+see `learned`.
 """
 
 import math
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.config import JsonDict
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-EXECUTION: JsonDict = {"execution": True}
-"""Mark of a setting that changes only how fast, where, or how visibly a run goes."""
-
-Role = Literal["system", "user", "assistant", "tool"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a running average: 1 would never forget. Or a share that may be nothing, and never all."""
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
+from dist_sft.config.noise import Neftune
+from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share
 
 
 class RunSection(Section):
@@ -52,17 +39,29 @@ class LoraTuning(Section):
     kind: Literal["lora"]
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
+    scaling: Literal["alpha/rank", "rslora"] = Field(
+        default="alpha/rank", description="what B A is multiplied by; rslora: alpha / sqrt(rank) (Kalajdzievski, 2023)"
+    )
+    init: Literal["default", "pissa"] = Field(
+        default="default",
+        description="where A and B start; pissa: at the principal part of each weight (Meng et al., 2024)",
+    )
+    dora: bool = Field(default=False, description="learn the norm of each output apart (Liu et al., 2024)")
+    b_rate_ratio: PositiveFloat = Field(
+        default=1.0, description="learning rate of B over that of A; LoRA+ takes 16 (Hayou et al., 2024)"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = Field(
         default="all-linear", description="module names, or all-linear (all but the head)"
     )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="modules trained whole beside the adapters, e.g. [lm_head, embed_tokens]"
+    )
 
-
-class Neftune(Section):
-    """model.neftune: noise on the input embeddings (Jain et al., 2023), alpha / sqrt(length * width) per sample."""
-
-    alpha: NonNegativeFloat = 5.0
-    distribution: Literal["uniform", "gaussian"] = "uniform"
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (self.rank if self.scaling == "alpha/rank" else self.rank**0.5)
 
 
 class ModelSection(Section):
@@ -82,8 +81,20 @@ class ModelSection(Section):
     )
     tuning: Annotated[FullTuning | LoraTuning, Field(discriminator="kind")] = FullTuning()
     neftune: Neftune | None = None
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations: less memory, 1/3 more time", json_schema_extra=EXECUTION
+    residual_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="of what attention and MLP add to the residual stream: none at the bottom block, this at the last, "
+        "linear between (LIMA, Zhou et al., 2023: 0.3; 0.2 for small models)",
+    )
+    gradient_checkpointing: bool | Share = Field(
+        default=False,
+        description="recompute activations: less memory, up to 1/3 more time; a number: in this share of the blocks",
+        json_schema_extra=EXECUTION,
+    )
+    compile: bool = Field(
+        default=False,
+        description="fuse the blocks with torch.compile, which takes a minute at each start",
+        json_schema_extra=EXECUTION,
     )
 
 
@@ -201,7 +212,13 @@ class Optimizer(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = Field(default=0.0, description="on matrices only: not on norms and biases")
+    weight_decay: NonNegativeFloat = 0.0
+    decay: Literal["matrices", "all"] = Field(
+        default="matrices", description="what weight_decay is for; matrices: not norms and biases"
+    )
+    decay_embeddings: bool = Field(
+        default=True, description="false: no decay of embeddings, nor of a head that shares their weights"
+    )
     momentum: Decay = Field(default=0.0, description="of sgd")
 
 
@@ -241,6 +258,12 @@ class TrainSection(Section):
     )
     epochs: PositiveFloat | None = Field(default=None, description="passes over the data; this or steps")
     steps: PositiveInt | None = Field(default=None, description="optimizer steps; this or epochs")
+    preset: Literal["none", "full", "lora", "distill"] = Field(
+        default="none",
+        description="fills in learning_rate, schedule, warmup, weight_decay where the run file does not set them, from "
+        "a published recipe: see config/presets.py",
+        json_schema_extra=EXECUTION,  # what counts is the values: they are in the resolved config, and compared
+    )
     loss: LossSection = LossSection()
     optimizer: Optimizer = Optimizer()
     learning_rate: PositiveFloat = 1e-5

@@ -9,7 +9,7 @@
     ├── ClusterError      too few GPUs or CPUs, a stale build lock, a worker that died
     ├── CheckpointError   a checkpoint that cannot be written, found or trusted
     ├── StorageError      the run folder cannot be written
-    ├── TrainingError     a loss that is not finite, an engine that is not the one asked for
+    ├── TrainingError     a loss that is not finite, an engine that is not the one asked for, ranks with equal shares
     ├── TrackingError     W&B cannot be reached or refuses
     └── MissingExtra      an optional package that a command needs
 

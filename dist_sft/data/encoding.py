@@ -194,9 +194,9 @@ class Rows:
         policy = self.data.overlong if error.reason == "overlong" else self.data.bad_rows
         return policy == "error"
 
-    def probe(self, steps: Steps) -> EncodedStep:
-        """The first PROBE rows of a run as samples. Raises DataError where they hold nothing to learn."""
-        count = min(PROBE, steps.positions)
+    def probe(self, steps: Steps, count: int = PROBE) -> EncodedStep:
+        """The first rows of a run as samples. Raises DataError where they hold nothing to learn."""
+        count = min(count, steps.positions)
         looked = self.encode(0, steps.order.samples(0, count))
         for store in [*self.stores.values()][:1]:
             store.damaged += looked.notes  # the first step tells them

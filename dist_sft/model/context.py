@@ -43,13 +43,19 @@ class PackContext:
     positions    int64[S], restart at 0 with each sample
     lengths      int64[S], tokens of the sample that a token belongs to
     windows      the window of each attention layer that has run since the pack was entered; None: no window
+    padding      bool[S], tokens of no sample
+    answers      bool[S], tokens that are learned: those with a loss weight above 0
     keys         int64[S], randomness of the sample that a token belongs to; None in evaluation: no noise, no dropout
     sample_keys  the same of each of the K samples, as Python integers; [] in evaluation
+    step         number of the update, from 0; None in evaluation
+    branches     what a block's sublayers shall add to the residual stream, each, in place of what they compute; None:
+                 what they compute. For `check_residual_dropout`
     asked        what the head shall answer
     kept         what attention has computed for this pack, by name
 
     The same for all packs of a run:
 
+    steps              updates of the whole run
     neighbours         ranks that work on one pack together
     attention_dropout  share of the attention weights that is dropped
     """
@@ -61,7 +67,12 @@ class PackContext:
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     windows: list[int | None] = field(default_factory=list)
+    padding: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    answers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     keys: Tensor | None = None
+    step: int | None = None
+    steps: int = 1
+    branches: tuple[float, float] | None = None
     asked: Asked = field(default_factory=lambda: Asked(torch.zeros(0, dtype=torch.int64)))
     sample_keys: list[int] = field(default_factory=list)
     kept: dict[str, object] = field(default_factory=dict)
@@ -78,7 +89,9 @@ class PackContext:
         self.part = self.neighbours.part(self.ends[-1])
         self.positions = torch.from_numpy(pack.positions[self.part].astype(np.int64)).to(device)
         self.lengths = torch.from_numpy(np.repeat(lengths, lengths)[self.part]).to(device)
-        self.keys, self.sample_keys = None, []
+        self.padding = torch.from_numpy(np.arange(self.ends[-1])[self.part] >= pack.real_tokens).to(device)
+        self.answers = torch.from_numpy(pack.weights[self.part] > 0).to(device)
+        self.step, self.keys, self.sample_keys = step, None, []
         if step is not None:
             keys = [seeds.key(seed, "sample", step, sample.position) for sample in pack.samples]
             keys += [0] * (len(lengths) - len(keys))  # padding

@@ -32,6 +32,11 @@ def attach_head(model: Any, pack: PackContext) -> None:
             f"its head is a {type(head).__name__}, not a linear layer", where=type(model).__name__,
             fix="choose a model with a linear lm_head",
         )  # fmt: skip
+    if getattr(head, "lora_variant", None):
+        raise ModelError(
+            "DoRA cannot sit on the head, whose outputs are never held at once", where="model.tuning.targets",
+            fix="leave lm_head out of model.tuning.targets, or set model.tuning.dora=false",
+        )  # fmt: skip
     shape, logits = _take_shape(model), head.forward
     _let_zero3_gather(head)
 
@@ -87,10 +92,14 @@ def _factors(head: Any, hidden: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Te
     """Pairs whose products add up to the logits, the head's own and one for each adapter on it; and the bias."""
     if not hasattr(head, "lora_A"):
         return [(hidden, head.weight)], head.bias
-    adapters = [
-        (head.lora_A[name](hidden) * head.scaling[name], head.lora_B[name].weight) for name in head.active_adapters
-    ]
-    return [(hidden, head.base_layer.weight), *adapters], head.base_layer.bias
+    factors = [(hidden, head.base_layer.weight)]
+    for name in head.active_adapters:
+        scale, up, low = head.scaling[name], head.lora_B[name], head.lora_A[name](hidden)
+        if isinstance(low, tuple):  # PiSSA: less the product that it started with
+            factors += [(low[0] * scale, up.weight), (low[1] * -scale, up.start)]
+        else:
+            factors.append((low * scale, up.weight))
+    return factors, head.base_layer.bias
 
 
 def _let_zero3_gather(head: Any) -> None:

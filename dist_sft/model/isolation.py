@@ -83,7 +83,7 @@ def check_isolation(model: PackedModel, call: nn.Module, vocabulary: int, contex
 
 
 def prove_isolation(model: PackedModel, vocabulary: int, context_length: int) -> Isolation:
-    """`check_isolation`, and of gradients, too, on a model whose parameters are all here (no engine: see `miniature`).
+    """`check_isolation`, and of gradients, too, on a model whose parameters are all here: no engine.
 
     The gradient of a sample's loss by the other's embeddings must be nothing, and that by its own must not move when
     the other's tokens change. No parameter gets a gradient. Raises ModelError.

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dist_sft.config.sections import LoraTuning, ModelSection
-from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
-from dist_sft.model import attention, noise
+from dist_sft.model import attention, dropout, neftune
+from dist_sft.model.adapters import with_adapters
+from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
+from dist_sft.model.precision import multiply_without_emulation
 
 
 def load_config(settings: ModelSection) -> PretrainedConfig:
@@ -50,16 +52,26 @@ def load_config(settings: ModelSection) -> PretrainedConfig:
     return config
 
 
-def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: torch.device) -> PackedModel:
+def load(
+    settings: ModelSection,
+    deepspeed: dict[str, Any],
+    seed: int,
+    device: torch.device,
+    steps: int,
+    starts: dict[str, Tensor] | None = None,
+) -> PackedModel:
     """The model of a run, ready for deepspeed.initialize.
+
+    steps: of the whole run. starts: what its adapters started from, on resume.
 
     Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
     """
     config = load_config(settings)
     attention.register()
-    dropout = attention.dropout_of(settings.attention_dropout, config)
-    _set_dropout(config, dropout)
+    attention_dropout = attention.dropout_of(settings.attention_dropout, config)
+    _set_dropout(config, attention_dropout)
+    implementation = attention.choose(settings.attention, device.type, settings.dtype, config, attention_dropout)
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -67,7 +79,7 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
             revision=settings.revision,
             config=config,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation=attention.choose(settings.attention, device.type, settings.dtype, config, dropout),
+            attn_implementation=implementation,
         )
     except KeyError as error:
         raise ModelError(
@@ -83,43 +95,22 @@ def load(settings: ModelSection, deepspeed: dict[str, Any], seed: int, device: t
         ) from error
     model.config.use_cache = False  # with a cache, samples of a pack see each other
     if isinstance(settings.tuning, LoraTuning):
-        model = with_adapters(model, settings.tuning, seed)
+        model = with_adapters(model, settings.tuning, seed, starts)
     if settings.gradient_checkpointing:
-        _checkpoint_activations(model, settings, zero3=partitioned.is_zero3())
-    pack = PackContext(attention_dropout=dropout)
+        frozen = settings.tuning.kind == "lora"
+        recompute_activations(model, float(settings.gradient_checkpointing), partitioned.is_zero3(), frozen)
+    pack = PackContext(steps=steps, attention_dropout=attention_dropout)
     if settings.neftune:
-        noise.add_neftune(model.get_input_embeddings(), pack, settings.neftune)
-    noise.replace_dropout(model, pack)
+        neftune.add_neftune(model, pack, settings.neftune)
+    dropout.replace_dropout(model, pack)
+    if settings.residual_dropout:
+        dropout.add_residual_dropout(model, pack, settings.residual_dropout)
+    multiply_without_emulation(model, device)
     attach_head(model, pack)
+    if settings.compile:
+        compile_blocks(model)
     pack.attach(model)
     return PackedModel(model, pack, seed, device)
-
-
-def with_adapters(model: Any, tuning: LoraTuning, seed: int) -> Any:
-    """Low-rank adapters that start the same on every rank and in every world."""
-    from peft import LoraConfig, get_peft_model
-
-    head = "lm_head" in tuning.targets  # runs on the supervised positions only, which dropout cannot tell apart
-    if head and tuning.dropout:
-        raise ModelError("LoRA on lm_head cannot have dropout", fix="set model.tuning.dropout=0, or leave lm_head out")
-    targets = tuning.targets if isinstance(tuning.targets, str) else list(tuning.targets)
-    torch.manual_seed(seeds.key(seed, "lora") % 2**63)
-    settings = LoraConfig(
-        r=tuning.rank,
-        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # peft only divides it by r
-        lora_dropout=tuning.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, settings, autocast_adapter_dtype=False)
-    except ValueError as error:
-        linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-        raise ModelError(
-            f"LoRA cannot be put there: {_first_line(error)}",
-            where=f"model.tuning.targets={tuning.targets}",
-            fix=f"use all-linear, or some of: {', '.join(linear)}",
-        ) from error
 
 
 def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
@@ -128,13 +119,6 @@ def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
     for name in attention.DROPOUTS:
         if hasattr(text, name):
             setattr(text, name, dropout)
-
-
-def _checkpoint_activations(model: Any, settings: ModelSection, zero3: bool) -> None:
-    """Recompute activations. Re-entrant under ZeRO-3, whose parameters have no shape between two uses."""
-    model.gradient_checkpointing_enable({"use_reentrant": zero3})
-    if isinstance(settings.tuning, LoraTuning):
-        model.enable_input_require_grads()
 
 
 def _first_line(error: BaseException) -> str:

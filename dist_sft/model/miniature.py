@@ -1,37 +1,65 @@
-"""A model of the same architecture that fits anywhere: random, few layers, few ids. For proofs, not for training."""
+"""A small copy of a model's architecture, with random weights: what its code does can be proved on any machine."""
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from dist_sft.model import attention
-from dist_sft.model.context import PackContext
-from dist_sft.model.head import attach_head
-from dist_sft.model.packed import PackedModel
-
-VOCABULARY = 256
+LARGEST = 200_000_000
+"""Parameters up to which the copy keeps the width of the original."""
+WIDTH = 64
 
 
-def miniature(config: PretrainedConfig, wanted: str = "auto") -> PackedModel:
-    """One layer of each kind, at least two, as wide as the model itself; float32 on CPU.
+def count_parameters(config: PretrainedConfig) -> int:
+    """Of the architecture; no weight is made."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return sum(parameter.numel() for parameter in model.parameters())
 
-    wanted: model.attention. Raises ModelError where that back end needs a GPU, KeyError and ValueError as
-    transformers does for a model that does not use its attention interface.
+
+def miniature(config: PretrainedConfig) -> PretrainedConfig:
+    """The same architecture with two blocks, or one of each kind that it has; narrower where it is still too large.
+
+    Vocabulary, size of heads, windows, caps and scales stay.
     """
-    attention.register()
     small = copy.deepcopy(config)
     text = small.get_text_config()
-    kinds = list(dict.fromkeys(getattr(text, "layer_types", None) or []))
-    text.num_hidden_layers = max(2, len(kinds))
-    if kinds:
-        text.layer_types = (kinds * 2)[: text.num_hidden_layers]
-    text.vocab_size, text.pad_token_id, text.use_cache = VOCABULARY, None, False
-    implementation = attention.choose(wanted, "cpu", "float32", config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(small, attn_implementation=implementation, dtype=torch.float32)
-    context = PackContext()
-    context.attach(model)
-    attach_head(model, context)
-    return PackedModel(model.eval(), context, seed=0, device=torch.device("cpu"))
+    kept = _kept_blocks(getattr(text, "layer_types", None) or (), text.num_hidden_layers)
+    for name, value in vars(text).items():
+        if isinstance(value, list | tuple) and len(value) == text.num_hidden_layers:
+            setattr(text, name, type(value)(value[i] for i in kept))
+    text.num_hidden_layers = len(kept)
+    if getattr(text, "max_window_layers", None) is not None:  # Qwen2: blocks below it have no window
+        text.max_window_layers = min(text.max_window_layers, len(kept) - 1)
+    if count_parameters(small) > LARGEST:
+        _narrow(text)
+    return small
+
+
+def _kept_blocks(kinds: Sequence[str], count: int) -> list[int]:
+    """The first block of each kind; two where all are alike."""
+    first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    return sorted(first) if len(first) > 1 else list(range(min(2, count)))
+
+
+def _narrow(text: Any) -> None:
+    """Fewer heads of the same size, and all other widths in proportion."""
+    if not getattr(text, "head_dim", None):
+        text.head_dim = text.hidden_size // text.num_attention_heads
+    grouped = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    groups = text.num_attention_heads // grouped
+    text.num_key_value_heads = min(grouped, 2)
+    text.num_attention_heads = min(text.num_attention_heads, text.num_key_value_heads * groups, 4)
+    text.num_key_value_heads = min(text.num_key_value_heads, text.num_attention_heads)
+    text.hidden_size, text.intermediate_size = WIDTH, 2 * WIDTH
+
+
+def save_miniature(config: PretrainedConfig, folder: Path, seed: int) -> int:
+    """Write a miniature with random weights in float32, as transformers would start to train it; its parameters."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(miniature(config), dtype=torch.float32)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
-from dist_sft.model.load import load_config, with_adapters
+from dist_sft.core.errors import CheckpointError
+from dist_sft.model.adapters import is_tied, trained_shapes, with_adapters
+from dist_sft.model.load import load_config
 
 
 def save_full(settings: ModelSection, weights: dict[str, Tensor], stop_ids: list[int], out: Path) -> None:
@@ -26,18 +28,73 @@ def save_full(settings: ModelSection, weights: dict[str, Tensor], stop_ids: list
 
 
 def save_adapter(
-    settings: ModelSection, weights: dict[str, Tensor], stop_ids: list[int], out: Path, merge: bool
+    settings: ModelSection,
+    weights: dict[str, Tensor],
+    stop_ids: list[int],
+    out: Path,
+    merge: bool,
+    starts: dict[str, Tensor] | None = None,
 ) -> None:
-    """A folder that peft loads onto the base model; or the base model with the adapter added to its weights."""
+    """A folder that peft loads onto the base model; or the base model with the adapter added to its weights.
+
+    starts: what a PiSSA adapter started from, see `starts_of`. Raises CheckpointError where the weights do not fit.
+    """
     assert isinstance(settings.tuning, LoraTuning)
     dtype = getattr(torch, settings.dtype)
     base = AutoModelForCausalLM.from_pretrained(settings.path, revision=settings.revision, dtype=dtype)
     _stop_at(base, settings, stop_ids)
-    model = with_adapters(base, settings.tuning, seed=0)
-    adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
-    assert set(weights) == adapters, f"not the adapter's weights: {sorted(set(weights) ^ adapters)[:4]}"
+    tuning = settings.tuning
+    if tuning.init == "pissa":
+        weights, tuning = _from_zero(weights, starts or {}, tuning)
+    model = with_adapters(base, tuning, seed=0)
+    _refuse_misfits(weights, trained_shapes(model))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False)
-    (model.merge_and_unload() if merge else model).save_pretrained(out)
+    if merge:
+        _untie(model)
+        model.merge_and_unload().save_pretrained(out)
+    else:
+        model.save_pretrained(out, save_embedding_layers=False)  # those that were trained are saved anyway
+
+
+def _from_zero(
+    weights: dict[str, Tensor], starts: dict[str, Tensor], tuning: LoraTuning
+) -> tuple[dict[str, Tensor], LoraTuning]:
+    """B A - B0 A0 as one adapter of twice the rank, [B, -B0] [A; A0], with the same scale.
+
+    weights: of the adapter as it was trained.
+    """
+    joined = dict(weights)
+    for name, start in starts.items():
+        if name not in weights or weights[name].shape != start.shape:
+            raise CheckpointError(f"what {name} started from does not fit what it became", where="adapter_starts.pt")
+        into_b = ".lora_B." in name
+        joined[name] = torch.cat([weights[name], -start.float() if into_b else start.float()], dim=int(into_b))
+    more = 2 if tuning.scaling == "alpha/rank" else 2**0.5
+    return joined, tuning.model_copy(update={"rank": 2 * tuning.rank, "alpha": more * tuning.alpha, "init": "default"})
+
+
+def _refuse_misfits(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError for weights that are not exactly those that were trained."""
+    if names := sorted(set(weights) ^ set(shapes)):
+        kind = "is missing" if names[0] in shapes else "was not trained"
+        raise CheckpointError(f"{len(names)} weights do not belong to the adapter or are missing; {names[0]} {kind}")
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(
+                f"{name} is {list(weights[name].shape)} in the checkpoint and {list(shape)} in the model",
+                fix="export with the base model that was trained, or another step: --step N",
+            )
+
+
+def _untie(model: Any) -> None:
+    """Give a head that is the embedding a weight of its own, if an adapter is going to be added to one of them."""
+    from peft.tuners.lora import LoraLayer
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if is_tied(model) and (isinstance(head, LoraLayer) or isinstance(embedding, LoraLayer)):
+        inner: Any = head.get_base_layer() if isinstance(head, LoraLayer) else head
+        inner.weight = nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 def _stop_at(model: Any, settings: ModelSection, stop_ids: list[int]) -> None:

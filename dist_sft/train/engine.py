@@ -20,13 +20,15 @@ from dist_sft.train.optimizer import build_optimizer
 from dist_sft.train.parts import TokenScores
 
 
-def build_engine(module: nn.Module, deepspeed_config: dict[str, Any], settings: TrainSection) -> Any:
+def build_engine(
+    module: nn.Module, deepspeed_config: dict[str, Any], settings: TrainSection, b_rate_ratio: float = 1.0
+) -> Any:
     """The DeepSpeedEngine around a model. Raises TrainingError if it is not what the configuration asks for."""
     zero = deepspeed_config.get("zero_optimization", {})
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=build_optimizer(module, settings.optimizer, settings.learning_rate, offloaded),
+        optimizer=build_optimizer(module, settings.optimizer, settings.learning_rate, offloaded, b_rate_ratio),
         config=deepspeed_config,
         dist_init_required=False,
     )
@@ -56,7 +58,7 @@ def update(
     if not share.totals.samples:
         return None
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate_factor", 1.0)
     world, loss = dist.get_world_size(), torch.zeros((), device=engine.device)
     for pack in share.packs:
         last = pack is share.packs[-1]

@@ -11,6 +11,7 @@ from dist_sft.train.engine import update
 from dist_sft.train.evaluate import evaluate
 from dist_sft.train.parts import Training
 from dist_sft.train.schedule import learning_rate
+from dist_sft.train.shares import compared
 
 
 def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal["finished", "stopped early"]]:
@@ -24,7 +25,7 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
     if run.held_out and done == 0:
         run.tracker.evaluation(evaluate(run.engine, run.model, run.held_out, done))
 
-    for share in run.clock.waiting_for(run.service.shares(done)):
+    for share in run.clock.waiting_for(compared(run.service.shares(done), run)):
         rate = learning_rate(run.config.train, share.step, steps)
         measured = update(run.engine, run.model, share, rate, run.config.train)
         done = share.step + 1

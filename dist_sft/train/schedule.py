@@ -1,8 +1,7 @@
 """Learning rates, a pure function of the step."""
 
-import math
-
 from dist_sft.config.sections import TrainSection
+from dist_sft.core.curves import count, fall
 
 
 def learning_rate(settings: TrainSection, step: int, steps: int) -> float:
@@ -12,7 +11,7 @@ def learning_rate(settings: TrainSection, step: int, steps: int) -> float:
     min_learning_rate (Loshchilov & Hutter, 2017); or wsd: constant, then linear decay at the end (Hu et al., 2024,
     MiniCPM, section 4).
     """
-    warmup = _count(settings.warmup, steps)
+    warmup = count(settings.warmup, steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     low = settings.min_learning_rate
@@ -21,19 +20,7 @@ def learning_rate(settings: TrainSection, step: int, steps: int) -> float:
 
 def _remaining(settings: TrainSection, step: int, warmup: int, steps: int) -> float:
     """1 at the end of warm-up; 0 after the last update of a decaying schedule."""
-    done = (step - warmup) / max(steps - warmup, 1)
-    match settings.schedule:
-        case "constant":
-            return 1.0
-        case "linear":
-            return 1 - done
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        case "wsd":
-            decay = max(_count(settings.decay, steps), 1)
-            return min(1.0, (steps - step) / decay)
-
-
-def _count(amount: float, steps: int) -> int:
-    """A share of all steps if below 1, else a number of steps."""
-    return round(amount * steps) if amount < 1 else round(amount)
+    if settings.schedule == "wsd":
+        decay = max(count(settings.decay, steps), 1)
+        return min(1.0, (steps - step) / decay)
+    return fall(settings.schedule, (step - warmup) / max(steps - warmup, 1))

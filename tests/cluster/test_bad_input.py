@@ -195,6 +195,12 @@ def test_a_model_without_a_tokenizer(refused, run):
     assert error.startswith(f"{run.model}: no tokenizer can be loaded: ") and "\n  fix: " in error
 
 
+def test_noise_at_a_block_that_the_model_does_not_have(refused, run):
+    assert refused("check", run.file, "model.neftune={layers: {0: 5, 7: 1}}") == (
+        "model.neftune.layers: there is no block 7: the model has 2\n  fix: use 0 (the embeddings) to 1"
+    )
+
+
 @pytest.mark.parametrize("config", ["{", '{"model_type": "nosuch"}', "{}"])
 def test_a_model_whose_config_is_broken(refused, run, config):
     (run.model / "config.json").write_text(config)

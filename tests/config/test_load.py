@@ -233,6 +233,12 @@ def test_settings_that_contradict_one_another_are_refused_at_their_lines(run_fil
     )
     assert "momentum is a setting of sgd, and the optimizer is adamw" in refused(path, "train.optimizer.momentum=0.9")
     assert "varlen, a CUDA kernel" in refused(path, "model.attention=varlen", "cluster.gpus_per_worker=0")
+    assert "dropout would leave parts of the base model out" in refused(
+        path, "model.tuning={kind: lora, init: pissa, dropout: 0.1}"
+    )
+    assert "lm_head would have an adapter (model.tuning.targets) and be trained whole" in refused(
+        path, "model.tuning={kind: lora, targets: [q_proj, lm_head], modules_to_save: [lm_head]}"
+    )
 
 
 def test_the_deepspeed_json_is_looked_for_here_then_beside_the_run_file_then_in_the_package(tmp_path, monkeypatch):

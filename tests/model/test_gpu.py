@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dist_sft.config.noise import Neftune
+from dist_sft.config.sections import LoraTuning
 from dist_sft.core.errors import ModelError
-from dist_sft.model import attention, noise
+from dist_sft.model import attention, neftune
+from dist_sft.model.adapters import starts_of, with_adapters
 from dist_sft.model.attention.call import Call
 from dist_sft.model.attention.dropout import drop
 from dist_sft.model.context import PackContext
@@ -77,7 +80,24 @@ def test_attention_dropout_is_the_same_on_cpu_and_gpu():
 
 def test_noise_is_the_same_on_cpu_and_gpu():
     context = enter((3, 50), (7, 20))
-    expected = noise.neftune(context, 5, "uniform", 16)
-    for field in ("positions", "lengths", "keys"):
+    settings = Neftune()
+    expected = neftune.noise(context, settings, 5, 16)
+    for field in ("positions", "lengths", "keys", "padding", "answers"):
         setattr(context, field, getattr(context, field).cuda())
-    assert torch.equal(noise.neftune(context, 5, "uniform", 16).cpu(), expected)
+    assert torch.equal(neftune.noise(context, settings, 5, 16).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "tuning", [{"init": "pissa"}, {"init": "pissa", "dora": True}, {"modules_to_save": ["lm_head"]}]
+)
+@torch.no_grad()
+def test_adapters_change_nothing_before_the_first_update(tuning, dtype):
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS["llama"])
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).to("cuda").eval()
+    ids = torch.arange(20, device="cuda")[None]
+    expected = model(ids).logits
+    adapted = with_adapters(model, LoraTuning(kind="lora", rank=4, **tuning), seed=0)
+    assert all(start.device.type == "cuda" for start in starts_of(adapted).values())
+    torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)

@@ -15,7 +15,7 @@ from dist_sft.core.errors import ModelError
 from dist_sft.model import attention
 from dist_sft.model.attention.interface import KERNELS
 from dist_sft.model.isolation import check_isolation, prove_isolation
-from dist_sft.model.miniature import VOCABULARY, miniature
+from dist_sft.model.miniature import miniature
 from tests.model.test_attention import CONFIGS, SMALL, build
 
 
@@ -124,10 +124,8 @@ def test_a_kernel_whose_backward_pass_mixes_samples_is_refused(monkeypatch):
 @pytest.mark.parametrize("back_end", ["segments", "flex"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_isolation_is_proved_on_a_small_model_of_the_same_architecture(name, back_end):
-    config = CONFIGS[name]
-    model = miniature(config, back_end)
-    assert config.vocab_size == 97 and model.module.config.get_text_config().vocab_size == VOCABULARY
-    found = prove_isolation(model, VOCABULARY, 128)
+    model = build(miniature(CONFIGS[name]), attention.choose(back_end, "cpu", "float32", CONFIGS[name], 0.0))
+    found = prove_isolation(model, 97, 128)
     assert found.packed < 1e-5 and found.poisoned == found.gradients == 0 and found.future < 1e-6
     assert not any(p.grad is not None for p in model.module.parameters())
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dist_sft.core import seeds
 from dist_sft.model.attention.call import Call
-from dist_sft.model.noise import mix64
+from dist_sft.model.randomness import mix64
 
 
 def drop(weights: Tensor, sample: int, call: Call, first_query: int, first_key: int) -> Tensor:

@@ -1,0 +1,125 @@
+"""On the run's own samples: a pack computes what each of its samples computes alone, forward and backward."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_sft.chat.conversation import EncodedSample
+from dist_sft.commands.proofs.proof import Proof
+from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import ModelError
+from dist_sft.data.order import SampleId
+from dist_sft.data.pack import Pack, build_pack
+from dist_sft.model.head import check_head
+from dist_sft.model.isolation import Isolation, prove_isolation
+from dist_sft.model.load import load, load_config
+from dist_sft.model.miniature import LARGEST, count_parameters, save_miniature
+from dist_sft.model.packed import PackedModel
+
+SAMPLES, TOKENS = 4, 64
+"""Of the pack that is looked at."""
+ROUNDING = 1e-5
+"""Largest difference, relative to the largest value, that is rounding in float32."""
+CHANGE = "choose another model or another model.attention, and report this one"
+
+
+@contextmanager
+def model_to_prove(config: RunConfig) -> Iterator[tuple[PackedModel, str]]:
+    """The run's model in float32 on the CPU, or a small copy of it where it is too large; and which it is."""
+    architecture = load_config(config.model)
+    with TemporaryDirectory(prefix="dist_sft_proof_") as folder:
+        settings, which = config.model.model_copy(update={"dtype": "float32", "compile": False}), "the model"
+        if count_parameters(architecture) > LARGEST:
+            small = save_miniature(architecture, Path(folder), config.run.seed)
+            settings = settings.model_copy(update={"path": folder, "revision": None})
+            which = f"a copy of {small / 1e6:.1f} M parameters"
+        yield load(settings, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1), which
+
+
+def prove_packing(config: RunConfig, model: PackedModel, samples: Sequence[EncodedSample], which: str) -> list[Proof]:
+    """Isolation, the head, and packs against samples alone. samples: some of the run's."""
+    vocabulary = load_config(config.model).get_text_config().vocab_size
+    proofs = [
+        _tried(
+            "no sample sees another, no token the future",
+            lambda: max(
+                filter(None, astuple(prove_isolation(model, vocabulary, config.data.context_length))), default=0.0
+            ),
+            which,
+        ),
+        _tried("loss by the head as by all logits", lambda: check_head(model, model.module, vocabulary), which),
+    ]
+    parts = [_shortened(sample) for sample in sorted(samples, key=len)[-SAMPLES:]]
+    detail = f"{len(parts)} samples of the data, {sum(map(len, parts))} tokens, {which}"
+    whole = _pack(parts)
+    with torch.no_grad():
+        packed = _logits(model, whole).split([len(part) for part in parts])
+        alone = [_logits(model, _pack([part])) for part in parts]
+        poisoned = _logits(model, _pack([_poisoned(parts[0], vocabulary), *parts[1:]])).split([len(p) for p in parts])
+    return [
+        *proofs,
+        Proof.measured("packed as alone: logits", _difference(packed, alone), ROUNDING, detail, CHANGE),
+        Proof.measured("packed as alone: gradients", _gradients(model, parts), ROUNDING, detail, CHANGE),
+        Proof.measured(
+            "poisoning a sample moves no other", _difference(packed[1:], poisoned[1:]), 1e-6, detail, CHANGE
+        ),
+    ]
+
+
+def _tried(name: str, proof: Callable[[], float], which: str) -> Proof:
+    try:
+        return Proof.measured(name, proof(), ROUNDING, which, CHANGE)
+    except ModelError as error:
+        return Proof.refuted(name, error)
+
+
+def _largest(found: Isolation) -> float:
+    return max(value for value in astuple(found) if value is not None)
+
+
+def _shortened(sample: EncodedSample) -> EncodedSample:
+    """At most TOKENS tokens, all of them to be predicted."""
+    tokens = sample.tokens[:TOKENS]
+    return EncodedSample(tokens, np.r_[0, np.ones(len(tokens) - 1)].astype(np.float32))
+
+
+def _poisoned(sample: EncodedSample, vocabulary: int) -> EncodedSample:
+    return EncodedSample(((sample.tokens + 1) % vocabulary).astype(np.int32), sample.weights)
+
+
+def _pack(samples: Sequence[EncodedSample]) -> Pack:
+    return build_pack([SampleId(i, 0, i) for i in range(len(samples))], samples)
+
+
+def _logits(model: PackedModel, pack: Pack) -> Tensor:
+    """[T, V], without noise and dropout."""
+    return model.logits(model.module, pack, None, torch.arange(len(pack.tokens)))
+
+
+def _gradients(model: PackedModel, parts: Sequence[EncodedSample]) -> float:
+    """Of the summed loss, packed and alone: the difference over the largest, by parameter; the largest of these."""
+    trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+
+    def gradient(packs: Sequence[Pack]) -> list[Tensor]:
+        for parameter in trained:
+            parameter.grad = None
+        for pack in packs:
+            scores, weights = model.token_scores(model.module, pack, 0)  # with noise and dropout, where there are any
+            ((scores[:, 0] - scores[:, 1]) * weights).sum().backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+
+    together = gradient([_pack(parts)])
+    packs = [build_pack([SampleId(i, 0, i)], [part]) for i, part in enumerate(parts)]
+    return _difference(together, gradient(packs))
+
+
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    largest = max((float(tensor.abs().max()) for tensor in expected), default=0.0)
+    pairs = zip(found, expected, strict=True)
+    return max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / max(largest, 1e-12)

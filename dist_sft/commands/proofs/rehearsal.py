@@ -1,0 +1,113 @@
+"""A rehearsal: the run's own settings and data on a small copy of its model, trained here on CPU ranks, three ways.
+
+    plain     one rank, no ZeRO, one sample after the other
+    as asked  several ranks, with the run's ZeRO stage, offload, packing, accumulation and sequence parallelism
+    resumed   the same, gone on from its checkpoint of the last step but one
+
+All three must learn the same.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_sft.chat.conversation import EncodedSample
+from dist_sft.cluster.local_ranks import work_on_ranks
+from dist_sft.commands.proofs.proof import Proof
+from dist_sft.config.deepspeed import deepspeed_config, portable
+from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import ClusterError, ConfigError
+from dist_sft.model.load import load_config
+from dist_sft.model.miniature import save_miniature
+from dist_sft.model.tokenizer import save_tokenizer
+
+STEPS, SAMPLES, TOKENS = 3, 6, 512
+"""Of a rehearsal: its steps, their samples, and their longest sample at most."""
+TIMEOUT = 900.0
+EPSILON = 1e-3
+"""Of AdamW, in place of 1e-8, which would magnify the rounding of gradients near 0 into whole updates."""
+LOSSES, NORMS = 1e-5, 1e-4
+"""Largest relative differences that are rounding, float32."""
+
+
+def rehearse(config: RunConfig, samples: Sequence[EncodedSample], template: str) -> list[Proof]:
+    """Proofs that world size, ZeRO, offload, packing and accumulation change nothing, and that a checkpoint loads.
+
+    samples: some of the run's, to choose a length by. template: Jinja source.
+    """
+    names = ("ranks, ZeRO and packing as one rank alone", "resumed from its checkpoint as never stopped")
+    world = max(2, config.train.sequence_parallel)
+    with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name:
+        folder = Path(name)
+        try:
+            asked = _as_asked(config, folder, world, samples)
+        except ConfigError as error:
+            return [Proof(each, None, detail=f"not on CPU: {error.what}") for each in names]
+        parameters = save_miniature(load_config(config.model), folder / "model", config.run.seed)
+        save_tokenizer(config.model.path, template, folder / "model", config.model.revision)
+        runs = {"plain": _plain(asked), "asked": asked, "resumed": asked}
+        settings = {each: run | {"run": run["run"] | {"dir": str(folder / each)}} for each, run in runs.items()}
+        try:
+            ended = work_on_ranks([settings["plain"]], 1, TIMEOUT)
+            ended += work_on_ranks([settings["asked"], settings["resumed"]], world, TIMEOUT, str(folder / "asked"))
+        except ClusterError as error:
+            return [Proof.refuted(each, error) for each in names]
+        if failed := [error for error in ended if error]:
+            return [Proof(each, False, detail=failed[0]) for each in names]
+        plain, wanted, resumed = (_records(folder / each) for each in settings)
+        stage = deepspeed_config(config, world, "cpu").get("zero_optimization", {}).get("stage", 0)
+        detail = f"{STEPS} steps of {SAMPLES} samples, {world} ranks, ZeRO-{stage}, {parameters / 1e6:.1f} M parameters"
+        return [
+            Proof.measured(names[0], _difference(plain, wanted, "loss"), LOSSES, f"loss; {detail}"),
+            Proof.measured(names[0], _difference(plain, wanted, "grad_norm"), NORMS, f"gradient norm; {detail}"),
+            Proof.measured(names[1], _difference(wanted, resumed, "loss"), 0.0, f"loss; {detail}"),
+        ]
+
+
+def _as_asked(config: RunConfig, folder: Path, world: int, samples: Sequence[EncodedSample]) -> dict[str, Any]:
+    """The run's settings, made small. Raises ConfigError where its DeepSpeed JSON cannot run on CPU."""
+    lengths = sorted(len(sample) for sample in samples)
+    length = min(config.data.context_length, max(TOKENS, lengths[len(lengths) // 2]))
+    settings: dict[str, Any] = portable(config).model_dump(mode="json")
+    settings["run"] |= {"name": "rehearsal"}
+    settings["model"] |= {"path": str(folder / "model"), "revision": None, "dtype": "float32", "attention": "auto"}
+    settings["data"] |= {"context_length": length, "bad_rows": "drop", "max_bad_share": 1.0, "cache": None}
+    settings["train"] |= {
+        "samples_per_step": SAMPLES,
+        "tokens_per_pack": max(length, 2 * TOKENS),
+        "pad_to_multiple_of": 1,
+        "steps": STEPS,
+        "epochs": None,
+        "optimizer": settings["train"]["optimizer"] | {"eps": EPSILON},
+    }
+    settings["data"]["schedule"] = []
+    settings["eval"] |= {"source": None, "patience": None}
+    settings["checkpoint"] |= {"every": 1, "keep": STEPS}
+    settings["cluster"] |= {"workers": world, "gpus_per_worker": 0, "address": None}
+    settings["tracking"] |= {"wandb": None}
+    deepspeed_config(RunConfig.model_validate(settings), world, "cpu")
+    return settings
+
+
+def _plain(asked: dict[str, Any]) -> dict[str, Any]:
+    return asked | {
+        "model": asked["model"] | {"gradient_checkpointing": False, "compile": False},
+        "train": asked["train"] | {"packing": False, "micro_steps": 1, "sequence_parallel": 1},
+        "cluster": asked["cluster"] | {"workers": 1},
+        "deepspeed": {"zero_optimization": {"stage": 0}},
+    }
+
+
+def _records(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [record for record in lines if record["kind"] == "step"]
+
+
+def _difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> float:
+    """The largest relative difference over all steps; infinite where one of them has other steps."""
+    if [record["step"] for record in one] != [record["step"] for record in other]:
+        return float("inf")
+    pairs = [(a[key], b[key]) for a, b in zip(one, other, strict=True) if a[key] is not None]
+    return max((abs(a - b) / max(abs(a), 1e-12) for a, b in pairs), default=float("inf"))

@@ -1,0 +1,83 @@
+"""The rehearsal of `check`: it holds for a sound run, and finds what would make ranks or packs learn otherwise."""
+
+import pytest
+
+from dist_sft.cluster.run_data import RunData
+from dist_sft.commands.proofs.proof import refuse
+from dist_sft.commands.proofs.rehearsal import rehearse
+from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import SftError
+
+pytestmark = pytest.mark.xdist_group("rehearsal")
+
+MUTANTS = {
+    "each rank divides by its own weights": """
+from dist_sft.train import loss
+exact = loss.step_loss
+loss.step_loss = lambda losses, weights, step_weight, world: exact(losses, weights, float(weights.sum()) or 1.0, 1)
+""",
+    "samples of a pack see each other": """
+from dist_sft.model.context import PackContext
+enter = PackContext.enter
+def leak(self, *rest):
+    enter(self, *rest)
+    self.ends = [0, self.ends[-1]]
+PackContext.enter = leak
+""",
+    "a checkpoint comes back with other weights": """
+from dist_sft.checkpoint.store import CheckpointStore
+load = CheckpointStore.load
+def damaged(self, engine):
+    progress = load(self, engine)
+    if progress.step:
+        import deepspeed, torch
+        for fp32 in engine.optimizer.fp32_partitioned_groups_flat:
+            fp32.data.mul_(1.01)
+    return progress
+CheckpointStore.load = damaged
+""",
+}
+
+
+@pytest.fixture
+def run(tiny_run):
+    """LoRA with noise and dropout under ZeRO-3, as a run file would ask for it."""
+    tuning = {"kind": "lora", "rank": 4, "dropout": 0.1}
+    deepspeed = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    model = tiny_run["model"] | {"neftune": {"alpha": 5}, "tuning": tuning}
+    return RunConfig.model_validate(
+        tiny_run | {"model": model, "deepspeed": deepspeed, "cluster": {"workers": 2, "gpus_per_worker": 0}}
+    )
+
+
+def proofs_of(config):
+    data = RunData.of(config)
+    return rehearse(config, data.train.rows.probe(data.train.steps).samples, data.encoder.template.source)
+
+
+def test_a_sound_run_is_proved(run):
+    proofs = proofs_of(run)
+    refuse(proofs)
+    assert [proof.holds for proof in proofs] == [True] * 3, proofs
+    assert "2 ranks, ZeRO-3" in proofs[0].detail and proofs[2].figure == 0
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_run_that_would_learn_otherwise_is_refused(run, name, tmp_path, monkeypatch):
+    """The mutant is loaded by every rank's interpreter as it starts."""
+    (tmp_path / "sitecustomize.py").write_text(MUTANTS[name])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    proofs = proofs_of(run)
+    with pytest.raises(SftError, match="this does not hold"):
+        refuse(proofs)
+    failed = [proof.name for proof in proofs if proof.holds is False]
+    expected = "resumed" if "checkpoint" in name else "ranks, ZeRO and packing"
+    assert all(each.startswith(expected) for each in failed), proofs
+
+
+def test_settings_that_cannot_run_on_a_cpu_are_not_rehearsed_and_say_so(run):
+    zero = {"stage": 3, "zero_quantized_weights": True}
+    proofs = proofs_of(run.model_copy(update={"deepspeed": {"zero_optimization": zero}}))
+    refuse(proofs)
+    assert [proof.holds for proof in proofs] == [None, None]
+    assert "ZeRO++ quantisation does not work on CPU" in proofs[0].detail
