@@ -1,6 +1,7 @@
 """The second way to the mask agrees with the first on real rows, and objects to every kind of wrong mask."""
 
 import random
+from copy import copy
 from dataclasses import replace
 from functools import cache
 
@@ -74,7 +75,7 @@ def test_both_ways_agree_under_other_losses_and_where_rows_are_cut(
     assert not found.disagreements and found.agreed > 15
     cut = [one for one in outcomes if isinstance(one, EncodedSample) and one.cut]
     assert (found.truncated, found.lost) == (len(cut), sum(one.lost for one in cut))
-    assert (found.truncated > 0) == (context_length == 150)
+    assert context_length == 150 or not cut
 
 
 WORDS = ("hello", "ok", " a", "b ", "\n", "\n\n", "assistant", "user", "model", END, "<|im_start|>assistant\n", "q",
@@ -117,7 +118,7 @@ TALK = Conversation(
         Message("user", "who is there?"),
         Message("assistant", "it is I"),
         Message("user", "and who else?"),
-        Message("assistant", "nobody"),
+        Message("assistant", "nobody at all"),
     )
 )
 QUESTION = "who is there?"
@@ -143,11 +144,17 @@ class Sample:
         return weights
 
 
+SAMPLES = {}
+
+
 @pytest.fixture(params=["chatml", "roles", "qwen3", "llama3_1", "gemma3", "smollm2"])
 def sample(request, tiny, tokenizer_folder):
-    if request.param in ("chatml", "roles"):
-        return Sample(tiny, request.param)
-    return Sample(vocabulary_of(tokenizer_folder(request.param)), "auto")
+    name = request.param
+    if name not in SAMPLES:
+        built_in = name in ("chatml", "roles")
+        vocabulary = tiny if built_in else vocabulary_of(tokenizer_folder(name))
+        SAMPLES[name] = Sample(vocabulary, name if built_in else "auto")
+    return copy(SAMPLES[name])
 
 
 def test_the_right_mask_is_not_objected_to(sample):
@@ -304,7 +311,7 @@ def test_prompts_learned_with_a_weight_of_a_tenth(model, tokenizer_folder):
     vocabulary, stop = vocabulary_of(tokenizer_folder(model)), oracle.STOPS[model]
     assert weights_by_text(vocabulary, "auto", TALK, PROMPTS) == [
         ("be kind", PROMPT_WEIGHT), ("who is there?", PROMPT_WEIGHT), ("it is I" + stop, 1),
-        ("and who else?", PROMPT_WEIGHT), ("nobody" + stop, 1)]  # fmt: skip
+        ("and who else?", PROMPT_WEIGHT), ("nobody at all" + stop, 1)]  # fmt: skip
 
 
 @pytest.mark.registry
@@ -315,9 +322,9 @@ def test_the_weight_of_a_message_beats_its_roles_and_turns_last_beats_both(model
     talk = replace(TALK, messages=tuple(replace(m, weight=w) for m, w in zip(TALK.messages, own, strict=True)))
     assert weights_by_text(vocabulary, "auto", talk, PROMPTS) == [
         ("be kind", PROMPT_WEIGHT), ("it is I" + stop, 0.25), ("and who else?", 0.75),
-        ("nobody" + stop, 1)]  # fmt: skip
+        ("nobody at all" + stop, 1)]  # fmt: skip
     last = PROMPTS.model_copy(update={"turns": "last"})
-    assert weights_by_text(vocabulary, "auto", talk, last) == [("nobody" + stop, 1)]
+    assert weights_by_text(vocabulary, "auto", talk, last) == [("nobody at all" + stop, 1)]
 
 
 def test_results_of_tools_can_be_learned_too(tiny):

@@ -14,6 +14,7 @@ from pathlib import Path
 import filelock
 import pytest
 
+from dist_sft.chat import spans
 from dist_sft.cluster.runner import check_resources
 from dist_sft.config.load import load_config
 from dist_sft.core.errors import ClusterError
@@ -125,6 +126,39 @@ def test_a_template_that_leaves_the_role_out(refused, run, tmp_path):
     run.rows.write_text(chat("user", "assistant") + chat("system", "user", "assistant"))
     error = refused("check", run.file, f"data.template={template}")
     assert error.startswith(f"{run.rows}:2: the chat template does not write messages[0].content\n  fix: choose")
+
+
+def test_a_template_without_a_stop_token(refused, run, tmp_path):
+    template = tmp_path / "endless.jinja"
+    template.write_text(
+        GEMMA.replace("+ '<|im_end|>\\n'", "+ ('\\n' if message.role == 'assistant' else '<|im_end|>\\n')")
+    )
+    assert refused("check", run.file, f"data.template={template}").endswith(
+        "the chat template writes no special token after an answer: no model would learn to stop\n"
+        "  fix: write {{ eos_token }} at the end of each assistant's turn"
+    )
+
+
+def test_a_mask_on_which_two_ways_do_not_agree(sft, run, monkeypatch):
+    """The first way is broken: it learns whatever anybody says."""
+    monkeypatch.setattr(spans, "weights_of", lambda conversation, _: tuple(1.0 for _ in conversation.messages))
+    ended = sft("check", run.file, "--fast", "data.cache=null", f"run.dir={run.dir}-elsewhere")
+    assert ended.code == 1 and "Traceback" not in ended.error
+    assert re.match(
+        rf"error: this does not hold: two ways agree on each learned token \(13, at most 0\): {run.rows}:\d+: "
+        r"messages\[0\] is learned, and should not be; learned is '.+', expected ''\n  fix: look at the row with ",
+        ended.error,
+    )
+
+
+def test_the_certificate_of_the_first_rows(sft, run):
+    (found,) = sft("check", run.file, "--fast", "--rows", "7", "--json").values
+    assert (found["masks_looked_at"], found["masks_proved"]) == (7, 7)
+    masks = found["masks"]
+    assert (masks["rows"], masks["disagreed"], masks["disagreements"], masks["stop_share"]) == (7, 0, [], 1.0)
+    assert masks["coverage"]["assistant"]["share"] == 1.0 and masks["coverage"]["user"]["share"] == 0.0
+    assert masks["supervised"] == masks["coverage"]["assistant"]["supervised"] > masks["answers"]
+    assert [proof["holds"] for proof in found["proofs"]] == [True, True]
 
 
 def test_a_template_that_is_not_there(refused, run):
