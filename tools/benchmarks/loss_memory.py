@@ -66,6 +66,9 @@ def compare(dtype: str, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
             spec = sizes | {"system": system, "dtype": dtype, "gradients": str(file)}
             python = str(unsloth_peer.python()) if system == "unsloth" else sys.executable
             row = run("tools.benchmarks.loss_heads", spec, python, threads=asked.threads)[0]
+            print(
+                f"{system}, {dtype}: {row['median']:.1f} CPU-s, {row['peak'] / 1e9:.2f} GB", file=sys.stderr, flush=True
+            )
             gradients = torch.load(file)
             if system == "exact":
                 right, exact = gradients, row

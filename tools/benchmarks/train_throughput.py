@@ -20,7 +20,7 @@ from rich.table import Table
 
 from tools.benchmarks import unsloth_peer
 from tools.benchmarks.measure import heading
-from tools.benchmarks.processes import run
+from tools.benchmarks.processes import build_extensions, run
 from tools.benchmarks.train_inputs import Inputs, prepare
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -92,6 +92,7 @@ def main() -> None:
     asked = arguments()
     if not asked.json:
         heading()
+    build_extensions()
     results: list[Result] = []
     floors: list[dict[str, Any]] = []
     for vocabulary in asked.vocabulary:
@@ -146,6 +147,7 @@ def compare(case: Case, inputs: Inputs, asked: argparse.Namespace, loss: float) 
             if not runs(system, case):
                 continue
             result = one(system, case, inputs, asked)
+            print(f"{system}, {case}: {result.rate:,.0f} tokens per CPU-second", file=sys.stderr, flush=True)
             if abs(result.loss - loss) > TOLERANCE[case.dtype]:
                 sys.exit(f"{system}, {case}: the first loss is {result.loss:.6f}, and should be {loss:.6f}")
             if system in results:
