@@ -80,8 +80,12 @@ def main(spec: dict[str, Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
     errors: list[str | None] = []
     for settings in spec["runs"]:
-        if rank == 0 and spec["rewind"] and settings is spec["runs"][-1]:
-            _rewind(Path(spec["rewind"]), Path(settings["run"]["dir"]))
+        if spec["rewind"] and settings is spec["runs"][-1]:
+            if any(errors):  # there is nothing to go on from
+                errors.append(next(filter(None, errors)))
+                break
+            if rank == 0:
+                _rewind(Path(spec["rewind"]), Path(settings["run"]["dir"]))
         dist.barrier()
         try:
             work(settings, "rehearsal")
