@@ -59,7 +59,7 @@ def with_adapters(model: Any, tuning: LoraTuning, seed: int, starts: dict[str, T
 
 def _refuse_zero_norms(model: nn.Module) -> None:
     for name, norms in model.named_parameters():
-        if "lora_magnitude_vector" in name and not norms.all():
+        if "lora_magnitude_vector" in name and not norms.is_meta and not norms.all():
             layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
             raise ModelError(
                 f"DoRA divides by each output's norm, and {int((norms == 0).sum())} outputs of {layer} have only zeros",
