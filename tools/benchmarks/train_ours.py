@@ -56,6 +56,7 @@ def main(spec: dict[str, Any]) -> None:
 
 def settings(spec: dict[str, Any], world: int) -> dict[str, Any]:
     """The run file. Its order is that of the file, so a step has the chats that the others get."""
+    stage = 3 if world > 1 else 1 if spec["dtype"] == "bfloat16" else 0  # bf16 at stage 0 is refused
     base: dict[str, Any] = {
         "run": {"dir": f"{spec['out']}/run"},
         "model": {"path": spec["model"], "dtype": spec["dtype"]},
@@ -75,7 +76,7 @@ def settings(spec: dict[str, Any], world: int) -> dict[str, Any]:
             "warmup": 0,
         },
         "cluster": {"workers": world, "gpus_per_worker": 0},
-        "deepspeed": {"zero_optimization": {"stage": 3 if world > 1 else 0}},
+        "deepspeed": {"zero_optimization": {"stage": stage}, "data_types": {"grad_accum_dtype": "fp32"}},
     }
     for name, value in spec["settings"].items():
         section, key = name.split(".")

@@ -148,6 +148,8 @@ def compare(case: Case, inputs: Inputs, asked: argparse.Namespace, loss: float) 
                 continue
             result = one(system, case, inputs, asked)
             print(f"{system}, {case}: {result.rate:,.0f} tokens per CPU-second", file=sys.stderr, flush=True)
+            if system in TRL and case.ranks > 1 and not result.more["engine"].endswith("ZeRO-3"):
+                sys.exit(f"{system}: {result.more['engine']} ran, not ZeRO-3")
             if abs(result.loss - loss) > TOLERANCE[case.dtype]:
                 sys.exit(f"{system}, {case}: the first loss is {result.loss:.6f}, and should be {loss:.6f}")
             if system in results:
