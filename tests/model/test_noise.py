@@ -16,7 +16,7 @@ from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.model import neftune
-from dist_sft.model.context import PackContext
+from dist_sft.model.context import Asked, PackContext
 from dist_sft.model.randomness import draw, mix64, signed_unit
 from tests.model.test_attention import CONFIGS, SMALL, build, pack, samples
 
@@ -286,6 +286,7 @@ def test_a_head_that_shares_the_embeddings_sees_no_noise():
     clean = build(config)
     table = clean.module.get_input_embeddings()
     clean.context.enter(whole, CPU, 0, 3)
+    clean.context.asked = Asked(torch.arange(31))
     added = neftune.noise(clean.context, Neftune(), 5, SMALL["hidden_size"])
     embedded = table(torch.from_numpy(whole.tokens).long())[None] + added
     expected = clean.module(inputs_embeds=embedded, position_ids=clean.context.positions[None], use_cache=False).logits
