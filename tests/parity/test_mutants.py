@@ -9,7 +9,7 @@ from tests.ranks import losses, records, train_on_ranks
 
 pytestmark = [pytest.mark.xdist_group("parity"), pytest.mark.timeout(1800)]
 
-CASE = Case(2, 3, (), "two")
+CASE = Case(2, 2, (), "two")
 LEARNING = [fault.__name__ for fault in mutants.UPDATES]
 REFUSED = [fault.__name__ for fault in (*mutants.CLIENTS, *mutants.ENGINES)]
 
@@ -37,6 +37,7 @@ def test_without_a_fault_nothing_is_off(mutated, expected):
 def test_a_fault_is_noticed(mutated, expected, name):
     """By far: ten times what is allowed, in the losses and in the weights."""
     far = off(mutated, expected, name)
+    print({quantity: f"{value:.0f}" for quantity, value in far.items()})
     assert far["losses"] > 10 and far["weights"] > 10, far
 
 
@@ -52,7 +53,7 @@ def test_deepspeed_that_is_told_of_one_micro_step_scales_nothing(mutated):
         ("alone", "ranks 0 and 1 both hold 0:"),
         ("one_rank_too_many", "the ranks hold "),
         ("one_step_ahead", "rank 0 computes 2 packs of step 1, which has 7 samples, and rank 1 2 packs of step 2"),
-        ("other_stage", "DeepSpeed runs ZeRO stage 1, not 3"),
+        ("other_stage", "DeepSpeed runs ZeRO stage 1, not 2"),
         ("engine_of_its_own", "DeepSpeed sees 1 ranks, not 2"),
     ],
 )
