@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from dist_sft.config import advice
 from dist_sft.config.load import load_config
 from dist_sft.core.errors import SftError
 
@@ -79,6 +80,8 @@ def start(
 def train(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run, or go on with, what a run file describes: on the Ray cluster that it names, else on this machine."""
     config = load_config(run_file, overrides or [])
+    for warning in advice.warnings(config):
+        _say(f"warning: {warning}", "yellow")
     with _working(as_json):
         from dist_sft.cluster.runner import train as run
 
