@@ -97,6 +97,9 @@ def write_logits(settings, tokens, out):
 @contextlib.contextmanager
 def recorded_noise(folder, rank):
     """Write FOLDER/RANK.json: a digest of the noise of each sample in each step, by block; noise drawn again agrees."""
+    if not folder:
+        yield
+        return
     from dist_sft.model import neftune
 
     digests, draw = {}, neftune.noise
@@ -115,9 +118,8 @@ def recorded_noise(folder, rank):
         yield
     finally:
         neftune.noise = draw
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            Path(folder, f"{rank}.json").write_text(json.dumps(digests))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, f"{rank}.json").write_text(json.dumps(digests))
 
 
 def train_and_write_frozen(settings, out):

@@ -26,10 +26,11 @@ RUNS = {
     "pissa-zero0": ({"init": "pissa"}, 0, "float32"),
     "whole": ({"modules_to_save": ["lm_head", "embed_tokens", "norm"]}, 3, "float32"),
     "all": (
-        {"alpha": 8, "init": "pissa", "dora": True, "scaling": "rslora", "targets": ["q_proj", "down_proj", "lm_head"],
+        {"alpha": 8, "init": "pissa", "dora": True, "scaling": "rslora", "targets": ["q_proj", "down_proj"],
          "modules_to_save": ["embed_tokens"]},
         3, "float32",
     ),
+    "pissa-head": ({"init": "pissa", "targets": ["q_proj", "lm_head"]}, 3, "float32"),
     "tied": ({"modules_to_save": ["lm_head"]}, 3, "float32"),
     "tied-head": ({"targets": ["v_proj", "lm_head"]}, 3, "float32"),
     "dora-bf16": ({"dora": True}, 3, "bfloat16"),

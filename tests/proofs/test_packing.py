@@ -54,7 +54,7 @@ def test_a_pack_that_leaks_fails_every_proof_of_isolation(config, monkeypatch):
     assert failing(proofs) == {proof.name for proof in proofs if "head" not in proof.name}
     with pytest.raises(SftError, match="samples of a pack see each other") as error:
         refuse(proofs)
-    assert "choose another model" in error.value.fix
+    assert "mix tokens by attention alone" in error.value.fix
 
 
 def test_noise_that_depends_on_the_pack_fails_the_proof_of_gradients(config, monkeypatch):
