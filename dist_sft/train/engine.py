@@ -83,7 +83,7 @@ def _norm_without_zero(engine: Any) -> float | None:
     """DeepSpeed does not tell the norm of plain float32 data parallelism; None where it does."""
     if engine.zero_optimization_stage() or engine.bfloat16_enabled():
         return None
-    norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
+    norms = [p.grad.norm(dtype=torch.float64) for p in engine.module.parameters() if p.grad is not None]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
