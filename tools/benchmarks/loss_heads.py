@@ -101,20 +101,23 @@ def headed(hidden: Tensor, weight: Tensor) -> Any:
 
 
 def ours(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
-    """dist-sft: PackedModel.token_losses on a pack of one sample."""
+    """dist-sft: PackedModel.token_scores on a pack of one sample."""
     import numpy as np
 
     from dist_sft.chat.conversation import EncodedSample
     from dist_sft.data.order import SampleId
     from dist_sft.data.pack import build_pack
     from dist_sft.model.context import PackContext
+    from dist_sft.model.head import attach_head
     from dist_sft.model.packed import PackedModel
+    from dist_sft.train.loss import negative_log_likelihood
 
     weights = (labels >= 0).numpy().astype(np.float32)
     pack = build_pack([SampleId(0, 0, 0)], [EncodedSample(tokens.numpy().astype(np.int32), weights)])
     packed = PackedModel(model, PackContext(), 0, torch.device("cpu"))
-    nll, weight = packed.token_losses(model, pack, 0)
-    return (nll * weight).sum() / weight.sum()
+    attach_head(model, packed.context)
+    scores, weight = packed.token_scores(model, pack, 0)
+    return (negative_log_likelihood(scores) * weight).sum() / weight.sum()
 
 
 def transformers(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
