@@ -82,6 +82,7 @@ def draw(curves: dict[str, tuple[dict[int, float], dict[int, float]]], png: Path
         axes.plot(list(held_out), list(held_out.values()), "o--", color=colour, label=f"{title}: held out")
     axes.set(xlabel="step (8 samples)", ylabel="loss, nats per answer token", title="SmolLM2-135M-Instruct on GSM8K")
     axes.legend(fontsize="small", ncols=2)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, dpi=110)
