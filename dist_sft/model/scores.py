@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from dist_sft.model.precision import matmul_dtype
 
-BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}
+BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Logits of a block: enough to keep the cores busy, and little beside what else a step holds."""
 KEPT = 1 << 25
 """Logits that are kept for the backward pass rather than computed again, if all of a pack are no more: 128 MiB."""
