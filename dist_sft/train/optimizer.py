@@ -35,7 +35,7 @@ def _eight_bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimiz
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise MissingExtra(
-            "bitsandbytes is not installed", where="train.optimizer.name=adamw8bit", fix="pip install bitsandbytes"
+            "bitsandbytes is not installed", where="train.optimizer.name=adamw8bit", fix="pip install dist-sft[gpu]"
         ) from error
     optimizer: Optimizer = AdamW8bit(groups, **options)
     return optimizer

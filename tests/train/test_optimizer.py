@@ -87,4 +87,4 @@ def test_one_step_without_gradients_shrinks_what_decays_and_nothing_else():
 def test_eight_bits_without_the_package_is_an_error_that_names_it():
     with pytest.raises(MissingExtra, match="bitsandbytes is not installed") as error:
         build_optimizer(nn.Linear(2, 2), Optimizer(name="adamw8bit"), 1e-3, offloaded=False)
-    assert error.value.fix == "pip install bitsandbytes"
+    assert error.value.fix == "pip install dist-sft[gpu]"
