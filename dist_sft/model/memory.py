@@ -69,7 +69,7 @@ def estimate(
         optimizer=0 if at_host["offload_optimizer"] else kept,
         gathered=min(live, parameters * size - weights) if not at_host["offload_param"] else live,
         activations=_activations(config, architecture, size),
-        head=_head(architecture, trained == parameters, size),
+        head=_head(config, architecture, trained == parameters, size),
         host=host,
     )
 
@@ -90,7 +90,8 @@ def _activations(config: RunConfig, architecture: PretrainedConfig, size: int) -
     return float(config.train.tokens_per_pack * size * held)
 
 
-def _head(architecture: PretrainedConfig, trained: bool, size: int) -> float:
+def _head(config: RunConfig, architecture: PretrainedConfig, trained: bool, size: int) -> float:
     """A block of logits with its gradient, and the gradient of the whole head."""
     text = architecture.get_text_config()
-    return float(2 * 4 * BLOCK["cuda"] + (text.vocab_size * text.hidden_size * size if trained else 0))
+    block = min(BLOCK["cuda"], config.train.tokens_per_pack * text.vocab_size)
+    return float(2 * 4 * block + (text.vocab_size * text.hidden_size * size if trained else 0))
