@@ -9,11 +9,12 @@ import hashlib
 import itertools
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import traceback
 from pathlib import Path
+
+from dist_sft.cluster.local_ranks import launch
+from dist_sft.tracking.json_lines import records_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,42 +30,14 @@ def train_on_ranks(runs, world, timeout=400, check=True):
 
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "spec.json"
-        spec.write_text(json.dumps({"runs": runs, "store": f"{folder}/store", "out": f"{folder}/out"}))
-        environment = os.environ | {
-            "WORLD_SIZE": str(world),
-            "LOCAL_SIZE": str(world),
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        logs = [Path(f"{folder}/log{rank}").open("w+") for rank in range(world)]  # noqa: SIM115 (closed below)
-        ranks = [
-            subprocess.Popen([sys.executable, "-m", "tests.ranks", str(spec)], cwd=ROOT, stdout=log, stderr=log,
-                             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank, log in enumerate(logs)
-        ]  # fmt: skip
-        try:
-            codes = [process.wait(timeout) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-        texts = []
-        for log in logs:
-            log.seek(0)
-            texts.append(log.read()[-6000:])
-            log.close()
-        assert codes == [0] * world, "\n=====\n".join(texts)
-        errors = json.loads(Path(f"{folder}/out").read_text())
+    errors = launch("tests.ranks", {"runs": runs}, world, timeout, cwd=ROOT)
     assert not check or not any(errors), errors
     return errors
 
 
 def records(run_dir, kind="step"):
     """What metrics.jsonl says."""
-    lines = (json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines())
-    return [record for record in lines if record["kind"] == kind]
+    return records_in(Path(run_dir) / "metrics.jsonl", kind)
 
 
 def losses(run_dir):

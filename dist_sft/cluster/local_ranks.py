@@ -31,17 +31,18 @@ def work_on_ranks(runs: list[dict[str, Any]], world: int, timeout: float, rewind
     return ended
 
 
-def launch(module: str, spec: dict[str, Any], world: int, timeout: float) -> Any:
+def launch(module: str, spec: dict[str, Any], world: int, timeout: float, cwd: Path | None = None) -> Any:
     """Start `python -m MODULE SPEC.json` once for each rank; what rank 0 writes, as JSON, to spec["out"].
 
-    spec["store"] is where the ranks meet: init_method="file://...". Raises ClusterError where a rank dies or hangs.
+    spec["store"] is where the ranks meet: init_method="file://...". cwd: folder that they run in; None: this one's.
+    Raises ClusterError where a rank dies or hangs.
     """
     with tempfile.TemporaryDirectory(prefix="dist_sft_ranks_") as name:
         folder = Path(name)
         spec = spec | {"store": str(folder / "store"), "out": str(folder / "out")}
         (folder / "spec.json").write_text(json.dumps(spec))
         logs = [folder / f"rank{rank}.log" for rank in range(world)]
-        ranks = [_start(module, folder / "spec.json", rank, world, log) for rank, log in enumerate(logs)]
+        ranks = [_start(module, folder / "spec.json", rank, world, log, cwd) for rank, log in enumerate(logs)]
         try:
             codes = [process.wait(timeout) for process in ranks]
         except subprocess.TimeoutExpired as error:
@@ -55,7 +56,7 @@ def launch(module: str, spec: dict[str, Any], world: int, timeout: float) -> Any
         return json.loads((folder / "out").read_text())
 
 
-def _start(module: str, spec: Path, rank: int, world: int, log: Path) -> subprocess.Popen[bytes]:
+def _start(module: str, spec: Path, rank: int, world: int, log: Path, cwd: Path | None) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -66,7 +67,8 @@ def _start(module: str, spec: Path, rank: int, world: int, log: Path) -> subproc
         "CUDA_VISIBLE_DEVICES": "",
     }
     with log.open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", module, str(spec)], stdout=out, stderr=out, env=environment)
+        command = [sys.executable, "-m", module, str(spec)]
+        return subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=cwd)
 
 
 def main(spec: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from transformers import PretrainedConfig
 
 from dist_sft.chat.certificate import Certificate
 from dist_sft.cluster import run_folder
@@ -58,22 +59,22 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
     data = RunData.of(config)
     looked = data.train.rows.probe(data.train.steps, rows)
     run_folder.refuse_changes(run_dir, data.facts(config))
-    masks = certify_masks(data.train, looked)
+    masks, architecture = certify_masks(data.train, looked), load_config(config.model)
     return {
         "rows": [{"source": source.name, "rows": len(source)} for source in data.train.rows.sources],
         "steps": len(data.train.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
         **_masks(looked, masks),
         **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
-        "tuning": _advice(config, data, looked),
+        "tuning": _advice(config, architecture, data, looked),
         "warnings": warnings(config),
         **_held_out(data),
-        "memory": _memory(config, merged),
-        "proofs": [*prove_masks(masks), *([] if fast else _proofs(config, data, looked))],
+        "memory": _memory(config, architecture, merged),
+        "proofs": [*prove_masks(masks), *([] if fast else _proofs(config, architecture, data, looked))],
     }
 
 
-def _advice(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Advice]:
+def _advice(config: RunConfig, architecture: PretrainedConfig, data: RunData, looked: EncodedStep) -> list[Advice]:
     """What the advisor says, from the rows that were looked at, as though all others were like them."""
     rows = sum(data.train.rows.lengths)
     supervised = sum(sample.supervised for sample in looked.samples) / len(looked.samples)
@@ -86,25 +87,24 @@ def _advice(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Advic
         epochs=data.train.steps.positions / rows,
         text=tokens[1] / sum(tokens),
     )
-    return advise(config, load_config(config.model), facts)
+    return advise(config, architecture, facts)
 
 
-def _memory(config: RunConfig, deepspeed: dict[str, Any]) -> dict[str, float]:
+def _memory(config: RunConfig, architecture: PretrainedConfig, deepspeed: dict[str, Any]) -> dict[str, float]:
     """Estimated bytes of one rank, by what they hold."""
-    architecture = load_config(config.model)
     trained = count_trained(architecture, config.model.tuning)
     adapters = trained.total if config.model.tuning.kind == "lora" else 0
     memory = estimate(config, architecture, deepspeed, trained.base + adapters, trained.total)
     return {"device": memory.device, **asdict(memory)}
 
 
-def _proofs(config: RunConfig, data: RunData, looked: EncodedStep) -> list[Proof]:
-    with model_to_prove(config) as (model, which):
+def _proofs(config: RunConfig, architecture: PretrainedConfig, data: RunData, looked: EncodedStep) -> list[Proof]:
+    with model_to_prove(config, architecture) as (model, which):
         proofs = prove_packing(config, model, looked.samples, which)
     if config.model.neftune:
-        width = load_config(config.model).get_text_config().hidden_size
+        width = architecture.get_text_config().hidden_size
         proofs += prove_noise(config.model.neftune, looked.samples, width, config.run.seed)
-    return [*proofs, *rehearse(config, looked.samples, data.encoder.template.source)]
+    return [*proofs, *rehearse(config, architecture, looked.samples, data.encoder.template.source)]
 
 
 def _check_machine(config: RunConfig) -> None:

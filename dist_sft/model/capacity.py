@@ -3,9 +3,11 @@
 config.json, model.tuning -> Trained
 """
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,10 +41,20 @@ class Trained:
         return self.per_rank * self.rank + self.norms + self.whole
 
 
+def laid_out(config: PretrainedConfig) -> Any:
+    """The model without weights: on the meta device. The config stays as it is, which transformers would write into."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Of the architecture."""
+    return sum(parameter.numel() for parameter in laid_out(config).parameters())
+
+
 def count_trained(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> Trained:
     """Exact, for the layers are laid out as the model lays them out, on the meta device."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = laid_out(config)
     base = sum(p.numel() for p in model.parameters())
     if isinstance(tuning, FullTuning):
         return Trained(base, 0, 0, 0, base, 1.0)

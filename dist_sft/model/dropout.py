@@ -80,10 +80,9 @@ def check_residual_dropout(model: PackedModel, call: nn.Module) -> None:
     With 0 for both sublayers a block must be the identity: no other branch is left. With twice as much for one of them,
     it must add twice as much: no norm follows. Every rank must call this. Raises ModelError.
     """
-    training, name = model.module.training, type(decoder_blocks(model.module)[0]).__name__
-    model.module.eval()
-    probes = [_added(model, call, branches) for branches in PROBES]
-    model.module.train(training)
+    name = type(decoder_blocks(model.module)[0]).__name__
+    with model.evaluating():
+        probes = [_added(model, call, branches) for branches in PROBES]
     wrong = [n != 0 or not (_twice(a, aa) and _twice(m, mm)) for n, a, aa, m, mm in zip(*probes, strict=True)]
     if any(wrong):
         raise ModelError(

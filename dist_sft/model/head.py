@@ -63,12 +63,9 @@ def check_head(model: PackedModel, call: nn.Module, vocabulary: int) -> float:
     pack = build_pack([SampleId(0, 0, 0)], [EncodedSample(ids, np.r_[0, np.ones(16)].astype(np.float32))], near.size)
     here = near.part(len(pack.tokens))
     count = max(0, min(here.stop, 16) - here.start)  # tokens that are predicted on this rank
-    training = model.module.training
-    model.module.eval()
-    with torch.no_grad():
+    with torch.no_grad(), model.evaluating():
         scores, _ = model.token_scores(call, pack, None)
         logits = model.logits(call, pack, None, torch.arange(max(count, 1), device=model.device)).float()
-    model.module.train(training)
     targets = torch.from_numpy(ids[here.start + 1 :][:count]).to(model.device, torch.int64)
     expected = nn.functional.cross_entropy(logits[:count], targets, reduction="none")
     found = (scores[:, 0] - scores[:, 1])[:count] - expected

@@ -58,7 +58,7 @@ def check_isolation(model: PackedModel, call: nn.Module, vocabulary: int, contex
     """
     first, second, poison, other = _tokens(vocabulary)
     name = type(model.module).__name__
-    with torch.no_grad(), _evaluation(model.module), _watched(model.module, name):
+    with torch.no_grad(), model.evaluating(), _watched(model.module, name):
         alone = _logits(model, call, second)
         windows = model.context.windows
         packed = _logits(model, call, first, second)
@@ -94,7 +94,7 @@ def prove_isolation(model: PackedModel, vocabulary: int, context_length: int) ->
         type(model.module).__name__,
         "samples of a pack learn from each other: gradients of their losses change",
     )
-    with _evaluation(model.module):
+    with model.evaluating():
         of_first, of_second = _gradients(model, first, second)
         _, again = _gradients(model, poison, second)
     changes = (
@@ -145,16 +145,6 @@ def _gradients(model: PackedModel, *samples: np.ndarray) -> tuple[Tensor, Tensor
     first, second = nll[: FIRST - 1].sum(), nll[FIRST:].sum()
     of_first = torch.autograd.grad(first, embedded[-1], retain_graph=True)[0][0]
     return of_first, torch.autograd.grad(second, embedded[-1])[0][0]
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 @contextmanager

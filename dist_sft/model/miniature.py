@@ -8,16 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from dist_sft.model.capacity import count_parameters
+
 LARGEST = 200_000_000
 """Parameters up to which the copy keeps the width of the original."""
 WIDTH = 64
-
-
-def count_parameters(config: PretrainedConfig) -> int:
-    """Of the architecture; no weight is made."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def miniature(config: PretrainedConfig) -> PretrainedConfig:

@@ -5,6 +5,8 @@ Pack -> embeddings (+ noise) -> attention inside samples -> head on supervised p
 Axes: T tokens of the pack, P supervised positions, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,16 @@ class PackedModel:
     context: PackContext
     seed: int
     device: torch.device
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The module in evaluation mode, for as long as the block lasts."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(training)
 
     def token_scores(self, call: nn.Module, pack: Pack, step: int | None, mean: bool = False) -> tuple[Tensor, Tensor]:
         """What a loss must know of the supervised tokens of a pack.

@@ -30,9 +30,13 @@ class JsonLines:
 
 def tokens_so_far(path: Path, step: int, sources: int) -> list[int]:
     """Tokens of each source in the steps up to `step`."""
-    records = [json.loads(line) for line in _whole_lines(path)] if step else []
-    steps = [r["source_tokens"] for r in records if r["kind"] == "step" and r["step"] <= step]
+    steps = [r["source_tokens"] for r in records_in(path, "step") if r["step"] <= step] if step else []
     return [sum(tokens[source] for tokens in steps) for source in range(sources)]
+
+
+def records_in(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of one kind: "step", "eval" or "note"; none where there is no file."""
+    return [record for line in _whole_lines(path) if (record := json.loads(line))["kind"] == kind]
 
 
 def _whole_lines(path: Path) -> list[bytes]:

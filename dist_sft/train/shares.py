@@ -38,9 +38,8 @@ def _compare(share: StepShare, settings: TrainSection, device: torch.device) -> 
     Of ranks that share their packs (sequence_parallel), the first speaks for all.
     """
     mine = _Holding.of(share, speaks=dist.get_rank() % settings.sequence_parallel == 0)
-    holders = torch.zeros(
-        settings.samples_per_step + 1, dtype=torch.int64
-    )  # of each sample of the step; last: of any other
+    # of each sample of the step; last: of any other
+    holders = torch.zeros(settings.samples_per_step + 1, dtype=torch.int64)
     for sample in mine.samples:
         place = sample.position - share.step * settings.samples_per_step
         holders[place if 0 <= place < settings.samples_per_step else -1] += 1

@@ -1,13 +1,12 @@
 """A run with an adapter goes on exactly, from the start that it once had and not from one computed anew."""
 
-import shutil
-
 import pytest
 import torch
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
 from dist_sft.checkpoint.starts import starts_in
+from tests.checkpoint.test_resume import stopped_after
 from tests.ranks import losses, records, train_on_ranks
 
 STEPS, WORLD = 4, 2
@@ -36,13 +35,6 @@ def whole(tiny_run, tmp_path_factory):
     """Runs that nobody stopped, by kind, with a checkpoint of every step."""
     folder = tmp_path_factory.mktemp("whole")
     train_on_ranks([settings(tiny_run, folder / kind, kind) for kind in KINDS], WORLD)
-    return folder
-
-
-def stopped_after(whole, folder, step):
-    shutil.copytree(whole, folder)
-    for later in range(step + 1, STEPS + 1):
-        shutil.rmtree(folder / "checkpoints" / f"step_{later:08d}")
     return folder
 
 

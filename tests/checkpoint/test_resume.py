@@ -44,8 +44,9 @@ def whole(tiny_run, tmp_path_factory):
 def stopped_after(whole, folder, step):
     """A run folder as it stood when the run was killed at some time after the checkpoint of `step`."""
     shutil.copytree(whole, folder)
-    for later in range(step + 1, STEPS + 1):
-        shutil.rmtree(folder / "checkpoints" / f"step_{later:08d}")
+    for later in whole_steps(folder / "checkpoints"):
+        if later > step:
+            shutil.rmtree(folder / "checkpoints" / f"step_{later:08d}")
     return folder
 
 

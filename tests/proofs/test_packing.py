@@ -11,6 +11,7 @@ from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import SftError
 from dist_sft.model import head
 from dist_sft.model.context import PackContext
+from dist_sft.model.load import load_config
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def config(tiny_run):
 
 def proofs_of(config):
     data = RunData.of(config)
-    with model_to_prove(config) as (model, which):
+    with model_to_prove(config, load_config(config.model)) as (model, which):
         return prove_packing(config, model, data.train.rows.probe(data.train.steps).samples, which)
 
 

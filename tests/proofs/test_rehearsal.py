@@ -7,6 +7,7 @@ from dist_sft.commands.proofs.proof import refuse
 from dist_sft.commands.proofs.rehearsal import rehearse
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import SftError
+from dist_sft.model.load import load_config
 
 pytestmark = pytest.mark.xdist_group("rehearsal")
 
@@ -52,7 +53,9 @@ def run(tiny_run):
 
 def proofs_of(config):
     data = RunData.of(config)
-    return rehearse(config, data.train.rows.probe(data.train.steps).samples, data.encoder.template.source)
+    return rehearse(
+        config, load_config(config.model), data.train.rows.probe(data.train.steps).samples, data.encoder.template.source
+    )
 
 
 def test_a_sound_run_is_proved(run):

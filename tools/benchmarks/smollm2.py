@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dist_sft.tracking.json_lines import records_in
 from tools.benchmarks.measure import WORK, heading
 from tools.registry import smollm2_model
 
@@ -59,9 +60,8 @@ def settings(data: Path, steps: int) -> dict[str, Any]:
 
 def read(run_dir: Path) -> tuple[dict[int, float], dict[int, float]]:
     """Losses by step: of training, and of held-out rows."""
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    by_kind = ({r["step"]: r["loss"] for r in records if r["kind"] == kind} for kind in ("step", "eval"))
-    steps, held_out = by_kind
+    kinds = (records_in(run_dir / "metrics.jsonl", kind) for kind in ("step", "eval"))
+    steps, held_out = ({record["step"]: record["loss"] for record in records} for records in kinds)
     return steps, held_out
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.commands.proofs.proof import Proof
@@ -16,10 +17,11 @@ from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import Pack, build_pack
+from dist_sft.model.capacity import count_parameters
 from dist_sft.model.head import check_head
 from dist_sft.model.isolation import Isolation, prove_isolation
-from dist_sft.model.load import load, load_config
-from dist_sft.model.miniature import LARGEST, count_parameters, save_miniature
+from dist_sft.model.load import load
+from dist_sft.model.miniature import LARGEST, save_miniature
 from dist_sft.model.packed import PackedModel
 
 SAMPLES, TOKENS = 4, 64
@@ -30,9 +32,8 @@ CHANGE = "choose another model or another model.attention, and report this one"
 
 
 @contextmanager
-def model_to_prove(config: RunConfig) -> Iterator[tuple[PackedModel, str]]:
+def model_to_prove(config: RunConfig, architecture: PretrainedConfig) -> Iterator[tuple[PackedModel, str]]:
     """The run's model in float32 on the CPU, or a small copy of it where it is too large; and which it is."""
-    architecture = load_config(config.model)
     with TemporaryDirectory(prefix="dist_sft_proof_") as folder:
         settings, which = config.model.model_copy(update={"dtype": "float32", "compile": False}), "the model"
         if count_parameters(architecture) > LARGEST:
@@ -44,13 +45,11 @@ def model_to_prove(config: RunConfig) -> Iterator[tuple[PackedModel, str]]:
 
 def prove_packing(config: RunConfig, model: PackedModel, samples: Sequence[EncodedSample], which: str) -> list[Proof]:
     """Isolation, the head, and packs against samples alone. samples: some of the run's."""
-    vocabulary = load_config(config.model).get_text_config().vocab_size
+    vocabulary = model.module.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     proofs = [
         _tried(
             "no sample sees another, no token the future",
-            lambda: max(
-                filter(None, astuple(prove_isolation(model, vocabulary, config.data.context_length))), default=0.0
-            ),
+            lambda: _largest(prove_isolation(model, vocabulary, config.data.context_length)),
             which,
         ),
         _tried("loss by the head as by all logits", lambda: check_head(model, model.module, vocabulary), which),

@@ -7,11 +7,12 @@
 All three must learn the same.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.cluster.local_ranks import work_on_ranks
@@ -19,9 +20,9 @@ from dist_sft.commands.proofs.proof import Proof
 from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
-from dist_sft.model.load import load_config
 from dist_sft.model.miniature import save_miniature
 from dist_sft.model.tokenizer import save_tokenizer
+from dist_sft.tracking.json_lines import records_in
 
 STEPS, SAMPLES, TOKENS = 3, 6, 512
 """Of a rehearsal: its steps, their samples, and their longest sample at most."""
@@ -32,7 +33,9 @@ LOSSES, NORMS = 1e-5, 1e-4
 """Largest relative differences that are rounding, float32."""
 
 
-def rehearse(config: RunConfig, samples: Sequence[EncodedSample], template: str) -> list[Proof]:
+def rehearse(
+    config: RunConfig, architecture: PretrainedConfig, samples: Sequence[EncodedSample], template: str
+) -> list[Proof]:
     """Proofs that world size, ZeRO, offload, packing and accumulation change nothing, and that a checkpoint loads.
 
     samples: some of the run's, to choose a length by. template: Jinja source.
@@ -45,7 +48,7 @@ def rehearse(config: RunConfig, samples: Sequence[EncodedSample], template: str)
             asked = _as_asked(config, folder, world, samples)
         except ConfigError as error:
             return [Proof(each, None, detail=f"not on CPU: {error.what}") for each in names]
-        parameters = save_miniature(load_config(config.model), folder / "model", config.run.seed)
+        parameters = save_miniature(architecture, folder / "model", config.run.seed)
         save_tokenizer(config.model.path, template, folder / "model", config.model.revision)
         runs = {"plain": _plain(asked), "asked": asked, "resumed": asked}
         settings = {each: run | {"run": run["run"] | {"dir": str(folder / each)}} for each, run in runs.items()}
@@ -56,7 +59,7 @@ def rehearse(config: RunConfig, samples: Sequence[EncodedSample], template: str)
             return [Proof.refuted(each, error) for each in names]
         if failed := [error for error in ended if error]:
             return [Proof(each, False, detail=failed[0]) for each in names]
-        plain, wanted, resumed = (_records(folder / each) for each in settings)
+        plain, wanted, resumed = (records_in(folder / each / "metrics.jsonl", "step") for each in settings)
         stage = deepspeed_config(config, world, "cpu").get("zero_optimization", {}).get("stage", 0)
         detail = f"{STEPS} steps of {SAMPLES} samples, {world} ranks, ZeRO-{stage}, {parameters / 1e6:.1f} M parameters"
         return [
@@ -98,11 +101,6 @@ def _plain(asked: dict[str, Any]) -> dict[str, Any]:
         "cluster": asked["cluster"] | {"workers": 1},
         "deepspeed": {"zero_optimization": {"stage": 0}},
     }
-
-
-def _records(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [record for record in lines if record["kind"] == "step"]
 
 
 def _difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> float:
