@@ -13,6 +13,31 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "B200": 2250.0, "A10
 
 
 @dataclass(frozen=True, slots=True)
+class Widths:
+    """Sizes of a dense decoder, as config.json gives them or leaves them to be understood. inner: of the MLP."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> "Widths":
+        text = config.get_text_config()
+        hidden, heads = text.hidden_size, text.num_attention_heads
+        return cls(
+            hidden,
+            text.num_hidden_layers,
+            heads,
+            getattr(text, "num_key_value_heads", None) or heads,
+            getattr(text, "head_dim", None) or hidden // heads,
+            getattr(text, "intermediate_size", None) or 4 * hidden,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCost:
     """weights: in the matrices that every token goes through; attention: layers * heads * head size.
 
@@ -39,15 +64,10 @@ class ModelCost:
 
 def model_cost(config: PretrainedConfig, trains_weights: bool) -> ModelCost:
     """Estimate from the architecture of a dense model; no weights are read."""
-    text = config.get_text_config()
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or hidden // heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    weights = layers * (attention + 3 * hidden * inner)
-    return ModelCost(float(weights), float(layers * heads * head_dim), trains_weights)
+    w = Widths.of(config)
+    attention = w.hidden * w.head_dim * (2 * w.heads + 2 * w.kv_heads)
+    weights = w.layers * (attention + 3 * w.hidden * w.inner)
+    return ModelCost(float(weights), float(w.layers * w.heads * w.head_dim), trains_weights)
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from dist_sft.config.sections import RunConfig
+from dist_sft.model.cost import Widths
 from dist_sft.model.scores import BLOCK
 
 BYTES = {"bfloat16": 2, "float32": 4}
@@ -76,17 +77,13 @@ def estimate(
 
 def _activations(config: RunConfig, architecture: PretrainedConfig, size: int) -> float:
     """Of one full pack: tensors that each kind of layer saves, by their width."""
-    text = architecture.get_text_config()
-    width, blocks, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
-    head = getattr(text, "head_dim", None) or width // heads
-    grouped = getattr(text, "num_key_value_heads", None) or heads
-    inner = getattr(text, "intermediate_size", None) or 4 * width
-    norms = 2 * (2 * width + 4 * width / size)  # the input, its float32 copy, and what is scaled
-    attention = 2 * (heads + 2 * grouped) * head + 2 * heads * head  # before and after rotation, the output twice
-    mlp = 4 * inner
-    block = norms + attention + mlp
+    w = Widths.of(architecture)
+    norms = 2 * (2 * w.hidden + 4 * w.hidden / size)  # the input, its float32 copy, and what is scaled
+    rotated, output = (w.heads + 2 * w.kv_heads) * w.head_dim, w.heads * w.head_dim  # each is kept twice
+    attention = 2 * rotated + 2 * output
+    block = norms + attention + 4 * w.inner
     share = float(config.model.gradient_checkpointing)
-    held = blocks * width + (1 - share) * blocks * block + (block if share else 0)
+    held = w.layers * w.hidden + (1 - share) * w.layers * block + (block if share else 0)
     return float(config.train.tokens_per_pack * size * held)
 
 
