@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from dist_sft.config.sections import RunConfig
 from dist_sft.model.cost import Widths
-from dist_sft.model.scores import BLOCK
+from dist_sft.model.scores import BLOCK, KEPT
 
 BYTES = {"bfloat16": 2, "float32": 4}
 LIVE = 1_000_000_000
@@ -88,7 +88,8 @@ def _activations(config: RunConfig, architecture: PretrainedConfig, size: int) -
 
 
 def _head(config: RunConfig, architecture: PretrainedConfig, trained: bool, size: int) -> float:
-    """A block of logits with its gradient, and the gradient of the whole head."""
+    """A block of logits with its gradient; and the gradient of the whole head, or else some logits that are kept."""
     text = architecture.get_text_config()
-    block = min(BLOCK["cuda"], config.train.tokens_per_pack * text.vocab_size)
-    return float(2 * 4 * block + (text.vocab_size * text.hidden_size * size if trained else 0))
+    logits = config.train.tokens_per_pack * text.vocab_size
+    kept = text.vocab_size * text.hidden_size * size if trained else 4 * min(KEPT, logits)
+    return float(2 * 4 * min(BLOCK["cuda"], logits) + kept)

@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from dist_sft.model.precision import matmul_dtype
 
-BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits of a block: enough to keep the cores busy, and little beside what else a step holds."""
 KEPT = 1 << 25
-"""Logits that are kept for the backward pass rather than computed again, if all of a pack are no more: 128 MiB."""
+"""Logits that are kept for the backward pass even where no gradient of a weight lends its memory: 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,40 @@ class _Walk:
     blocks: list[slice]
     factors: int
 
-    def logits(self, hidden: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, block: slice) -> Tensor:
-        """float32[P, B], shaped. hidden: in the numbers that matrices are multiplied in."""
-        parts = [_matmul(h, weight[block].to(h.dtype).t()) for h, weight in zip(hidden, weights, strict=True)]
-        logits = parts[0]
-        for part in parts[1:]:
-            logits += part
+    def logits(
+        self, hidden: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, block: slice, room: Tensor
+    ) -> Tensor:
+        """float32[P, B], shaped, in the room given. hidden: in the numbers that matrices are multiplied in."""
+        parts = zip(hidden, (weight[block].to(hidden[0].dtype).t() for weight in weights), strict=True)
+        logits = _matmul(*next(parts), out=room)
+        for part in parts:
+            logits += _matmul(*part)
         if bias is not None:
             logits += bias[block]
-        return self.shape(logits)
+        return logits if self.shape == Shape() else logits.copy_(self.shape(logits))
+
+    def rooms(self, targets: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Where each block's logits stay for the backward pass, float32[P, B]; None: they are computed again.
+
+        The gradient of a weight, which is written last, lends its memory to the logits of the last words. Backwards
+        from the last block, a word's gradient is written where only logits lie that have been used: with n of V words
+        kept, P numbers each, word v's gradient begins at v H, and the logits of the words before it end at
+        (v - (V - n)) P. That is no more than v H for every v <= V as soon as n P <= V H, which says that they fit.
+        """
+        count, vocabulary = len(targets), self.blocks[-1].stop
+        lent = [_as_float32(gradient) for gradient in gradients if gradient is not None]
+        room, own = max(lent, key=len, default=None), min(KEPT, count * vocabulary)
+        if room is None or len(room) < own:
+            room = torch.empty(own, device=targets.device)
+        fitting = [block.start for block in self.blocks if (vocabulary - block.start) * count <= len(room)]
+        first = min(fitting, default=vocabulary)
+        shifted = [slice(block.start - first, block.stop - first) for block in self.blocks]
+        return [_place(room, block, count) if block.start >= 0 else None for block in shifted]
+
+    def spare(self, targets: Tensor) -> list[Tensor]:
+        """Memory for one block's numbers after another's, float32[P, B] for each."""
+        room = torch.empty(self.blocks[0].stop * len(targets), device=targets.device)
+        return [_place(room, slice(0, block.stop - block.start), len(targets)) for block in self.blocks]
 
 
 class _Scores(torch.autograd.Function):
@@ -94,17 +119,18 @@ class _Scores(torch.autograd.Function):
         hidden = [h.to(matmul_dtype(h.device, h.dtype)) for h in given]
         partition = targets.new_full(targets.shape, -torch.inf, dtype=torch.float32)
         target, total = torch.zeros_like(partition), torch.zeros_like(partition)
-        keep = any(ctx.needs_input_grad) and len(targets) * len(weights[0]) <= KEPT
-        ctx.kept = []
-        for block in walk.blocks:
-            logits = walk.logits(hidden, weights, bias, block)
-            partition = torch.logaddexp(partition, logits.logsumexp(1))
+        ctx.of_weights = _like(weights, ctx.needs_input_grad[-walk.factors :])
+        ctx.kept = walk.rooms(targets, ctx.of_weights) if any(ctx.needs_input_grad) else [None] * len(walk.blocks)
+        for block, kept, *spare in zip(walk.blocks, ctx.kept, walk.spare(targets), walk.spare(targets), strict=True):
+            logits = walk.logits(hidden, weights, bias, block, spare[0] if kept is None else kept)
+            most = logits.amax(1)
+            partition = torch.logaddexp(
+                partition, most + torch.sub(logits, most[:, None], out=spare[1]).exp_().sum(1).log_()
+            )
             inside, at = _inside(targets, block)
             target = torch.where(inside, logits.gather(1, at[:, None])[:, 0], target)
             if walk.mean:
                 total += logits.sum(1)
-            if keep:
-                ctx.kept.append(logits)
         ctx.walk = walk
         ctx.save_for_backward(targets, bias, partition, *given, *weights)
         return torch.stack([partition, target, total / len(weights[0])], dim=1)
@@ -120,14 +146,12 @@ class _Scores(torch.autograd.Function):
         _, _, bias_wanted, *wanted = ctx.needs_input_grad
         of_bias = torch.empty_like(bias) if bias_wanted else None
         of_hidden = [torch.zeros_like(h, dtype=torch.float32) for h in given]
-        of_weights = [
-            torch.empty_like(weight) if want else None
-            for weight, want in zip(weights, wanted[walk.factors :], strict=True)
-        ]
-        for number, block in enumerate(walk.blocks):
-            logits = ctx.kept[number] if ctx.kept else walk.logits(hidden, weights, bias, block)
-            part = logits if walk.shape.cap is None else logits.clone()  # whose slope needs the logits themselves
-            part.sub_(partition[:, None]).exp_().mul_(of_partition[:, None])
+        of_weights = ctx.of_weights or _like(weights, wanted[walk.factors :])
+        walked = list(zip(walk.blocks, ctx.kept, walk.spare(targets), walk.spare(targets), strict=True))
+        ctx.of_weights, ctx.kept = None, [None] * len(walk.blocks)  # given away, and used up
+        for block, kept, again, part in reversed(walked):
+            logits = walk.logits(hidden, weights, bias, block, again) if kept is None else kept
+            torch.sub(logits, partition[:, None], out=part).exp_().mul_(of_partition[:, None])
             inside, at = _inside(targets, block)
             part.scatter_add_(1, at[:, None], (of_target * inside)[:, None])
             if walk.mean:
@@ -136,20 +160,42 @@ class _Scores(torch.autograd.Function):
             if of_bias is not None:
                 of_bias[block] = part.sum(0)
             for k, h in enumerate(hidden):
-                part = part.to(h.dtype)
+                rounded = part.to(h.dtype)
                 if wanted[k]:
-                    of_hidden[k] += _matmul(part, weights[k][block].to(h.dtype))
+                    of_hidden[k] += _matmul(rounded, weights[k][block].to(h.dtype))
                 if (of_weight := of_weights[k]) is not None:
-                    of_weight[block] = _matmul(part.t(), h)
-        ctx.kept = []
+                    _matmul(rounded.t(), h, out=of_weight[block])
         return (None, None, of_bias, *(of.to(h.dtype) for of, h in zip(of_hidden, given, strict=True)), *of_weights)
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """float32: where the device can, not rounded in between."""
+def _like(weights: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if want else None
+        for weight, want in zip(weights, wanted, strict=True)
+    ]
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor, as float32[N]."""
+    numbers = tensor.view(-1)
+    return numbers[: tensor.nbytes // 4 * 4 // tensor.itemsize].view(torch.float32)
+
+
+def _place(room: Tensor, words: slice, count: int) -> Tensor:
+    """float32[P, B] in a room that holds the numbers of one word after another's."""
+    return room[words.start * count : words.stop * count].view(count, -1)
+
+
+def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """float32, where the device can not rounded in between; or in the place and dtype of `out`."""
     if a.dtype != torch.float32 and a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a, b).float()
+        direct = out is not None and out.dtype == torch.float32
+        product = torch.mm(a, b, out_dtype=torch.float32, out=out if direct else None)
+        return product if direct or out is None else out.copy_(product)
+    if out is not None and a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    product = torch.mm(a, b).float()
+    return product if out is None else out.copy_(product)
 
 
 def _inside(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:

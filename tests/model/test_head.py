@@ -57,6 +57,31 @@ def test_scores_and_gradients_are_those_of_all_logits(shape, blocks):
         torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", [3, 40, 300])
+def test_the_weights_gradient_lends_its_memory_to_logits(positions, dtype, monkeypatch):
+    """All logits fit in it, those of some blocks, or of none; and each is used before it is written over."""
+    monkeypatch.setattr(scores, "BLOCK", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(scores, "KEPT", 0)
+    again = []
+    monkeypatch.setattr(
+        scores, "_matmul", lambda *args, real=scores._matmul, **kw: again.append(1) or real(*args, **kw)
+    )
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(positions, 33).to(dtype), torch.randn(701, 33).to(dtype)
+    targets, inputs = torch.randint(0, 701, (positions,)), [hidden.requires_grad_(), weight.requires_grad_()]
+    found = token_scores([(hidden, weight)], None, targets, Shape(cap=5.0))
+    expected = exact([(hidden, weight)], None, targets, Shape(cap=5.0))
+    gradients = torch.autograd.grad((found[:, 0] - found[:, 1]).sum(), inputs)
+    for one, other in zip(gradients, torch.autograd.grad((expected[:, 0] - expected[:, 1]).sum(), inputs), strict=True):
+        torch.testing.assert_close(
+            one, other, atol=(1e-5 if dtype == torch.float32 else 0.01) * float(other.abs().max()), rtol=0.01
+        )
+    blocks, numbers = 6, 701 * 33 * dtype.itemsize // 4
+    kept = sum((701 - first) * positions <= numbers for first in range(0, 701, 128))
+    assert len(again) == 3 * blocks + (blocks - kept)
+
+
 def test_a_frozen_head_gets_no_gradient_and_hidden_states_do():
     hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(300, 8)
     token_scores([(hidden, weight)], None, torch.arange(5), Shape())[:, 0].sum().backward()
