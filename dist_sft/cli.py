@@ -138,7 +138,7 @@ def steps(
     with _working(as_json):
         from dist_sft.commands.deal import deal, show
 
-        dealt = deal(config, start, count, world or config.cluster.workers)
+        dealt = deal(config, start, count, world or config.cluster.most)
     if as_json:
         for step in dealt:
             _print_json(step.as_dict())
@@ -164,7 +164,7 @@ def stats(
         from dist_sft.commands.stats import draw, show
         from dist_sft.commands.stats import stats as look
 
-        found = look(config, count or None, world or config.cluster.workers, Console(stderr=True))
+        found = look(config, count or None, world or config.cluster.most, Console(stderr=True))
         if png:
             draw(found, png)
     if as_json:

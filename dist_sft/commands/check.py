@@ -52,7 +52,7 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
     fast: leave out what takes a model.  rows: so many of the run's first are looked at.
     """
     device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
-    merged = deepspeed_config(config, config.cluster.workers, device)
+    merged = deepspeed_config(config, config.cluster.most, device)
     run_dir = run_folder.locate(config)
     _check_machine(config)
     wait_for_builds(fresh=0)
@@ -65,7 +65,7 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
         "steps": len(data.train.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
         **_masks(looked, masks),
-        **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
+        **_step_size(looked, data.dealer(config, config.cluster.most), config.train.samples_per_step),
         "tuning": _advice(config, architecture, data, looked),
         "warnings": warnings(config),
         **_held_out(data),

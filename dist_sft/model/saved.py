@@ -1,5 +1,6 @@
 """Write trained weights so that plain transformers, or plain peft, loads them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dist_sft.model.adapters import is_tied, trained_shapes, with_adapters
 from dist_sft.model.load import load_config
 
 
-def save_full(settings: ModelSection, weights: dict[str, Tensor], stop_ids: list[int], out: Path) -> None:
+def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
     """A folder that AutoModelForCausalLM loads, in the precision that was trained."""
     dtype = getattr(torch, settings.dtype)
     with torch.device("meta"):
@@ -29,7 +30,7 @@ def save_full(settings: ModelSection, weights: dict[str, Tensor], stop_ids: list
 
 def save_adapter(
     settings: ModelSection,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     stop_ids: list[int],
     out: Path,
     merge: bool,
@@ -57,8 +58,8 @@ def save_adapter(
 
 
 def _from_zero(
-    weights: dict[str, Tensor], starts: dict[str, Tensor], tuning: LoraTuning
-) -> tuple[dict[str, Tensor], LoraTuning]:
+    weights: Mapping[str, Tensor], starts: dict[str, Tensor], tuning: LoraTuning
+) -> tuple[Mapping[str, Tensor], LoraTuning]:
     """B A - B0 A0 as one adapter of twice the rank, [B, -B0] [A; A0], with the same scale.
 
     weights: of the adapter as it was trained.
@@ -73,7 +74,7 @@ def _from_zero(
     return joined, tuning.model_copy(update={"rank": 2 * tuning.rank, "alpha": more * tuning.alpha, "init": "default"})
 
 
-def _refuse_misfits(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+def _refuse_misfits(weights: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError for weights that are not exactly those that were trained."""
     if names := sorted(set(weights) ^ set(shapes)):
         kind = "is missing" if names[0] in shapes else "was not trained"
