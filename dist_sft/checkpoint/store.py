@@ -88,7 +88,9 @@ class CheckpointStore:
         self._writing = Writing(
             self.folder, self.attempt, manifest, tensors, pieces, self.starts, self.retention, began
         )
-        if not self.behind:
+        if self.behind:
+            self._writing.stall = time.monotonic() - began
+        else:
             self.finish()
 
     def finish(self) -> None:
@@ -105,8 +107,9 @@ class CheckpointStore:
         if error := on_rank_0(self.folder, writing.committed):
             raise _cannot_save(error, writing.final)
         if self.say:
-            text = f"checkpoint of step {writing.step}: training stood still for {writing.stall:.1f} s, whole after"
-            self.say(writing.step, f"{text} {writing.seconds:.1f} s", stall=writing.stall, seconds=writing.seconds)
+            stall = writing.seconds if writing.stall is None else writing.stall
+            text = f"checkpoint of step {writing.step}: training stood still for {stall:.1f} s, whole after"
+            self.say(writing.step, f"{text} {writing.seconds:.1f} s", stall=stall, seconds=writing.seconds)
 
     def settle(self) -> None:
         """Not a collective: let what is on its way become whole, if the other ranks can do so as well."""

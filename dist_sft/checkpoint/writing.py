@@ -49,7 +49,8 @@ class Retention:
 class Writing:
     """Begins at once, in threads of its own; `written` and `committed` wait for them.
 
-    stall, seconds  that training stood still, and until the checkpoint was whole (on rank 0)
+    seconds  from the beginning of the save until the checkpoint was whole (on rank 0)
+    stall    of these, that training stood still; None: all of them
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class Writing:
         self._checkpoints, self._attempt, self._manifest = checkpoints, attempt, manifest
         self._tensors, self._pieces, self._starts = tensors, pieces, starts
         self._retention, self._began = retention, began
-        self.step, self.stall, self.seconds = manifest.step, time.monotonic() - began, 0.0
+        self.step, self.seconds = manifest.step, 0.0
+        self.stall: float | None = None
         self._abandoned = threading.Event()
         self._write_error: str | None = None
         self._commit_error: str | None = None

@@ -5,6 +5,7 @@ process group -> data -> model -> engine -> checkpoint -> training
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,7 +38,7 @@ from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
 from dist_sft.model.neighbours import Neighbours
 from dist_sft.model.tokenizer import save_tokenizer
-from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
+from dist_sft.tracking.json_lines import JsonLines, goodput, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
 from dist_sft.tracking.wandb_sink import Wandb
 from dist_sft.train.clock import StepClock
@@ -75,13 +76,15 @@ def work(
     try:
         last, outcome = train(rank.run, rank.done, rank.state)
         dropped = dict(rank.ledger.counts)
-        rank.tracker.note(last, outcome, ledger=dropped, lost=rank.ledger.lost, token_shares=rank.tracker.token_shares)
+        good = goodput(Path(rank.run.config.run.dir) / "metrics.jsonl", time.time())
+        more = {"lost": rank.ledger.lost, "token_shares": rank.tracker.token_shares, "goodput": good}
+        rank.tracker.note(last, outcome, ledger=dropped, **more)
         failed = False
     finally:
         if failed:
             rank.checkpoints.settle()
         rank.tracker.close(failed)
-    return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done}
+    return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done, "goodput": good}
 
 
 def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Rank:

@@ -29,6 +29,7 @@ class RunResult:
 
     outcome  "finished" or "stopped early"
     ledger   rows that were dropped or cut, by reason
+    goodput  share of the time since the first start that went into steps which count
     """
 
     outcome: str
@@ -36,6 +37,7 @@ class RunResult:
     ledger: dict[str, int]
     steps: int
     resumed_at: int
+    goodput: float
 
 
 def train(config: RunConfig) -> RunResult:

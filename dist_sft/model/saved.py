@@ -12,20 +12,16 @@ from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.model.adapters import is_tied, trained_shapes, with_adapters
 from dist_sft.model.load import load_config
+from dist_sft.model.streamed import save_streamed
 
 
 def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
-    """A folder that AutoModelForCausalLM loads, in the precision that was trained."""
+    """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
     dtype = getattr(torch, settings.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(settings), dtype=dtype)
-    cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    missing, unexpected = model.load_state_dict(cast, strict=False, assign=True)
-    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-    assert not unexpected and set(missing) <= tied, f"missing {missing}, unexpected {unexpected}"
-    model.tie_weights()
     _stop_at(model, settings, stop_ids)
-    model.save_pretrained(out)
+    save_streamed(model, lambda name: weights[name].to(dtype), out)
 
 
 def save_adapter(
