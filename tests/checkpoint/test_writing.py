@@ -1,15 +1,19 @@
 """What a checkpoint on its way leaves behind: nothing, until it is whole."""
 
 import json
+import threading
+import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
-from dist_sft.checkpoint.layout import Manifest, folder_of, whole_steps
+from dist_sft.checkpoint import writing
+from dist_sft.checkpoint.layout import WRITER, Manifest, folder_of, whole_steps
 from dist_sft.checkpoint.partition import Piece
 from dist_sft.checkpoint.shards import Pieces, write_shard
-from dist_sft.checkpoint.writing import Retention
+from dist_sft.checkpoint.writing import Retention, Writing
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import sha256
 
@@ -94,3 +98,66 @@ def test_a_manifest_of_another_version_is_left_alone_and_named(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     with pytest.raises(CheckpointError, match="format 1 is not known to this version"):
         Manifest.read(folder_of(tmp_path, 1))
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one rank."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def begun(folder, attempt="1-a", owner="1-a", step=3):
+    """A checkpoint on its way, of parameter a = 0..9."""
+    folder.mkdir(exist_ok=True)
+    (folder / WRITER).write_text(owner)
+    tensors, shape = {"weight/a": torch.arange(10.0)}, {"a": (10,)}
+    return Writing(
+        folder, attempt, manifest(step, parameters=shape), tensors, {"a": (0, 10)}, {}, Retention(1), time.monotonic()
+    )
+
+
+def test_what_has_been_written_and_committed_is_whole(tmp_path, alone):
+    on_its_way = begun(tmp_path / "c")
+    assert on_its_way.written() is None and on_its_way.committed() is None
+    assert whole_steps(tmp_path / "c") == [3]
+    found = Manifest.read(folder_of(tmp_path / "c", 3))
+    assert torch.equal(Pieces(folder_of(tmp_path / "c", 3), found).weight("a"), torch.arange(10.0))
+
+
+def test_a_rank_left_over_from_an_earlier_start_commits_nothing(tmp_path, alone):
+    late = begun(tmp_path / "c", attempt="1-a", owner="2-b")
+    assert late.written() is None and "another start of this run has taken over: 2-b" in late.committed()
+    assert whole_steps(tmp_path / "c") == []
+
+
+def test_without_the_record_of_every_rank_there_is_no_checkpoint(tmp_path, alone, monkeypatch):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)  # the other one never writes
+    waiting = begun(tmp_path / "c")
+    assert waiting.written() is None
+    time.sleep(5 * writing.POLL)
+    assert whole_steps(tmp_path / "c") == [] and any(t.name == "checkpoint" for t in threading.enumerate())
+    waiting.abandon()
+    assert not folder_of(tmp_path / "c", 3).exists()
+
+
+def test_a_file_that_arrives_shorter_than_it_was_written_is_not_committed(tmp_path, alone, monkeypatch):
+    def shorter(path, *rest, real=writing.write_shard):
+        shard = real(path, *rest)
+        path.write_bytes(path.read_bytes()[:-1])
+        return shard
+
+    monkeypatch.setattr(writing, "write_shard", shorter)
+    torn = begun(tmp_path / "c")
+    assert torn.written() is None and "bytes here" in torn.committed()
+    assert whole_steps(tmp_path / "c") == []
+
+
+def test_a_write_that_fails_says_why_and_how_much_room_there_is(tmp_path, alone):
+    tmp_path.joinpath("c").mkdir()
+    folder_of(tmp_path / "c", 3).write_text("a file in the way")
+    failed = begun(tmp_path / "c")
+    assert "MiB free in" in failed.written()
+    failed.abandon()
+    assert whole_steps(tmp_path / "c") == []
