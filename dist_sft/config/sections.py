@@ -315,6 +315,13 @@ class ClusterSection(Section):
     workers: PositiveInt = Field(default=1, description="ranks", json_schema_extra=EXECUTION)
     gpus_per_worker: NonNegativeFloat = Field(default=1, description="0: train on CPU", json_schema_extra=EXECUTION)
     cpus_per_worker: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
+    interface: str | None = Field(
+        default=None,
+        pattern=r"^[^\s,/]+$",
+        description="network interface that gradients travel by, e.g. eth0 or ib0, the same on every node; none: gloo "
+        "and NCCL choose",
+        json_schema_extra=EXECUTION,
+    )
     max_failures: NonNegativeInt = Field(
         default=0, description="restarts of the worker group after a fault", json_schema_extra=EXECUTION
     )
