@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -87,9 +86,6 @@ def ray_head(cpus=2, **variables):
         yield head
     finally:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()

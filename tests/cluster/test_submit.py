@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -48,35 +49,54 @@ def here(tiny_run, tiny_rows, tmp_path):
     return folder
 
 
-def start(head, *arguments, cwd=None, **variables):
-    """`dist-sft ARGUMENTS`, with the head's address and token unless the arguments say otherwise."""
-    address = () if "--address" in arguments else ("--address", head.address)
-    return subprocess.Popen(
-        [BIN / "dist-sft", *arguments, *address], env=head.client | variables, cwd=cwd, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+class Command:
+    """A `dist-sft ARGUMENTS` that runs, with the head's address and token unless the arguments say otherwise."""
+
+    def __init__(self, head, *arguments, cwd=None, **variables):
+        address = () if "--address" in arguments else ("--address", head.address)
+        self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  # as long as the command
+        self.process = subprocess.Popen(
+            [BIN / "dist-sft", *arguments, *address], env=head.client | variables, cwd=cwd,
+            stdout=self.out, stderr=self.err, start_new_session=True,
+        )  # fmt: skip
+
+    def wait_until_it_shows(self, text, timeout=60):
+        deadline = time.monotonic() + timeout
+        while text not in self._read(self.out):
+            assert time.monotonic() < deadline and self.process.poll() is None, self.end()
+            time.sleep(0.05)
+
+    def interrupt(self):
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self, timeout=240):
+        """(exit code, standard output, standard error)"""
+        try:
+            code = self.process.wait(timeout)
+        finally:
+            self.process.kill()
+        return code, self._read(self.out), self._read(self.err)
+
+    def _read(self, file):
+        return os.pread(file.fileno(), 1 << 24, 0).decode()
 
 
-def end(process, timeout=240):
-    """(exit code, standard output, standard error)"""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return process.returncode, out, err
+def sft(head, *arguments, **options):
+    """`dist-sft ARGUMENTS`, run to its end."""
+    return Command(head, *arguments, **options).end()
 
 
 def test_a_run_that_died_is_reported_and_goes_on_when_it_is_submitted_again(head, here, tmp_path):
     command = ("submit", "run.yaml", "--secret", "SFT_TEST_SECRET", "--address", head.address)
-    first = start(head, *command, cwd=here, SFT_TEST_SECRET=SECRET)
+    first = Command(head, *command, cwd=here, SFT_TEST_SECRET=SECRET)
     _wait_for_step(tmp_path / "run", 8, first)
     job_id = f"{tmp_path.name}-1"
     _driver(job_id).kill()
-    code, out, err = end(first)
+    code, out, err = first.end()
     assert code == 1, err
     assert err.endswith(f"job {job_id}: FAILED, Job entrypoint command failed with exit code -9\n")
 
-    code, out, err = end(start(head, *command, cwd=here, SFT_TEST_SECRET=SECRET))
+    code, out, err = sft(head, *command, cwd=here, SFT_TEST_SECRET=SECRET)
     assert code == 0, out + err
     assert err.endswith(f"job {tmp_path.name}-2: SUCCEEDED, Job finished successfully.\n")
     assert f"finished: {STEPS} steps, resumed after step 6" in out
@@ -94,7 +114,7 @@ def test_an_error_in_the_job_ends_the_submission_too_and_is_shown(head, here):
     (here / "rows.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "a"}, {"role": "gpt", "content": "b"}]}'
     )
-    code, out, err = end(start(head, "submit", "run.yaml", "--json", cwd=here))
+    code, out, err = sft(head, "submit", "run.yaml", "--json", cwd=here)
     assert code == 1
     assert "error: rows.jsonl:1: messages[1].role is 'gpt'\n  fix: use system, user, assistant or tool" in err
     result = json.loads(out)
@@ -103,11 +123,11 @@ def test_an_error_in_the_job_ends_the_submission_too_and_is_shown(head, here):
 
 def test_a_job_whose_nodes_lack_a_secret_ends_before_it_trains(head, here, tmp_path):
     """And --no-wait returns at once, with what to type next."""
-    submitted = start(head, "submit", "run.yaml", "--secret=NOT_THERE", "--no-wait", cwd=here, NOT_THERE=SECRET)
-    code, out, err = end(submitted)
+    submitted = Command(head, "submit", "run.yaml", "--secret=NOT_THERE", "--no-wait", cwd=here, NOT_THERE=SECRET)
+    code, out, err = submitted.end()
     assert (code, out) == (0, f"{tmp_path.name}-1\n")
     assert f"  dist-sft job logs --follow {tmp_path.name}-1 --address {head.address}\n" in err
-    code, out, err = end(start(head, "job", "logs", "--follow", f"{tmp_path.name}-1"))
+    code, out, err = sft(head, "job", "logs", "--follow", f"{tmp_path.name}-1")
     assert code == 1
     assert re.search(r"error: node \S+: NOT_THERE: nodes lack variables that the run needs\n  fix: set NOT_THERE", out)
     assert not (tmp_path / "run").exists()
@@ -115,22 +135,21 @@ def test_a_job_whose_nodes_lack_a_secret_ends_before_it_trains(head, here, tmp_p
 
 def test_a_run_that_is_running_is_not_started_twice(head, here, tmp_path):
     head.start(f"{tmp_path.name}-7", "sleep 100")
-    code, out, err = end(start(head, "submit", "run.yaml", cwd=here))
+    code, out, err = sft(head, "submit", "run.yaml", cwd=here)
     assert (code, out) == (1, "")
     assert re.search(
         rf"error: .*: run '{tmp_path.name}' is (pending|running) on this cluster as job {tmp_path.name}-7", err
     )
-    assert end(start(head, "job", "stop", f"{tmp_path.name}-7", "--json"))[0] == 0
+    assert sft(head, "job", "stop", f"{tmp_path.name}-7", "--json")[0] == 0
     assert head.job(f"{tmp_path.name}-7")["status"] == "STOPPED"
 
 
 def test_ctrl_c_leaves_the_job_and_a_stopped_job_is_no_success(head):
     head.start("long", "echo begun; sleep 100")
-    watching = start(head, "job", "logs", "long", "--follow")
-    while "begun" not in watching.stdout.readline():
-        assert watching.poll() is None
-    os.killpg(watching.pid, signal.SIGINT)
-    code, _, err = end(watching)
+    watching = Command(head, "job", "logs", "long", "--follow")
+    watching.wait_until_it_shows("\nbegun")
+    watching.interrupt()
+    code, _, err = watching.end()
     assert code == 130
     assert err == (
         "no longer following; job long goes on\n"
@@ -141,10 +160,10 @@ def test_ctrl_c_leaves_the_job_and_a_stopped_job_is_no_success(head):
     )
     assert head.job("long")["status"] == "RUNNING"
 
-    watching = start(head, "job", "logs", "long", "--follow", "--json")
-    code, out, _ = end(start(head, "job", "stop", "long"))
+    watching = Command(head, "job", "logs", "long", "--follow", "--json")
+    code, out, _ = sft(head, "job", "stop", "long")
     assert (code, out) == (0, "long  STOPPED\n")
-    code, out, _ = end(watching)
+    code, out, _ = watching.end()
     assert code == 1 and json.loads(out)["status"] == "STOPPED"
 
 
@@ -152,16 +171,13 @@ def test_a_connection_that_is_lost_and_comes_back_loses_and_repeats_nothing(head
     count = 150
     head.start("chatty", f"for i in $(seq {count}); do echo line $i äöü; sleep 0.05; done; exit 5")
     line = Line(head.address)
-    watching = start(head, "job", "logs", "chatty", "--follow", "--address", line.address)
-    shown = []
-    while not shown or not shown[-1].startswith("line 40"):
-        shown.append(watching.stdout.readline())
-        assert watching.poll() is None
+    watching = Command(head, "job", "logs", "chatty", "--follow", "--address", line.address)
+    watching.wait_until_it_shows("line 40")
     line.cut()
     time.sleep(2)
     line.mend()
-    code, out, err = end(watching)
-    said = [text for text in "".join([*shown, out]).splitlines() if text.startswith("line ")]
+    code, out, err = watching.end()
+    said = [text for text in out.splitlines() if text.startswith("line ")]
     assert said == [f"line {i} äöü" for i in range(1, count + 1)]
     assert code == 5
     assert re.match(
@@ -172,11 +188,10 @@ def test_a_connection_that_is_lost_and_comes_back_loses_and_repeats_nothing(head
 def test_a_cluster_that_stays_away_is_given_up_after_a_while(head):
     head.start("alone", "sleep 30")
     line = Line(head.address)
-    watching = start(head, "job", "logs", "alone", "--follow", "--patience", "2", "--address", line.address)
-    while "Running entrypoint" not in watching.stdout.readline():
-        assert watching.poll() is None
+    watching = Command(head, "job", "logs", "alone", "--follow", "--patience", "2", "--address", line.address)
+    watching.wait_until_it_shows("Running entrypoint")
     line.cut()
-    code, _, err = end(watching)
+    code, _, err = watching.end()
     assert code == 1
     assert f"error: {line.address}: no answer for 2 s (nobody answers); the job may well go on\n" in err
     assert f"fix: follow it again: dist-sft job logs --follow alone --address {line.address}\n" in err
@@ -195,7 +210,7 @@ def test_a_cluster_that_stays_away_is_given_up_after_a_while(head):
 )
 def test_without_the_token_nothing_is_started(head, here, variables, message):
     before = len(head.ask("/api/jobs/"))
-    code, out, err = end(start(head, "submit", "run.yaml", cwd=here, **variables))
+    code, out, err = sft(head, "submit", "run.yaml", cwd=here, **variables)
     assert (code, out) == (1, "") and message in err and err.startswith("error: ")
     assert TOKEN not in err and len(head.ask("/api/jobs/")) == before
 
@@ -220,14 +235,14 @@ def test_an_address_where_no_dashboard_is_says_so(head, tmp_path):
             ("http://127.0.0.1:9", "nobody answers"),
             ("ray://127.0.0.1:10001", "'ray://127.0.0.1:10001' is no address of a dashboard"),
         ):
-            code, out, err = end(start(head, "job", "status", "any", "--address", address))
+            code, out, err = sft(head, "job", "status", "any", "--address", address)
             assert (code, out) == (1, "") and f": {message}\n  fix: " in err, err
     finally:
         web.kill()
 
 
 def test_a_job_that_the_cluster_does_not_know_is_an_error(head):
-    code, out, err = end(start(head, "job", "status", "nosuch"))
+    code, out, err = sft(head, "job", "status", "nosuch")
     assert (code, out) == (1, "") and "the cluster knows no job 'nosuch'\n  fix: check the id" in err
 
 
@@ -242,12 +257,11 @@ def _driver(job_id):
 
 def _wait_for_step(folder, step, follower):
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and follower.poll() is None:
+    while time.monotonic() < deadline and follower.process.poll() is None:
         try:
             if max([0, *losses(folder)]) >= step:
                 return
         except (OSError, ValueError):  # no file yet, or a line that is being written
             pass
         time.sleep(0.02)
-    follower.kill()
-    raise AssertionError(f"step {step} was not reached: {follower.communicate()}")
+    raise AssertionError(f"step {step} was not reached: {follower.end(0)}")
