@@ -41,15 +41,15 @@ Overrides = Annotated[
     typer.Argument(metavar="key=value", help="settings that override it, e.g. train.steps=100 model.tuning.rank=8"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
-
-
 Address = Annotated[
     str | None,
-    typer.Option(
-        metavar="URL", help="dashboard of the cluster's head, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS"
-    ),
+    typer.Option(metavar="URL", help="dashboard of the head, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS"),
 ]
 Patience = Annotated[float, typer.Option(min=0, help="seconds without an answer after which following is given up")]
+Secrets = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="a variable that every node must have; no value is ever sent; may be repeated"),
+]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="as dist-sft submit said it")]
 
 
@@ -95,10 +95,7 @@ def start(
 def train(
     run_file: RunFile,
     overrides: Overrides = None,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="an environment variable that every node must have; may be repeated"),
-    ] = None,
+    secret: Secrets = None,
     as_json: AsJson = False,
 ) -> None:
     """Run, or go on with, what a run file describes: on the Ray cluster that it names, else on this machine."""
@@ -143,13 +140,7 @@ def submit(
         list[str] | None,
         typer.Option(metavar="PATH", help="upload this, too: file, folder or glob of this folder; may be repeated"),
     ] = None,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="an environment variable that every node must have; its value is never sent; may be repeated",
-        ),
-    ] = None,
+    secret: Secrets = None,
     runtime_env: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML: what Ray sets up for the job: env_vars, pip, uv, ...")
     ] = None,
@@ -161,14 +152,15 @@ def submit(
     `dist-sft train` there, follow its log, and exit with its result: 0 only when the run is complete."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
-        from dist_sft.cluster.jobs import Jobs, dashboard_address
+        from dist_sft.cluster.follow import how_to_go_on
+        from dist_sft.cluster.jobs import jobs_at
         from dist_sft.cluster.package import megabytes
         from dist_sft.commands import submit as commands
 
         submission = commands.prepare(
             run_file, config, overrides or [], include=include or [], secrets=secret or [], runtime_env=runtime_env
         )
-        jobs = Jobs(dashboard_address(address))
+        jobs = jobs_at(address)
         job_id = commands.submit(jobs, submission)
     files = submission.package
     _say(f"job {job_id}: {len(files.files)} files, {megabytes(files.size)}: {submission.command}", "green")
@@ -177,19 +169,21 @@ def submit(
     elif as_json:
         _print_json(jobs.get(job_id).as_dict())
     else:
+        _say(how_to_go_on(job_id, jobs.address), "green")
         print(job_id)
-        _say_how_to_go_on(jobs, job_id)
 
 
 @job.command(epilog="Example: `dist-sft job status gsm8k-1 --address http://HEAD:8265 --json`")
 def status(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
     """Say how a job is. Exit code 0 whatever it is: --json has the job's own."""
     with _working(as_json):
-        found = _jobs(address).get(job_id)
+        from dist_sft.cluster.jobs import jobs_at
+
+        found = jobs_at(address).get(job_id)
     if as_json:
         _print_json(found.as_dict())
     else:
-        print(f"{found.id}  {found.status}  {found.message}")
+        print(f"{found.id}  {found.status}  {found.reason}")
 
 
 @job.command(
@@ -204,7 +198,9 @@ def logs(
 ) -> None:
     """Show what a job has written; with --follow also what it will write."""
     with _working(as_json):
-        jobs = _jobs(address)
+        from dist_sft.cluster.jobs import jobs_at
+
+        jobs = jobs_at(address)
     if follow:
         _follow(jobs, job_id, patience, as_json)
     elif as_json:
@@ -218,23 +214,18 @@ def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> Non
     """Stop a job, and wait until it has ended. Its newest whole checkpoint stays."""
     with _working(as_json):
         from dist_sft.cluster.follow import stop as stop_job
+        from dist_sft.cluster.jobs import jobs_at
 
-        ended = stop_job(_jobs(address), job_id)
+        ended = stop_job(jobs_at(address), job_id)
     if as_json:
         _print_json(ended.as_dict())
     else:
         print(f"{ended.id}  {ended.status}")
 
 
-def _jobs(address: str | None) -> "Jobs":
-    from dist_sft.cluster.jobs import Jobs, dashboard_address
-
-    return Jobs(dashboard_address(address))
-
-
 def _follow(jobs: "Jobs", job_id: str, patience: float, as_json: bool) -> None:
     """Show a job's log, on standard error where --json asks for its result; exit with its result."""
-    from dist_sft.cluster.follow import Follower
+    from dist_sft.cluster.follow import Follower, how_to_go_on
 
     out = sys.stderr if as_json else sys.stdout
 
@@ -244,20 +235,12 @@ def _follow(jobs: "Jobs", job_id: str, patience: float, as_json: bool) -> None:
     try:
         ended = Follower(jobs, job_id, write, lambda text: _say(text, "yellow"), patience).follow()
     except KeyboardInterrupt:
-        _say(f"no longer following; job {job_id} goes on", "yellow")
-        _say_how_to_go_on(jobs, job_id)
+        _say(f"no longer following; job {job_id} goes on\n{how_to_go_on(job_id, jobs.address)}", "yellow")
         raise
     if as_json:
         _print_json(ended.as_dict())
     _say(f"job {job_id}: {ended.status}, {ended.reason}", "red" if ended.code else "green")
     raise typer.Exit(ended.code)
-
-
-def _say_how_to_go_on(jobs: "Jobs", job_id: str) -> None:
-    from dist_sft.cluster.follow import command
-
-    for verb in ("logs --follow", "status", "stop"):
-        print(f"  {command(verb, job_id, jobs.address)}", file=sys.stderr)
 
 
 @app.command(

@@ -17,6 +17,9 @@ QUIET = 30.0
 PAUSE = 1.0
 """Seconds between attempts to connect."""
 
+LAST_WORDS = 5
+"""Attempts to get the end of the log of a job that has ended."""
+
 
 class Follower:
     """Shows what a job writes.
@@ -39,15 +42,17 @@ class Follower:
         Raises ClusterError where the cluster is silent for too long, or knows the job no more.
         """
         while True:
-            try:
+            with contextlib.suppress(Unreachable):
                 asyncio.run(self._listen())
+            try:
                 job = self.jobs.get(self.job_id)
-                if job.ended:  # a connection may have broken off before the last words
-                    self._show(self.jobs.log(self.job_id), 0)
-                    return job
-                self._found()
             except Unreachable as error:
                 self._lost(error)
+            else:
+                self._found()
+                if job.ended:
+                    self._show_last_words()
+                    return job
             time.sleep(PAUSE)
 
     async def _listen(self) -> None:
@@ -62,6 +67,17 @@ class Follower:
                 self._found()
                 self._show(text, at)
                 at += len(text)
+
+    def _show_last_words(self) -> None:
+        """The connection may have broken off before them. They lie on the job's own node, which may be gone."""
+        for attempt in range(LAST_WORDS):
+            try:
+                self._show(self.jobs.log(self.job_id), 0)
+                return
+            except Unreachable as error:
+                if attempt == LAST_WORDS - 1:
+                    self.say(f"the end of the log cannot be had: {error.what}")
+            time.sleep(PAUSE)
 
     def _show(self, text: str, at: int) -> None:
         """`text` stands in the log from character `at` on."""
@@ -100,6 +116,11 @@ def stop(jobs: Jobs, job_id: str, timeout: float = 60) -> Job:
             )
         time.sleep(0.3)
     return job
+
+
+def how_to_go_on(job_id: str, address: str) -> str:
+    """A line for each thing that one may do with a job."""
+    return "\n".join(f"  {command(verb, job_id, address)}" for verb in ("logs --follow", "status", "stop"))
 
 
 def command(verb: str, job_id: str, address: str) -> str:

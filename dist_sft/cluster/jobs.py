@@ -25,11 +25,10 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 CONNECT, ANSWER = 10.0, 60.0
 """Seconds until a request is given up: to be let in, and to be answered."""
 
+LIBRARIES = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
+"""To their loggers each connection that ends is news."""
+
 TOKEN_FIX = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-
-
-for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-    logging.getLogger(_name).setLevel(logging.WARNING)  # each connection that ends is news to them
 
 
 class Unreachable(ClusterError):
@@ -78,6 +77,8 @@ class Jobs:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        for name in LIBRARIES:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._reaching(), _no_other_address():
             self._client = _Client(address)
 
@@ -184,6 +185,11 @@ class _Client(JobSubmissionClient):
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=(CONNECT, ANSWER), **options)
+
+
+def jobs_at(given: str | None) -> Jobs:
+    """The jobs of the cluster that --address or a variable names. Raises ClusterError."""
+    return Jobs(dashboard_address(given))
 
 
 def dashboard_address(given: str | None) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.runtime_env import RuntimeEnv
+
 from dist_sft.cluster.follow import command
 from dist_sft.cluster.jobs import Job, Jobs
 from dist_sft.cluster.package import Package, package
@@ -120,6 +122,11 @@ def _read_runtime_env(path: Path) -> dict[str, Any]:
             where=str(path),
             fix="leave it out; --include PATH adds files and folders",
         )
+    try:
+        RuntimeEnv(**value)
+    except (TypeError, ValueError) as error:
+        fix = "see Ray's documentation of runtime environments"
+        raise ConfigError(f"not what Ray takes: {str(error).splitlines()[0]}", where=str(path), fix=fix) from None
     return value
 
 

@@ -79,13 +79,15 @@ def test_a_run_file_elsewhere_is_found_beside_its_deepspeed_json(folder, tmp_pat
         (["--secret", "WANDB_API_KEY=s3cr3t"], "--secret WANDB_API_KEY=...: a secret is given by its name alone"),
         (["data.sources.3.path=s3://me:s3cr3t@bucket/d"], "run.yaml: data.sources.3.path looks like a secret"),
         (["--runtime-env", "env.yaml"], "env.yaml: env_vars.HF_TOKEN looks like a secret"),
+        (["--runtime-env", "bad.yaml"], "bad.yaml: not what Ray takes: "),
         (["--runtime-env", "dir.yaml"], "dir.yaml: working_dir is made of what the run file names"),
-        (["deepspeed={zero_optimization: {stage: 9}}"], ""),
+        (["deepspeed={zero_optimization: {stage: 9}}"], "deepspeed: the ZeRO stage is 9"),
     ],
 )
 def test_what_cannot_work_or_would_leak_is_refused_here(folder, refused, arguments, error):
     (folder.parent / "rows.jsonl").write_text("{}")
     (folder / "env.yaml").write_text("env_vars: {HF_HOME: /mnt/hub, HF_TOKEN: s3cr3t}")
+    (folder / "bad.yaml").write_text("env_vars: {OMP_NUM_THREADS: 1}")
     (folder / "dir.yaml").write_text("working_dir: .")
     said = refused("submit", "run.yaml", *arguments, *NOBODY)
     assert said.startswith(error) and "s3cr3t" not in said
