@@ -114,7 +114,7 @@ def _free_ports(count):
 
 
 class Line:
-    """A TCP connection to `address` through a port of its own, until it is cut."""
+    """A TCP connection to `address` through a port of its own, until it is cut, or dies without a word."""
 
     def __init__(self, address):
         self.target = ("127.0.0.1", int(address.rpartition(":")[2]))
@@ -122,6 +122,8 @@ class Line:
         self.address = f"http://127.0.0.1:{self.port}"
         self._sockets = []
         self._listener = None
+        self._alive = threading.Event()
+        self._alive.set()
         self.mend()
 
     def mend(self):
@@ -136,6 +138,12 @@ class Line:
             each.close()
         self._sockets.clear()
 
+    def die(self):
+        """What is sent by those who are connected now arrives nowhere. New connections are as before."""
+        self._alive.clear()
+        self._alive = threading.Event()
+        self._alive.set()
+
     def _accept(self, listener):
         while True:
             try:
@@ -145,13 +153,16 @@ class Line:
                 return
             self._sockets += [near, far]
             for one, other in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+                threading.Thread(target=_pump, args=(one, other, self._alive), daemon=True).start()
 
 
-def _pump(one, other):
+def _pump(one, other, alive):
     with contextlib.suppress(OSError):
         while data := one.recv(65536):
-            other.sendall(data)
+            if alive.is_set():
+                other.sendall(data)
+    if not alive.is_set():
+        return
     for each in (one, other):
         with contextlib.suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)

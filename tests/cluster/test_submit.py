@@ -52,11 +52,11 @@ def here(tiny_run, tiny_rows, tmp_path):
 class Command:
     """A `dist-sft ARGUMENTS` that runs, with the head's address and token unless the arguments say otherwise."""
 
-    def __init__(self, head, *arguments, cwd=None, **variables):
+    def __init__(self, head, *arguments, cwd=None, program=(BIN / "dist-sft",), **variables):
         address = () if "--address" in arguments else ("--address", head.address)
         self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  # as long as the command
         self.process = subprocess.Popen(
-            [BIN / "dist-sft", *arguments, *address], env=head.client | variables, cwd=cwd,
+            [*program, *arguments, *address], env=head.client | variables, cwd=cwd,
             stdout=self.out, stderr=self.err, start_new_session=True,
         )  # fmt: skip
 
@@ -185,6 +185,19 @@ def test_a_connection_that_is_lost_and_comes_back_loses_and_repeats_nothing(head
     )
 
 
+def test_a_connection_that_dies_without_a_word_is_made_again(head):
+    impatient = "import dist_sft.cluster.follow as f; f.QUIET = 1.5; from dist_sft.cli import main; main()"
+    head.start("mute", "for i in $(seq 60); do echo line $i; sleep 0.1; done")
+    line = Line(head.address)
+    options = ("job", "logs", "mute", "--follow", "--address", line.address)
+    watching = Command(head, *options, program=(sys.executable, "-c", impatient))
+    watching.wait_until_it_shows("line 20")
+    line.die()
+    code, out, _ = watching.end(60)
+    assert code == 0
+    assert [text for text in out.splitlines() if text.startswith("line ")] == [f"line {i}" for i in range(1, 61)]
+
+
 def test_a_cluster_that_stays_away_is_given_up_after_a_while(head):
     head.start("alone", "sleep 30")
     line = Line(head.address)
@@ -242,7 +255,8 @@ def test_an_address_where_no_dashboard_is_says_so(head, tmp_path):
 
 
 def test_a_job_that_the_cluster_does_not_know_is_an_error(head):
-    code, out, err = sft(head, "job", "status", "nosuch")
+    """And --address is the cluster that is meant, whatever RAY_ADDRESS says, which Ray's client would prefer."""
+    code, out, err = sft(head, "job", "status", "nosuch", RAY_ADDRESS="http://127.0.0.1:9")
     assert (code, out) == (1, "") and "the cluster knows no job 'nosuch'\n  fix: check the id" in err
 
 

@@ -52,7 +52,7 @@ class Cluster:
     def training(self):
         """Names of all hosts that hold a process of Ray Train's that trains."""
         hosts = [self.head, self.desk, *self.workers.values()]
-        return [host.name for host in hosts if any("RayTrainWorker" in _title(p) for p in host.processes())]
+        return [host.name for host in hosts if host.processes("RayTrainWorker")]
 
 
 @contextlib.contextmanager
@@ -86,10 +86,3 @@ def _with_token(variables):
     names = ("PATH", "PYTHONPATH")
     ours = {name: value for name, value in environment().items() if name in names}
     return ours | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} | variables
-
-
-def _title(process):
-    """What a process calls itself: Ray's workers say what they do."""
-    with contextlib.suppress(Exception):
-        return " ".join(process.cmdline())
-    return ""

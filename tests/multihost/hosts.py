@@ -83,10 +83,6 @@ class Switch:
         """`ip ARGUMENTS` on the switch."""
         _do("nsenter", "-t", str(self._process.pid), "-n", "ip", *arguments)
 
-    @property
-    def pid(self):
-        return self._process.pid
-
 
 class Host:
     """A machine: `start` turns it on, as new; `power_cut` ends everything on it, without a goodbye.
@@ -148,13 +144,10 @@ class Host:
         command = self.command(*map(str, words), **options)
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
-    def processes(self):
-        """All that runs here, as psutil sees it from outside."""
-        try:
-            first = psutil.Process(self.pid)
-            return [first, *first.children(recursive=True), *self._visitors()]
-        except psutil.NoSuchProcess:
-            return []
+    def processes(self, words=""):
+        """What runs here with `words` in its command line, as psutil sees it from outside: to suspend or kill."""
+        here = _namespace(self.pid, "pid")
+        return [p for p in psutil.process_iter() if here and _namespace(p.pid, "pid") == here and words in _title(p)]
 
     def sent(self):
         """Bytes that left by the cable."""
@@ -173,12 +166,13 @@ class Host:
         for words in ("link set lo up", f"addr add {self.address}/24 dev eth0", "link set eth0 up"):
             _do("nsenter", "-t", str(self.pid), "-n", "ip", *words.split())
 
-    def _visitors(self):
-        """Processes that came in by nsenter: their parent is outside."""
-        here, known = _namespace(self.pid, "pid"), set()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            known = {self.pid, *(child.pid for child in psutil.Process(self.pid).children(recursive=True))}
-        return [p for p in psutil.process_iter() if p.pid not in known and _namespace(p.pid, "pid") == here]
+
+def _title(process):
+    """What a process calls itself."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _namespace(pid, kind="net"):
