@@ -11,7 +11,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.console import Console
 from dist_sft.config import advice
 from dist_sft.config.load import load_config
 from dist_sft.core.errors import SftError
+
+if TYPE_CHECKING:
+    from dist_sft.cluster.jobs import Jobs
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -38,10 +41,22 @@ Overrides = Annotated[
     typer.Argument(metavar="key=value", help="settings that override it, e.g. train.steps=100 model.tuning.rank=8"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="dashboard of the head, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS"),
+]
+Patience = Annotated[float, typer.Option(min=0, help="seconds without an answer after which following is given up")]
+Secrets = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="a variable that every node must have; no value is ever sent; may be repeated"),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="as dist-sft submit said it")]
 
 
 data = typer.Typer(no_args_is_help=True, help="Look at the data of a run, before and beside training.")
 app.add_typer(data, name="data")
+job = typer.Typer(no_args_is_help=True, help="Look at, follow and stop what was submitted to a cluster.")
+app.add_typer(job, name="job")
 
 
 def main() -> None:
@@ -77,7 +92,12 @@ def start(
     epilog="Examples: `dist-sft train run.yaml`, `dist-sft train run.yaml train.steps=100 cluster.workers=2`. "
     "The same command goes on after a crash or Ctrl-C."
 )
-def train(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    secret: Secrets = None,
+    as_json: AsJson = False,
+) -> None:
     """Run, or go on with, what a run file describes: on the Ray cluster that it names, else on this machine."""
     config = load_config(run_file, overrides or [])
     for warning in advice.warnings(config):
@@ -85,6 +105,13 @@ def train(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fals
     with _working(as_json):
         from dist_sft.cluster.runner import train as run
 
+        if secret:
+            from dist_sft.cluster.secrets import refuse_missing
+            from dist_sft.cluster.session import connect, quiet
+
+            quiet()
+            connect(config)
+            refuse_missing(secret)
         try:
             result = run(config)
         except KeyboardInterrupt:
@@ -98,6 +125,123 @@ def train(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fals
     print(f"{result.outcome}: {result.steps} steps{resumed}; rows dropped or cut: {dropped}")
     print(f"goodput: {result.goodput:.0%} of the time since the first start went into steps that count")
     print(f"run folder: {result.run_dir}\nnext: dist-sft export {result.run_dir} OUT")
+
+
+@app.command(
+    epilog="Examples: `dist-sft submit run.yaml --address http://HEAD:8265`, "
+    "`dist-sft submit run.yaml train.steps=100 --secret WANDB_API_KEY --include prompts --no-wait`. Where the cluster "
+    "asks for a token: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. "
+    "After a failure, the same command goes on from the newest checkpoint."
+)
+def submit(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="upload this, too: file, folder or glob of this folder; may be repeated"),
+    ] = None,
+    secret: Secrets = None,
+    runtime_env: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML: what Ray sets up for the job: env_vars, pip, uv, ...")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the log to the job's end")] = True,
+    patience: Patience = 600,
+    as_json: AsJson = False,
+) -> None:
+    """Train on a Ray cluster from outside: upload the run file and what it names by relative paths, run
+    `dist-sft train` there, follow its log, and exit with its result: 0 only when the run is complete."""
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.cluster.follow import how_to_go_on
+        from dist_sft.cluster.jobs import jobs_at
+        from dist_sft.cluster.package import megabytes
+        from dist_sft.commands import submit as commands
+
+        submission = commands.prepare(
+            run_file, config, overrides or [], include=include or [], secrets=secret or [], runtime_env=runtime_env
+        )
+        jobs = jobs_at(address)
+        job_id = commands.submit(jobs, submission)
+    files = submission.package
+    _say(f"job {job_id}: {len(files.files)} files, {megabytes(files.size)}: {submission.command}", "green")
+    if wait:
+        _follow(jobs, job_id, patience, as_json)
+    elif as_json:
+        _print_json(jobs.get(job_id).as_dict())
+    else:
+        _say(how_to_go_on(job_id, jobs.address), "green")
+        print(job_id)
+
+
+@job.command(epilog="Example: `dist-sft job status gsm8k-1 --address http://HEAD:8265 --json`")
+def status(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """Say how a job is. Exit code 0 whatever it is: --json has the job's own."""
+    with _working(as_json):
+        from dist_sft.cluster.jobs import jobs_at
+
+        found = jobs_at(address).get(job_id)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        print(f"{found.id}  {found.status}  {found.reason}")
+
+
+@job.command(
+    epilog="Examples: `dist-sft job logs gsm8k-1 --address http://HEAD:8265`, `dist-sft job logs gsm8k-1 --follow`"
+)
+def logs(
+    job_id: JobId,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="to the job's end, and exit with its result")] = False,
+    patience: Patience = 600,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a job has written; with --follow also what it will write."""
+    with _working(as_json):
+        from dist_sft.cluster.jobs import jobs_at
+
+        jobs = jobs_at(address)
+    if follow:
+        _follow(jobs, job_id, patience, as_json)
+    elif as_json:
+        _print_json({"id": job_id, "log": jobs.log(job_id)})
+    else:
+        print(jobs.log(job_id), end="")
+
+
+@job.command(epilog="Example: `dist-sft job stop gsm8k-1 --address http://HEAD:8265`")
+def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """Stop a job, and wait until it has ended. Its newest whole checkpoint stays."""
+    with _working(as_json):
+        from dist_sft.cluster.follow import stop as stop_job
+        from dist_sft.cluster.jobs import jobs_at
+
+        ended = stop_job(jobs_at(address), job_id)
+    if as_json:
+        _print_json(ended.as_dict())
+    else:
+        print(f"{ended.id}  {ended.status}")
+
+
+def _follow(jobs: "Jobs", job_id: str, patience: float, as_json: bool) -> None:
+    """Show a job's log, on standard error where --json asks for its result; exit with its result."""
+    from dist_sft.cluster.follow import Follower, how_to_go_on
+
+    out = sys.stderr if as_json else sys.stdout
+
+    def write(text: str) -> None:
+        print(text, end="", file=out, flush=True)
+
+    try:
+        ended = Follower(jobs, job_id, write, lambda text: _say(text, "yellow"), patience).follow()
+    except KeyboardInterrupt:
+        _say(f"no longer following; job {job_id} goes on\n{how_to_go_on(job_id, jobs.address)}", "yellow")
+        raise
+    if as_json:
+        _print_json(ended.as_dict())
+    _say(f"job {job_id}: {ended.status}, {ended.reason}", "red" if ended.code else "green")
+    raise typer.Exit(ended.code)
 
 
 @app.command(

@@ -330,6 +330,13 @@ class ClusterSection(Section):
     )
     gpus_per_worker: NonNegativeFloat = Field(default=1, description="0: train on CPU", json_schema_extra=EXECUTION)
     cpus_per_worker: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
+    interface: str | None = Field(
+        default=None,
+        pattern=r"^[^\s,/]+$",
+        description="network interface that gradients travel by, e.g. eth0 or ib0, the same on every node; none: gloo "
+        "and NCCL choose",
+        json_schema_extra=EXECUTION,
+    )
     max_failures: NonNegativeInt = Field(
         default=0,
         description="restarts of the ranks after a fault; those after a pre-emption that was announced do not count",
