@@ -44,6 +44,15 @@ class Cluster:
             self.workers[name].start()
         _start_ray([(self.workers[name], f"--address={self.head.address}:6379", "--num-cpus=1") for name in names])
 
+    def drain(self, name, seconds):
+        """Give a host notice that it will be taken away, as a spot instance gets it."""
+        done = self.workers[name].run(
+            str(BIN / "ray"), "drain-node", "--address", f"{self.head.address}:6379", "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away",
+            "--deadline-remaining-seconds", str(seconds), **_with_token({}),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr + done.stdout
+
     def sft(self, *arguments, log=None, cwd="/", **variables):
         """A `dist-sft ARGUMENTS` that runs at the desk."""
         command = self.desk.command(str(BIN / "dist-sft"), *arguments, cwd=str(cwd), **_with_token(variables))
