@@ -109,7 +109,7 @@ def train(
             from dist_sft.cluster.secrets import refuse_missing
             from dist_sft.cluster.session import connect, quiet
 
-            quiet()
+            quiet(config)
             connect(config)
             refuse_missing(secret)
         try:

@@ -60,7 +60,7 @@ def prepare(
     environment = _read_runtime_env(runtime_env) if runtime_env else {}
     for where, values in ((str(run_file), resolved(config)), (str(runtime_env), environment)):
         _refuse_secrets(where, values)
-    deepspeed_config(config, config.cluster.workers, "cuda" if config.cluster.gpus_per_worker else "cpu")
+    deepspeed_config(config, config.cluster.most, "cuda" if config.cluster.gpus_per_worker else "cpu")
     files = package(run_file, config, include)
     if config.cluster.address:
         overrides = [*overrides, "cluster.address=null"]  # the job's own cluster, by the name it has inside
