@@ -188,6 +188,14 @@ class CheckpointStore:
                 where=str(folder),
                 fix="start the new run in another run.dir",
             )
+        shapes = {name: tuple(shape) for name, shape in manifest.parameters.items()}
+        for name, shape in _shapes(engine).items():
+            if shapes.get(name) != shape:
+                raise CheckpointError(
+                    f"{name} is {list(shape)} in the model, and {list(shapes.get(name, ()))} in it",
+                    where=str(folder),
+                    fix="go on with the model and the tuning that it was trained with",
+                )
         stored, problem = Pieces(folder, manifest), None
         try:
             for number, part in enumerate(partitions(engine)):

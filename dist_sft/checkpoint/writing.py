@@ -40,10 +40,16 @@ class Retention:
         steps = whole_steps(checkpoints)
         kept = set(steps[-self.newest :])
         if self.best:
-            losses = {step: Manifest.read(folder_of(checkpoints, step)).held_out for step in steps}
-            judged = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
+            judged = sorted((loss, -step) for step in steps if (loss := _held_out(checkpoints, step)) is not None)
             kept |= {-step for _, step in judged[: self.best]}
         return [folder_of(checkpoints, step) for step in steps if step not in kept]
+
+
+def _held_out(checkpoints: Path, step: int) -> float | None:
+    try:
+        return Manifest.read(folder_of(checkpoints, step)).held_out
+    except CheckpointError:  # whoever loads it will say so
+        return None
 
 
 class Writing:
@@ -118,7 +124,7 @@ class Writing:
             if self._starts and self._rank == 0:
                 shards[STARTS] = write_shard(folder / STARTS, self._starts, {}, 0)
             write_json(folder / f"{name}.json", {file: asdict(shard) for file, shard in shards.items()}, indent=None)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001  # a thread that dies tells nobody; `written` does
             self._write_error = describe(error, folder)
 
     def _commit(self) -> None:
@@ -129,7 +135,7 @@ class Writing:
                     return
                 shards |= {f"{self._attempt}/{file}": Shard(**fields) for file, fields in record.items()}
             self._put(replace(self._manifest, shards=shards))
-        except (OSError, ValueError, TypeError, CheckpointError) as error:
+        except Exception as error:  # noqa: BLE001  # likewise; `committed` tells
             self._commit_error = describe(error, self._checkpoints)
         self.seconds = time.monotonic() - self._began
 

@@ -140,6 +140,16 @@ def test_what_cannot_be_resumed_is_refused_with_the_reason(tiny_run, whole, tmp_
 
 
 @pytest.mark.xdist_group("resume")
+def test_a_checkpoint_of_other_shapes_is_refused(tiny_run, whole, tmp_path):
+    run = stopped_after(whole, tmp_path / "run", 3)
+    checkpoint = run / "checkpoints/step_00000003"
+    parameters = json.loads((checkpoint / "manifest.json").read_text())["parameters"]
+    rewrite(checkpoint, parameters=parameters | {"lm_head.weight": [7, 7]})
+    (error,) = train_on_ranks([settings(tiny_run, run)], WORLD, check=False)
+    assert "lm_head.weight is [" in error and "[7, 7] in it" in error
+
+
+@pytest.mark.xdist_group("resume")
 def test_a_changed_file_of_rows_is_refused(tiny_run, whole, tmp_path):
     run = stopped_after(whole, tmp_path / "run", 3)
     rows = tmp_path / "rows.jsonl"
