@@ -93,8 +93,8 @@ def test_a_run_that_died_is_reported_and_goes_on_when_it_is_submitted_again(head
     job_id = f"{tmp_path.name}-1"
     _driver(job_id).kill()
     code, out, err = first.end()
-    assert code == 1, err
-    assert err.endswith(f"job {job_id}: FAILED, Job entrypoint command failed with exit code -9\n")
+    assert code == 128 + signal.SIGKILL, err
+    assert err.endswith(f"job {job_id}: FAILED, Job entrypoint command failed with exit code {code}\n")
 
     code, out, err = sft(head, *command, cwd=here, SFT_TEST_SECRET=SECRET)
     assert code == 0, out + err

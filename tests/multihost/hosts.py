@@ -10,6 +10,7 @@ system is shared, as by storage that all nodes see. Needs root and iproute2.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -38,6 +39,7 @@ sleep infinity & wait
 """What a host does all its life: as a bash, it also buries its orphans."""
 
 
+@functools.cache
 def why_not():
     """Why there can be no hosts here; None where there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -87,7 +89,7 @@ class Switch:
 class Host:
     """A machine: `start` turns it on, as new; `power_cut` ends everything on it, without a goodbye.
 
-    pid   of its first process, as seen from outside
+    pid   of its first process, as seen from outside; 0 while it is off
     """
 
     def __init__(self, switch, name, number):
@@ -121,11 +123,14 @@ class Host:
     def power_cut(self):
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        self._process.wait(30)
+        if self.pid:  # the kernel ends all others before it lets go of this one, and unshare waits for it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        else:  # it did not come so far
+            self._process.kill()
+        self._process.wait(60)
         self._process.stdout.close()
-        self._process = None
+        self._process, self.pid = None, 0
 
     def unplug(self):
         """The cable out: packets are lost, and nobody is told."""

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from tests.multihost.hosts import Switch, why_not
+from tests.ranks import ROOT
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
 
@@ -39,6 +41,25 @@ def test_a_power_cut_ends_all_that_ran_and_the_host_comes_back_empty():
         assert visitor.wait(10) != 0 and not any(process.is_running() for process in before)
         one.start()
         assert one.run("ls", "/tmp/ray").stdout == "" and one.run("hostname").stdout == "one\n"
+
+
+def test_nothing_is_left_when_whoever_made_the_hosts_is_killed():
+    code = """
+from tests.multihost.hosts import Switch
+with Switch() as switch, switch.host("one") as one:
+    one.run("bash", "-c", "setsid sleep 100 >/dev/null 2>&1 &")
+    print(*[process.pid for process in one.processes()], flush=True)
+    input()
+"""
+    maker = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    processes = [psutil.Process(int(pid)) for pid in maker.stdout.readline().split()]
+    assert len(processes) == 3 and all(process.is_running() for process in processes)
+    maker.kill()
+    maker.wait()
+    gone, alive = psutil.wait_procs(processes, timeout=10)
+    assert len(gone) == 3 and not alive
 
 
 def test_nothing_is_left_when_a_test_fails():
