@@ -202,6 +202,23 @@ def check(
 
 
 @app.command(
+    epilog="Examples: `dist-sft rayjob run.yaml kubernetes.image=registry.example.com/dist-sft:0.1.0 > job.yaml`, "
+    "`dist-sft rayjob run.yaml kubernetes.queue=research --json`, `dist-sft rayjob run.yaml | kubectl apply -f -`"
+)
+def rayjob(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print the Kubernetes objects of a run, for KubeRay: run file, disruption budgets, RayJob. Contacts nobody."""
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.cluster.kubernetes.manifest import as_list, as_yaml, render
+
+        objects = render(config)
+    if as_json:
+        _print_json(as_list(objects))
+    else:
+        print(as_yaml(objects), end="")
+
+
+@app.command(
     epilog="Examples: `dist-sft export runs/gsm8k out/gsm8k`, `dist-sft export runs/lora out/merged --step 200 --merge`"
 )
 def export(
