@@ -26,6 +26,8 @@ LONGEST_NAME = 47
 
 Object = dict[str, Any]
 
+_OCTAL = re.compile(r"[-+]?0[ob]\d")
+
 
 def render(config: RunConfig) -> list[Object]:
     """All objects of a run, in the order in which they are to be made.
@@ -65,9 +67,12 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     """Quoted where YAML 1.2 would read something else than text: PyYAML itself thinks of 1.1 only."""
+    style = None
     if "\n" in text:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|")
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if scalar(text) == text else '"')
+        style = "|"
+    elif scalar(text) != text or _OCTAL.match(text):
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)

@@ -36,7 +36,7 @@ def refuse_broken(objects: list[Object]) -> None:
 
 
 def broken_rules(made: Object) -> Iterator[str]:
-    """Everything wrong with a RayJob or a RayCluster, as sentences; nothing for other kinds."""
+    """Everything wrong with a RayJob or a RayCluster that its schema allows, as sentences; nothing for other kinds."""
     if made.get("kind") not in LONGEST:
         return
     yield from _name(made)
