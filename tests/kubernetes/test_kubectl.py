@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from tests.kubernetes.cases import CASES, GOLDEN, ROOT
+from tests.kubernetes.test_cluster_files import OBJECTS
 
 KINDS = {
-    "v1": {"ConfigMap": "configmaps", "PersistentVolumeClaim": "persistentvolumeclaims", "Namespace": "namespaces"},
+    "v1": {"ConfigMap": "configmaps", "PersistentVolumeClaim": "persistentvolumeclaims", "Namespace": "namespaces",
+           "Pod": "pods"},
     "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
     "networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies"},
     "ray.io/v1": {"RayJob": "rayjobs", "RayCluster": "rayclusters"},
@@ -93,7 +95,7 @@ def without_marks(made):
     return made
 
 
-MANIFESTS = [GOLDEN / f"{case}.yaml" for case in CASES]
+MANIFESTS = [GOLDEN / f"{case}.yaml" for case in CASES] + [ROOT / "cluster" / f"{name}.yaml" for name in OBJECTS]
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: str(file.relative_to(ROOT)))

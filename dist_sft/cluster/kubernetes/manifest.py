@@ -36,16 +36,21 @@ def render(config: RunConfig) -> list[Object]:
         ConfigError: no `kubernetes` section, workers that fill no equal pods, paths that pods do not see, a secret.
         ClusterError: a manifest that KubeRay's operator would refuse.
     """
-    settings = config.kubernetes
-    if settings is None:
-        raise ConfigError(
-            "the run file has no section for Kubernetes",
-            where="kubernetes",
-            fix="add kubernetes: {image: REGISTRY/dist-sft:VERSION}, or the override kubernetes.image=...",
-        )
+    settings = _settings(config)
     name, text, size = settings.name or _slug(config.run.name), run_file(config, settings), shape(config, settings)
     run_map = _run_map(name, settings, text)
     objects = [run_map, *_budgets(name, settings, size), _ray_job(name, settings, size, run_map["metadata"]["name"])]
+    refuse_broken(objects)
+    return objects
+
+
+def render_cluster(config: RunConfig) -> list[Object]:
+    """A RayCluster with the pods of a run, which stays, and takes runs by `ray job submit`. Raises as `render`."""
+    settings = _settings(config)
+    name, size = settings.name or _slug(config.run.name), shape(config, settings)
+    cluster = _object("ray.io/v1", "RayCluster", name, settings, spec=_ray_cluster(name, settings, size, None))
+    cluster["metadata"]["labels"] |= _scheduling(name, settings)
+    objects = [*_budgets(name, settings, size), cluster]
     refuse_broken(objects)
     return objects
 
@@ -76,6 +81,16 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+
+
+def _settings(config: RunConfig) -> KubernetesSection:
+    if config.kubernetes is None:
+        raise ConfigError(
+            "the run file has no section for Kubernetes",
+            where="kubernetes",
+            fix="add kubernetes: {image: REGISTRY/dist-sft:VERSION}, or the override kubernetes.image=...",
+        )
+    return config.kubernetes
 
 
 def _slug(name: str) -> str:
@@ -158,7 +173,7 @@ def _scheduling(name: str, settings: KubernetesSection) -> dict[str, str]:
     return found
 
 
-def _ray_cluster(name: str, settings: KubernetesSection, size: Shape, run_map: str) -> Object:
+def _ray_cluster(name: str, settings: KubernetesSection, size: Shape, run_map: str | None) -> Object:
     token = {"secretName": settings.token_secret} if settings.token_secret else {}
     spec: Object = {
         "rayVersion": settings.ray_version or importlib.metadata.version("ray"),

@@ -32,24 +32,29 @@ GRACE = 35
 
 
 def labels(name: str, component: str) -> dict[str, str]:
-    """Of every pod and object of a run. component: head, worker, submitter or run."""
+    """Of every pod and object of a run. component: head, worker, submitter or run.
+
+    Not app.kubernetes.io/name: that is KubeRay's, and the services that it makes select pods by it.
+    """
     return {
-        "app.kubernetes.io/name": "dist-sft",
+        "app.kubernetes.io/part-of": "dist-sft",
         "app.kubernetes.io/instance": name,
         "app.kubernetes.io/component": component,
     }
 
 
-def head(name: str, settings: KubernetesSection, pod: PodShape, run_map: str) -> dict[str, Any]:
-    """Template of the head's pod. run_map: ConfigMap with the run file."""
+def head(name: str, settings: KubernetesSection, pod: PodShape, run_map: str | None) -> dict[str, Any]:
+    """Template of the head's pod. run_map: ConfigMap with the run file; None where runs come later."""
     container = _ray_container("ray-head", settings, pod, settings.head, [])
     container["ports"] = [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
     ]
-    container["volumeMounts"].append({"name": "run", "mountPath": RUN_FOLDER, "readOnly": True})
     spec = _pod_spec(settings, settings.head, container)
-    spec["volumes"] = [*_volumes(settings.head, settings), {"name": "run", "configMap": {"name": run_map}}]
+    spec["volumes"] = _volumes(settings.head, settings)
+    if run_map:
+        container["volumeMounts"].append({"name": "run", "mountPath": RUN_FOLDER, "readOnly": True})
+        spec["volumes"].append({"name": "run", "configMap": {"name": run_map}})
     return {"metadata": {"labels": labels(name, "head")}, "spec": spec}
 
 
