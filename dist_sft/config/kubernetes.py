@@ -104,6 +104,7 @@ class WorkerSection(PodSection):
     cpus: PositiveInt | None = Field(
         default=None, description="of a pod; none: what its workers and encoders reserve, and 1 for Ray itself"
     )
+    runtime_class: Name | None = Field(default=None, description="e.g. nvidia, where that is not the nodes' default")
 
 
 class StorageSection(Section):
@@ -130,7 +131,11 @@ class GangSection(Section):
 
 
 class RedisSection(Section):
-    """kubernetes.redis: an outside Redis that keeps the head's state, so that a new head goes on with the same pods."""
+    """kubernetes.redis: an outside Redis that keeps the state of Ray's head.
+
+    With it a new head goes on with the old pods. The driver of a RayJob dies with the head all the same, and the job is
+    tried again on a new cluster: it is worth most for a cluster that stays.
+    """
 
     address: Annotated[str, _text(r"(rediss?://)?[\w.-]+:\d+", "host:port, or redis://host:port")]
     username: str | None = None
@@ -174,7 +179,7 @@ class KubernetesSection(Section):
     retries: NonNegativeInt = Field(
         default=3, description="new clusters after a failure (backoffLimit); each resumes from the newest checkpoint"
     )
-    ttl: NonNegativeInt = Field(default=600, description="seconds that the pods stay after the end, to be looked at")
+    ttl: NonNegativeInt = Field(default=60, description="seconds that the pods, and their GPUs, stay after the end")
     deadline: PositiveInt | None = Field(default=None, description="seconds for the whole job, queueing included")
     drain: PositiveInt = Field(
         default=25,

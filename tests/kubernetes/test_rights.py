@@ -51,6 +51,7 @@ def test_a_secret_is_a_reference_on_the_pods_that_need_it_and_stands_nowhere_els
         ("kubernetes.environment={REDIS_PASSWORD: abc}", "kubernetes.environment.REDIS_PASSWORD is set by KubeRay"),
         ("kubernetes.environment={PROXY: 'http://me:abc@proxy'}", "kubernetes.environment.PROXY looks like a secret"),
         ("data.sources.0.path=s3://me:abc@bucket/rows.jsonl", "data.sources.0.path holds a secret"),
+        ("deepspeed.comet={api_key: abc}", "deepspeed.comet.api_key holds a secret"),
         ("tracking.wandb={mode: online}", "tracking.wandb.mode is online, and the pods would have no WANDB_API_KEY"),
     ],
 )

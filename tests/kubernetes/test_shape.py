@@ -78,7 +78,7 @@ def test_requests_are_limits_and_shared_memory_and_objects_fit_into_them(job, ca
 
 
 @EVERYWHERE
-def test_nothing_of_the_run_is_placed_on_the_head(job, case):
+def test_no_training_worker_and_no_encoder_fits_on_the_head(job, case):
     params = job(*CASES[case])["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
     assert (params["num-cpus"], params["num-gpus"]) == ("0", "0")
 

@@ -184,7 +184,7 @@ def _ray_cluster(name: str, settings: KubernetesSection, size: Shape, run_map: s
     spec["headGroupSpec"] = {
         "serviceType": "ClusterIP",
         "enableIngress": False,
-        # no task, actor or worker of Ray's goes here: the head has the driver, and its loss ends the run
+        # no training worker and no encoder fits here: the head has the driver, and its loss ends the run
         "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "object-store-memory": str(size.head.object_store)},
         "template": pods.head(name, settings, size.head, run_map),
     }
@@ -193,7 +193,10 @@ def _ray_cluster(name: str, settings: KubernetesSection, size: Shape, run_map: s
         "replicas": size.pods,
         "minReplicas": size.pods,
         "maxReplicas": size.pods,
-        "rayStartParams": {"object-store-memory": str(size.worker.object_store)},
+        "rayStartParams": {
+            "num-gpus": str(size.worker.gpus),  # KubeRay finds only resources that end in gpu
+            "object-store-memory": str(size.worker.object_store),
+        },
         "template": pods.worker(name, settings, size.worker, size.pods),
     }
     spec["workerGroupSpecs"] = [group]

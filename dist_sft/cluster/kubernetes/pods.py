@@ -71,6 +71,8 @@ def worker(name: str, settings: KubernetesSection, pod: PodShape, pods: int) -> 
     for kind in ("requests", "limits"):
         container["resources"][kind].update(resources)
     spec = _pod_spec(settings, settings.worker, container)
+    if settings.worker.runtime_class:
+        spec["runtimeClassName"] = settings.worker.runtime_class
     spec["terminationGracePeriodSeconds"] = settings.drain + GRACE
     spec["volumes"] = _volumes(settings.worker, settings)
     spec.update(_places(name, settings, pod, pods))

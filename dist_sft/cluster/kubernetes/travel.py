@@ -5,12 +5,13 @@ RunConfig -> text of the run file in the ConfigMap
 
 import posixpath
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
 from dist_sft.cluster.kubernetes.pods import SCRATCH
 from dist_sft.config.deepspeed import portable
-from dist_sft.config.document import dotted
+from dist_sft.config.document import Path, dotted
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunConfig
@@ -75,22 +76,29 @@ def _refuse_outside(key: str, path: str, settings: KubernetesSection) -> None:
         )
 
 
-def _refuse_secrets(values: object, path: tuple[str | int, ...] = ()) -> None:
-    """User info and secret parameters of URLs."""
-    items: Iterator[tuple[str | int, object]] = iter(())
-    if isinstance(values, dict):
-        items = iter(values.items())
-    elif isinstance(values, list):
-        items = iter(enumerate(values))
-    elif redacted(values) != values:
+def _refuse_secrets(values: Any) -> None:
+    for path in _hidden(values, redacted(values), ()):
+        key = dotted(path)
         raise ConfigError(
-            f"{dotted(path)} holds a secret, and everyone who may read the ConfigMap could read it",
-            where=dotted(path),
-            fix="leave it out of the URL, and give the library's own variable by kubernetes.secrets, e.g. "
+            f"{key} holds a secret, and everyone who may read the ConfigMap could read it",
+            where=key,
+            fix="leave it out, and give the library's own variable by kubernetes.secrets, e.g. "
             "{AWS_SECRET_ACCESS_KEY: {name: SECRET, key: KEY}}",
         )
-    for key, value in items:
-        _refuse_secrets(value, (*path, key))
+
+
+def _hidden(values: Any, shown: Any, path: Path) -> Iterator[Path]:
+    """Where `redacted` made a difference: secret-looking keys, user info and parameters of URLs."""
+    if values == shown:
+        return
+    if isinstance(values, dict) and isinstance(shown, dict):
+        for key, value in values.items():
+            yield from _hidden(value, shown[key], (*path, key))
+    elif isinstance(values, list) and isinstance(shown, list):
+        for i, value in enumerate(values):
+            yield from _hidden(value, shown[i], (*path, i))
+    else:
+        yield path
 
 
 def _refuse_mute_wandb(config: RunConfig, settings: KubernetesSection) -> None:
