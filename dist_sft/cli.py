@@ -214,13 +214,14 @@ def rayjob(
     """Print the Kubernetes objects of a run, for KubeRay: run file, disruption budgets, RayJob. Contacts nobody."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
-        from dist_sft.cluster.kubernetes.manifest import as_list, as_yaml, render, render_cluster
+        from dist_sft.cluster.kubernetes.manifest import render, render_cluster
+        from dist_sft.cluster.kubernetes.text import as_documents, as_list
 
         objects = render_cluster(config) if cluster else render(config)
     if as_json:
         _print_json(as_list(objects))
     else:
-        print(as_yaml(objects), end="")
+        print(as_documents(objects), end="")
 
 
 @app.command(

@@ -17,7 +17,7 @@ def _text(pattern: str, wanted: str) -> AfterValidator:
     """A text that matches; `wanted` ends the sentence "KEY is 'VALUE', not ..."."""
 
     def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+        if not re.fullmatch(pattern, text, re.ASCII):
             raise PydanticCustomError("text", wanted)
         return text
 

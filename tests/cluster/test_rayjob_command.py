@@ -56,3 +56,11 @@ def test_a_run_file_without_the_section_says_what_to_add(refused, run_file):
         "kubernetes: the run file has no section for Kubernetes\n"
         "  fix: add kubernetes: {image: REGISTRY/dist-sft:VERSION}, or the override kubernetes.image=..."
     )
+
+
+def test_a_cluster_that_stays_has_the_pods_of_the_job_and_no_run(sft, run_file):
+    job = list(yaml.safe_load_all(sft("rayjob", run_file).out))[-1]
+    *budgets, cluster = yaml.safe_load_all(sft("rayjob", run_file, "--cluster").out)
+    assert [made["kind"] for made in budgets] == ["PodDisruptionBudget"] and cluster["kind"] == "RayCluster"
+    assert cluster["spec"]["workerGroupSpecs"] == job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert "configMap" not in json.dumps(cluster)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from dist_sft.cluster.kubernetes.manifest import as_yaml, render
+from dist_sft.cluster.kubernetes.manifest import render
+from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.load import load_config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,4 +65,4 @@ def objects_of(folder, *overrides):
 
 def written(name, folder):
     """The manifest of a case."""
-    return as_yaml(objects_of(folder, *CASES[name]))
+    return as_documents(objects_of(folder, *CASES[name]))

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from dist_sft.cluster.kubernetes.manifest import as_yaml, render, render_cluster
+from dist_sft.cluster.kubernetes.manifest import render, render_cluster
+from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.load import load_config
 from tests.kubernetes.cases import ROOT
 from tests.kubernetes.strict import complaints
@@ -37,7 +38,7 @@ def test_every_object_would_be_accepted(name):
     ],
 )
 def test_the_rendered_examples_are_what_the_command_renders(name, command, made, request):
-    text, file = f"# {command}\n{as_yaml(made())}", CLUSTER / f"{name}.yaml"
+    text, file = f"# {command}\n{as_documents(made())}", CLUSTER / f"{name}.yaml"
     if request.config.getoption("--write-golden"):
         file.write_text(text)
     assert text == file.read_text()

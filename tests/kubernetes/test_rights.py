@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dist_sft.cluster.kubernetes.manifest import as_list, as_yaml
+from dist_sft.cluster.kubernetes.text import as_documents, as_list
 from dist_sft.core.errors import ConfigError
 from tests.kubernetes.cases import CASES
 from tests.kubernetes.parts import EVERYWHERE, templates, variables
@@ -35,7 +35,7 @@ def test_ray_asks_for_a_token_and_no_dashboard_is_opened_to_the_world(job, case)
 def test_a_secret_is_a_reference_on_the_pods_that_need_it_and_stands_nowhere_else(render, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
     objects = render("kubernetes.secrets={HF_TOKEN: {name: hub, key: token}}")
-    assert "hf_0123456789" not in as_yaml(objects) + json.dumps(as_list(objects))
+    assert "hf_0123456789" not in as_documents(objects) + json.dumps(as_list(objects))
     reference = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
     assert variables(objects[-1], "worker")["HF_TOKEN"] == variables(objects[-1], "head")["HF_TOKEN"] == reference
     assert "HF_TOKEN" not in variables(objects[-1], "submitter")

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from dist_sft.cluster.kubernetes.manifest import as_yaml
+from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.load import load_config
 from dist_sft.core.errors import ConfigError
 from tests.kubernetes.cases import config_of
@@ -14,6 +14,7 @@ from tests.kubernetes.parts import container, templates
 
 def test_the_pods_read_the_settings_that_were_made_and_learn_the_same(tmp_path, render):
     overrides = ["train.learning_rate=3e-5", "train.preset=lora", "model.tuning={kind: lora, rank: 8}"]
+    overrides += ["run.name='1e5'", "kubernetes.name=numbers"]  # a text, and not to PyYAML's readers alone
     here = config_of(tmp_path, *overrides, "cluster.address=ray://laptop:10001")
     run_map, *_, made = render(*overrides, "cluster.address=ray://laptop:10001")
     text = run_map["data"]["run.yaml"]
@@ -70,7 +71,7 @@ def test_text_that_looks_like_something_else_arrives_as_text(render):
         "H": "a: b # c",
     }
     objects = render(f"kubernetes.environment={json.dumps(values)}")
-    text = as_yaml(objects)
+    text = as_documents(objects)
     assert list(yaml.safe_load_all(text)) == objects
     assert '"1e3"' in text and '"0o17"' in text  # numbers in YAML 1.2, which kubectl reads; not in PyYAML's 1.1
 

@@ -1,6 +1,6 @@
 """A run as Kubernetes objects: a ConfigMap with the run file, disruption budgets, and a KubeRay RayJob.
 
-RunConfig -> [ConfigMap, PodDisruptionBudget..., RayJob] -> YAML, or a List in JSON
+RunConfig -> [ConfigMap, PodDisruptionBudget..., RayJob] -> (text) YAML, or a List in JSON
 
 Fields as in KubeRay 1.7's ray.io/v1.
 """
@@ -10,13 +10,10 @@ import importlib.metadata
 import re
 from typing import Any
 
-import yaml
-
 from dist_sft.cluster.kubernetes import pods
 from dist_sft.cluster.kubernetes.rules import refuse_broken
 from dist_sft.cluster.kubernetes.shape import Shape, shape
 from dist_sft.cluster.kubernetes.travel import run_file
-from dist_sft.config.document import scalar
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ConfigError
@@ -25,8 +22,6 @@ LONGEST_NAME = 47
 """Of a RayJob, by KubeRay: names of its clusters and services have a suffix."""
 
 Object = dict[str, Any]
-
-_OCTAL = re.compile(r"[-+]?0[ob]\d")
 
 
 def render(config: RunConfig) -> list[Object]:
@@ -53,34 +48,6 @@ def render_cluster(config: RunConfig) -> list[Object]:
     objects = [*_budgets(name, settings, size), cluster]
     refuse_broken(objects)
     return objects
-
-
-def as_yaml(objects: list[Object]) -> str:
-    """Documents that kubectl applies; texts of several lines as blocks, so that a reviewer can read them."""
-    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def as_list(objects: list[Object]) -> Object:
-    """The same as one object."""
-    return {"apiVersion": "v1", "kind": "List", "items": objects}
-
-
-class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Quoted where YAML 1.2 would read something else than text: PyYAML itself thinks of 1.1 only."""
-    style = None
-    if "\n" in text:
-        style = "|"
-    elif scalar(text) != text or _OCTAL.match(text):
-        style = '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text)
 
 
 def _settings(config: RunConfig) -> KubernetesSection:

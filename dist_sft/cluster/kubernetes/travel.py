@@ -7,9 +7,8 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from dist_sft.cluster.kubernetes.pods import SCRATCH
+from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.deepspeed import portable
 from dist_sft.config.document import Path, dotted
 from dist_sft.config.kubernetes import KubernetesSection
@@ -36,7 +35,7 @@ def run_file(config: RunConfig, settings: KubernetesSection) -> str:
         _refuse_outside(key, path, settings)
     _refuse_secrets(values)
     _refuse_mute_wandb(config, settings)
-    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    text = as_documents([values])
     if len(text.encode()) > MOST:
         raise ConfigError(
             f"the run file has {len(text.encode())} bytes, and a ConfigMap holds {MOST}",
