@@ -317,6 +317,13 @@ class ClusterSection(Section):
     workers: PositiveInt = Field(default=1, description="ranks", json_schema_extra=EXECUTION)
     gpus_per_worker: NonNegativeFloat = Field(default=1, description="0: train on CPU", json_schema_extra=EXECUTION)
     cpus_per_worker: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
+    resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a resource of Ray's of which each worker takes one, so that only nodes that have it train: "
+        "ray start --resources='{\"trainer\": 8}'",
+        json_schema_extra=EXECUTION,
+    )
     max_failures: NonNegativeInt = Field(
         default=0, description="restarts of the worker group after a fault", json_schema_extra=EXECUTION
     )

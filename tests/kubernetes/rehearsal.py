@@ -74,6 +74,7 @@ def _pod(component, group, files):
     (container,) = spec["containers"]
     volumes = {volume["name"]: _volume(volume, files) for volume in spec["volumes"]}
     limits, secrets = container["resources"]["limits"], [v["name"] for v in container["env"] if "valueFrom" in v]
+    params = {name: shlex.split(value)[0] for name, value in group["rayStartParams"].items()}
     start = {"num-cpus": limits["cpu"], "memory": str(mebibytes(limits["memory"]) << 20)}
     if component == "head":
         start |= {"dashboard-host": "0.0.0.0", "port": "6379"}
@@ -83,7 +84,7 @@ def _pod(component, group, files):
         {variable["name"]: variable.get("value", "") for variable in container["env"]},
         tuple(secrets),
         {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]},
-        start | group["rayStartParams"],
+        start | params,
         hook.get("command", []),
         spec["securityContext"]["runAsUser"],
     )

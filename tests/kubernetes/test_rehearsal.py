@@ -62,4 +62,9 @@ def test_ray_is_started_as_the_manifest_says(render):
     head, worker = pods(render())
     assert {"--head", "--num-cpus=0", "--num-gpus=0", "--port=6379"} <= set(head.ray_start())
     words = set(worker.ray_start("head:6379"))
-    assert {"--address=head:6379", "--num-cpus=10", "--num-gpus=8"} <= words and "--head" not in words
+    assert {
+        "--address=head:6379",
+        "--num-cpus=10",
+        "--num-gpus=8",
+        '--resources={"trainer": 8}',
+    } <= words and "--head" not in words

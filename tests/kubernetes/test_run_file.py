@@ -22,6 +22,7 @@ def test_the_pods_read_the_settings_that_were_made_and_learn_the_same(tmp_path, 
     there = load_config(tmp_path / "there.yaml")
     assert there.model_dump(exclude={"cluster", "kubernetes"}) == here.model_dump(exclude={"cluster", "kubernetes"})
     assert there.cluster.workers == here.cluster.workers
+    assert there.cluster.resource == "trainer", "of which a worker pod has one for each of its workers"
     assert there.cluster.address is None and there.kubernetes is None
     assert "cache" not in text, "a default of this machine's"
     volumes = {volume["name"]: volume for volume in templates(made)["head"]["spec"]["volumes"]}

@@ -27,6 +27,7 @@ def test_pods_are_equal_and_every_gpu_has_its_worker(job, workers, gpus, per_nod
     limits = container(made, "worker")["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == str(each)
     assert pods * each == workers * gpus
+    assert group["rayStartParams"]["resources"] == f"'{{\"trainer\": {workers // pods}}}'"
     assert mebibytes(limits["memory"]) == (workers // pods * 8 + 8) * 1024
 
 

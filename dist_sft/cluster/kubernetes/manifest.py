@@ -7,13 +7,14 @@ Fields as in KubeRay 1.7's ray.io/v1.
 
 import hashlib
 import importlib.metadata
+import json
 import re
 from typing import Any
 
 from dist_sft.cluster.kubernetes import pods
 from dist_sft.cluster.kubernetes.rules import refuse_broken
 from dist_sft.cluster.kubernetes.shape import Shape, shape
-from dist_sft.cluster.kubernetes.travel import run_file
+from dist_sft.cluster.kubernetes.travel import run_file, trainer_of
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ConfigError
@@ -34,7 +35,8 @@ def render(config: RunConfig) -> list[Object]:
     settings = _settings(config)
     name, text, size = settings.name or _slug(config.run.name), run_file(config, settings), shape(config, settings)
     run_map = _run_map(name, settings, text)
-    objects = [run_map, *_budgets(name, settings, size), _ray_job(name, settings, size, run_map["metadata"]["name"])]
+    job = _ray_job(name, settings, _ray_cluster(name, settings, size, trainer_of(config), run_map["metadata"]["name"]))
+    objects = [run_map, *_budgets(name, settings, size), job]
     refuse_broken(objects)
     return objects
 
@@ -43,7 +45,9 @@ def render_cluster(config: RunConfig) -> list[Object]:
     """A RayCluster with the pods of a run, which stays, and takes runs by `ray job submit`. Raises as `render`."""
     settings = _settings(config)
     name, size = settings.name or _slug(config.run.name), shape(config, settings)
-    cluster = _object("ray.io/v1", "RayCluster", name, settings, spec=_ray_cluster(name, settings, size, None))
+    cluster = _object(
+        "ray.io/v1", "RayCluster", name, settings, spec=_ray_cluster(name, settings, size, trainer_of(config), None)
+    )
     cluster["metadata"]["labels"] |= _scheduling(name, settings)
     objects = [*_budgets(name, settings, size), cluster]
     refuse_broken(objects)
@@ -101,7 +105,7 @@ def _budgets(name: str, settings: KubernetesSection, size: Shape) -> list[Object
     return made
 
 
-def _ray_job(name: str, settings: KubernetesSection, size: Shape, run_map: str) -> Object:
+def _ray_job(name: str, settings: KubernetesSection, cluster: Object) -> Object:
     spec: Object = {
         # KubeRay hands this line to a shell: nothing in it may mean anything to one
         "entrypoint": f"env --chdir={settings.storage.mount} dist-sft train {pods.RUN_FOLDER}/run.yaml",
@@ -114,7 +118,7 @@ def _ray_job(name: str, settings: KubernetesSection, size: Shape, run_map: str) 
         spec["activeDeadlineSeconds"] = settings.deadline
     if settings.submission == "K8sJobMode":
         spec["submitterPodTemplate"] = pods.submitter(name, settings)
-    spec["rayClusterSpec"] = _ray_cluster(name, settings, size, run_map)
+    spec["rayClusterSpec"] = cluster
     job = _object("ray.io/v1", "RayJob", name, settings, spec=spec)
     job["metadata"]["labels"] |= _scheduling(name, settings)
     return job
@@ -140,7 +144,7 @@ def _scheduling(name: str, settings: KubernetesSection) -> dict[str, str]:
     return found
 
 
-def _ray_cluster(name: str, settings: KubernetesSection, size: Shape, run_map: str | None) -> Object:
+def _ray_cluster(name: str, settings: KubernetesSection, size: Shape, trainer: str, run_map: str | None) -> Object:
     token = {"secretName": settings.token_secret} if settings.token_secret else {}
     spec: Object = {
         "rayVersion": settings.ray_version or importlib.metadata.version("ray"),
@@ -162,6 +166,7 @@ def _ray_cluster(name: str, settings: KubernetesSection, size: Shape, run_map: s
         "maxReplicas": size.pods,
         "rayStartParams": {
             "num-gpus": str(size.worker.gpus),  # KubeRay finds only resources that end in gpu
+            "resources": f"'{json.dumps({trainer: size.ranks})}'",  # quoted: it becomes a word of a shell's command
             "object-store-memory": str(size.worker.object_store),
         },
         "template": pods.worker(name, settings, size.worker, size.pods),

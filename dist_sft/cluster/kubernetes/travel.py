@@ -16,6 +16,9 @@ from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ConfigError
 
+TRAINER = "trainer"
+"""Resource of Ray's that a worker pod has one of for each of its workers: by CPUs alone Ray would pack more into it."""
+
 MOST = 1 << 20
 """Bytes of a ConfigMap, as Kubernetes limits them."""
 
@@ -30,7 +33,8 @@ def run_file(config: RunConfig, settings: KubernetesSection) -> str:
     """
     values = portable(config).model_dump(mode="json", exclude_unset=True)
     values.pop("kubernetes", None)
-    values.get("cluster", {}).pop("address", None)
+    values["cluster"] = {**values.get("cluster", {}), "resource": trainer_of(config)}
+    values["cluster"].pop("address", None)
     for key, path in _paths(config):
         _refuse_outside(key, path, settings)
     _refuse_secrets(values)
@@ -43,6 +47,11 @@ def run_file(config: RunConfig, settings: KubernetesSection) -> str:
             fix="name a folder or a glob in data.sources in place of single files",
         )
     return text
+
+
+def trainer_of(config: RunConfig) -> str:
+    """The resource that worker pods have for their workers."""
+    return config.cluster.resource or TRAINER
 
 
 def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
