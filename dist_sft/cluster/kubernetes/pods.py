@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_sft.cluster.kubernetes.shape import PodShape
-from dist_sft.config.kubernetes import KubernetesSection, PodSection, Toleration, as_size
+from dist_sft.config.kubernetes import KubernetesSection, PodSection, as_size
 
 RUN_FOLDER = "/etc/dist-sft"
 """Where the head finds the run file."""
@@ -50,11 +50,11 @@ def head(name: str, settings: KubernetesSection, pod: PodShape, run_map: str | N
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
     ]
-    spec = _pod_spec(settings, settings.head, container)
-    spec["volumes"] = _volumes(settings.head, settings)
+    volumes = _volumes(settings.head, settings)
     if run_map:
         container["volumeMounts"].append({"name": "run", "mountPath": RUN_FOLDER, "readOnly": True})
-        spec["volumes"].append({"name": "run", "configMap": {"name": run_map}})
+        volumes.append({"name": "run", "configMap": {"name": run_map}})
+    spec = _pod_spec(settings, settings.head, container, volumes)
     return {"metadata": {"labels": labels(name, "head")}, "spec": spec}
 
 
@@ -70,11 +70,10 @@ def worker(name: str, settings: KubernetesSection, pod: PodShape, pods: int) -> 
         resources[settings.rdma.resource] = str(settings.rdma.count)
     for kind in ("requests", "limits"):
         container["resources"][kind].update(resources)
-    spec = _pod_spec(settings, settings.worker, container)
+    spec = _pod_spec(settings, settings.worker, container, _volumes(settings.worker, settings))
     if settings.worker.runtime_class:
         spec["runtimeClassName"] = settings.worker.runtime_class
     spec["terminationGracePeriodSeconds"] = settings.drain + GRACE
-    spec["volumes"] = _volumes(settings.worker, settings)
     spec.update(_places(name, settings, pod, pods))
     metadata: dict[str, Any] = {"labels": labels(name, "worker")}
     if settings.rdma and settings.rdma.networks:
@@ -83,7 +82,10 @@ def worker(name: str, settings: KubernetesSection, pod: PodShape, pods: int) -> 
 
 
 def submitter(name: str, settings: KubernetesSection) -> dict[str, Any]:
-    """Template of the pod that hands the job in and follows its log; KubeRay's own would be open to all but root."""
+    """Template of the pod that hands the job in and follows its log.
+
+    KubeRay's own has no security context, so a namespace of the restricted policy refuses it.
+    """
     size = {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"}
     container = {
         "name": "ray-job-submitter",
@@ -93,19 +95,14 @@ def submitter(name: str, settings: KubernetesSection) -> dict[str, Any]:
         "securityContext": _confined(),
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}],
     }
-    spec = {
-        **_pod_spec(settings, PodSection(memory="1Gi", **_where(settings.head)), container),
-        "restartPolicy": "Never",
-    }
-    spec["volumes"] = [{"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}]
+    scratch = {"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}
+    spec = _pod_spec(settings, settings.head, container, [scratch]) | {"restartPolicy": "Never"}
     return {"metadata": {"labels": labels(name, "submitter")}, "spec": spec}
 
 
-def _where(pod: PodSection) -> dict[str, Any]:
-    return {"node_selector": pod.node_selector, "tolerations": pod.tolerations}
-
-
-def _pod_spec(settings: KubernetesSection, where: PodSection, container: dict[str, Any]) -> dict[str, Any]:
+def _pod_spec(
+    settings: KubernetesSection, where: PodSection, container: dict[str, Any], volumes: list[dict[str, Any]]
+) -> dict[str, Any]:
     """No root, no API token, no new privileges; the volumes' group may write."""
     spec: dict[str, Any] = {"automountServiceAccountToken": False}
     if settings.service_account:
@@ -117,7 +114,7 @@ def _pod_spec(settings: KubernetesSection, where: PodSection, container: dict[st
     if where.node_selector:
         spec["nodeSelector"] = dict(where.node_selector)
     if where.tolerations:
-        spec["tolerations"] = [_toleration(toleration) for toleration in where.tolerations]
+        spec["tolerations"] = [toleration.model_dump(exclude_none=True) for toleration in where.tolerations]
     spec["securityContext"] = {
         "runAsNonRoot": True,
         "runAsUser": settings.user,
@@ -127,7 +124,7 @@ def _pod_spec(settings: KubernetesSection, where: PodSection, container: dict[st
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     spec["containers"] = [container]
-    spec["volumes"] = []
+    spec["volumes"] = volumes
     return spec
 
 
@@ -137,10 +134,6 @@ def _confined() -> dict[str, Any]:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-
-
-def _toleration(toleration: Toleration) -> dict[str, Any]:
-    return toleration.model_dump(exclude_none=True)
 
 
 def _ray_container(
