@@ -347,6 +347,29 @@ def check(
 
 
 @app.command(
+    epilog="Examples: `dist-sft rayjob run.yaml kubernetes.image=registry.example.com/dist-sft:0.1.0 > job.yaml`, "
+    "`dist-sft rayjob run.yaml kubernetes.queue=research --json`, `dist-sft rayjob run.yaml | kubectl apply -f -`"
+)
+def rayjob(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="a RayCluster that stays, and takes runs later")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the Kubernetes objects of a run, for KubeRay: run file, disruption budgets, RayJob. Contacts nobody."""
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.cluster.kubernetes.manifest import render, render_cluster
+        from dist_sft.cluster.kubernetes.text import as_documents, as_list
+
+        objects = render_cluster(config) if cluster else render(config)
+    if as_json:
+        _print_json(as_list(objects))
+    else:
+        print(as_documents(objects), end="")
+
+
+@app.command(
     epilog="Examples: `dist-sft export runs/gsm8k out/gsm8k`, `dist-sft export runs/lora out/merged --step 200 --merge`"
 )
 def export(

@@ -45,6 +45,9 @@ def pytest_unconfigure():
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="also run the long random-kill and endurance tests")
+    parser.addoption(
+        "--write-golden", action="store_true", help="write golden files anew: read the diff before you commit"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

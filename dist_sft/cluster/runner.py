@@ -16,7 +16,15 @@ from typing import Any
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import check_resources, connect, encoder_cpus, encoders_of, quiet, worker_environment
+from dist_sft.cluster.session import (
+    check_resources,
+    connect,
+    encoder_cpus,
+    encoders_of,
+    quiet,
+    worker_environment,
+    worker_resources,
+)
 from dist_sft.cluster.supply import Offer
 from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
@@ -109,7 +117,7 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
     scaling: dict[str, Any] = {  # of Ray Train v2, which Ray's type hints do not know
         "num_workers": wanted.most if wanted.fewest == wanted.most else (wanted.fewest, wanted.most),
         "use_gpu": gpu,
-        "resources_per_worker": {"CPU": wanted.cpus_per_worker, **({"GPU": wanted.gpus_per_worker} if gpu else {})},
+        "resources_per_worker": worker_resources(config),
         "elastic_resize_monitor_interval_s": wanted.regrow,
     }
     trainer = Trainer(

@@ -85,6 +85,13 @@ def worker_environment(config: RunConfig) -> dict[str, str]:
     return variables
 
 
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """What Ray reserves for each training worker."""
+    wanted = config.cluster
+    named = {"GPU": wanted.gpus_per_worker, wanted.resource: 1.0}
+    return {"CPU": wanted.cpus_per_worker} | {name: amount for name, amount in named.items() if name and amount}
+
+
 def quiet(config: RunConfig) -> None:
     """Ray Train's controller tells at length what our own lines say; and it waits for long where we do not."""
     for name, value in (
@@ -116,6 +123,13 @@ def check_resources(config: RunConfig, have: dict[str, float], who: str) -> None
                 + (", set service.encoders=0" if extra else "")
                 + ", or set cluster.address to a larger Ray cluster",
             )
+    if wanted.resource and have.get(wanted.resource, 0.0) < wanted.fewest:
+        raise ClusterError(
+            f"{_count(wanted.fewest, 'worker')} with 1 {wanted.resource} each; {who} has "
+            f"{have.get(wanted.resource, 0.0):g}",
+            where=f"cluster.resource={wanted.resource}",
+            fix=f"start nodes with ray start --resources='{{\"{wanted.resource}\": N}}', or leave cluster.resource out",
+        )
 
 
 def _count(number: float, name: str) -> str:

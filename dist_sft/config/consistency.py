@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from dist_sft.config.kubernetes_rules import kubernetes
 from dist_sft.config.noise import Depth
 from dist_sft.config.problems import Problem
 from dist_sft.config.sections import LoraTuning, RunConfig, Source
@@ -11,7 +12,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
     checks = (
         *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
-        *(_evaluation, _device, _workers, _mixture, _changes, _order),
+        *(_evaluation, _device, _workers, _mixture, _changes, _order, kubernetes),
     )
     return [problem for check in checks for problem in check(config)]
 

@@ -1,4 +1,5 @@
-"""Every setting of a run file, its type, its default and its meaning; those of noise are in `noise`.
+"""Every setting of a run file, its type, its default and its meaning; those of noise are in `noise`, those of
+pods in `kubernetes`.
 
 Settings marked with EXECUTION may change when a run is resumed: they cannot change what is learned. All others may not,
 see `learned`.
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
 from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share
 
@@ -337,6 +339,13 @@ class ClusterSection(Section):
         "and NCCL choose",
         json_schema_extra=EXECUTION,
     )
+    resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a resource of Ray's of which each worker takes one, so that only nodes that have it train: "
+        "ray start --resources='{\"trainer\": 8}'",
+        json_schema_extra=EXECUTION,
+    )
     max_failures: NonNegativeInt = Field(
         default=0,
         description="restarts of the ranks after a fault; those after a pre-emption that was announced do not count",
@@ -417,3 +426,6 @@ class RunConfig(Section):
         default="ds_configs/zero3.json", description="a DeepSpeed JSON, or its content", json_schema_extra=EXECUTION
     )
     tracking: TrackingSection = TrackingSection()
+    kubernetes: KubernetesSection | None = Field(
+        default=None, description="of dist-sft rayjob", json_schema_extra=EXECUTION
+    )
