@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from dist_sft.cluster.kubernetes import pods
-from dist_sft.cluster.kubernetes.rules import refuse_broken
+from dist_sft.cluster.kubernetes.rules import Object, refuse_broken
 from dist_sft.cluster.kubernetes.shape import Shape, shape
 from dist_sft.cluster.kubernetes.travel import run_file, trainer_of
 from dist_sft.config.kubernetes import KubernetesSection
@@ -21,8 +21,6 @@ from dist_sft.core.errors import ConfigError
 
 LONGEST_NAME = 47
 """Of a RayJob, by KubeRay: names of its clusters and services have a suffix."""
-
-Object = dict[str, Any]
 
 
 def render(config: RunConfig) -> list[Object]:
