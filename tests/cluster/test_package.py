@@ -41,7 +41,7 @@ def test_only_what_the_run_file_names_is_sent(folder):
     assert sorted(sent.files) == [
         "chat.jinja", "data/a.jsonl", "data/b.jsonl", "held_out.jsonl", "model/config.json", "run.yaml", "zero.json"
     ]  # fmt: skip
-    more = package(folder / "run.yaml", load_config("run.yaml", ()), ["other.txt", "data"])
+    more = package(folder / "run.yaml", load_config("run.yaml", ()), ["."])
     assert set(more.files) - set(sent.files) == {"other.txt"}
 
 
