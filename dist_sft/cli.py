@@ -226,7 +226,7 @@ def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> Non
 
 def _follow(jobs: "Jobs", job_id: str, patience: float, as_json: bool) -> None:
     """Show a job's log, on standard error where --json asks for its result; exit with its result."""
-    from dist_sft.cluster.follow import Follower, how_to_go_on
+    from dist_sft.cluster.follow import LogFollower, how_to_go_on
 
     out = sys.stderr if as_json else sys.stdout
 
@@ -234,7 +234,7 @@ def _follow(jobs: "Jobs", job_id: str, patience: float, as_json: bool) -> None:
         print(text, end="", file=out, flush=True)
 
     try:
-        ended = Follower(jobs, job_id, write, lambda text: _say(text, "yellow"), patience).follow()
+        ended = LogFollower(jobs, job_id, write, lambda text: _say(text, "yellow"), patience).follow()
     except KeyboardInterrupt:
         _say(f"no longer following; job {job_id} goes on\n{how_to_go_on(job_id, jobs.address)}", "yellow")
         raise

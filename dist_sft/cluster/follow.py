@@ -21,7 +21,7 @@ LAST_WORDS = 5
 """Attempts to get the end of the log of a job that has ended."""
 
 
-class Follower:
+class LogFollower:
     """Shows what a job writes.
 
     write    gets the log, piece by piece

@@ -20,7 +20,7 @@ from dist_sft.data.readers.find import find_files
 LIMIT = 100_000_000
 """Bytes. It is kept in the memory of the head node, whose dashboard takes no request above 100 MiB."""
 
-LEFT_OUT = re.compile(r"\..*|__pycache__|venv|node_modules|wandb|.*\.egg-info")
+LEFT_OUT = re.compile(r"\..*|__pycache__|venv|node_modules|runs|wandb|.*\.egg-info")
 """Names of files and folders that are not taken along with the folder that they lie in."""
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -93,7 +93,8 @@ def _files(key: str, path: str) -> Iterator[Path]:
     if place.is_dir():
         for folder, folders, names in os.walk(place):
             folders[:] = sorted(name for name in folders if not LEFT_OUT.fullmatch(name))
-            yield from (Path(folder, name) for name in sorted(names) if not LEFT_OUT.fullmatch(name))
+            files = (Path(folder, name) for name in sorted(names) if not LEFT_OUT.fullmatch(name))
+            yield from (file for file in files if file.is_file())  # no socket, no link to nowhere
         return
     try:
         for found in find_files(path):
@@ -119,8 +120,8 @@ def _within(key: str, path: str, file: Path) -> str:
 
 def _inside(file: Path) -> str | None:
     """Path relative to the current folder, None outside of it. Links are not followed: they are packed as files."""
-    name = os.path.relpath(file)
-    return None if name.startswith("..") else Path(name).as_posix()
+    name = PurePosixPath(os.path.relpath(file))
+    return None if name.parts[0] == ".." else str(name)
 
 
 def _deepspeed(found: Path, run_file: Path, own: str) -> str | None:

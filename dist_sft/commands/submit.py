@@ -1,6 +1,6 @@
 """Run `dist-sft train` as a job of a Ray cluster: once at a time for each run, and again where it stopped.
 
-run file, overrides ─ all that can be checked here ─> Submission ─> Jobs ─> Follower ─> exit code
+run file, overrides ─ all that can be checked here ─> Submission ─> Jobs ─> LogFollower ─> exit code
 
 A run's jobs are NAME-1, NAME-2, ...: the cluster takes each id once, so two people cannot start the same one.
 """
