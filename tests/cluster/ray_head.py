@@ -20,6 +20,7 @@ import psutil
 from tests.ranks import ROOT
 
 BIN = Path(sys.executable).parent
+ATTEMPTS = 3
 TOKEN = "token-of-the-tests-0123456789abcdef"
 
 
@@ -69,6 +70,21 @@ def environment(**variables):
 def ray_head(cpus=2, **variables):
     """A head with ports and folders of its own; ended with all that it started, and nothing else."""
     folder = Path(tempfile.mkdtemp(prefix="dsr", dir="/tmp"))  # a short path: names of sockets lie under it
+    try:
+        for _ in range(ATTEMPTS):
+            process, head = _start(folder, cpus, variables)
+            try:
+                if _answers(head, process):
+                    yield head
+                    return
+            finally:
+                _end(process)
+        raise AssertionError((folder / "head.log").read_text())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder, cpus, variables):
     gcs, dashboard, agent, client = _free_ports(4)
     command = (
         BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
@@ -80,27 +96,28 @@ def ray_head(cpus=2, **variables):
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment(**variables), cwd=folder, start_new_session=True
         )
-    try:
-        head = Head(f"http://127.0.0.1:{dashboard}", environment(), folder)
-        _wait_for_dashboard(head, process)
-        yield head
-    finally:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    return process, Head(f"http://127.0.0.1:{dashboard}", environment(), folder)
 
 
-def _wait_for_dashboard(head, process):
+def _answers(head, process):
+    """Wait for the dashboard. False where the head ended: someone else may have taken one of its ports."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):
             head.ask("/api/jobs/")
-            return
+            return True
         time.sleep(0.3)
-    raise AssertionError((head.folder / "head.log").read_text())
+    return False
+
+
+def _end(process):
+    family = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
 
 
 def _free_ports(count):
