@@ -15,18 +15,16 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
-        self.shapes = {name: tuple(shape) for name, shape in pieces.manifest.parameters.items()}
+        self._saved = {name: name for name in pieces.manifest.parameters} | pieces.manifest.shared
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.shapes:
-            raise KeyError(name)
-        return self._pieces.weight(name)
+        return self._pieces.weight(self._saved[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
+        return iter(self._saved)
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self._saved)
 
 
 def consolidated(folder: Path) -> Weights:

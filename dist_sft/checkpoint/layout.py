@@ -51,7 +51,7 @@ class Manifest:
     adapter     only trained parameters are in it (LoRA)
     run         hash of what the run learns, and from which data: another run's checkpoint is not this one's
     state       what the run keeps besides, e.g. early stopping
-    parameters  shape of each, by name
+    parameters  shape of each, by name; shared: other names of some of them, e.g. of a tied head
     held_out    loss on held-out rows at this step, if it was computed
     shards      by path inside the checkpoint
     versions    of the packages that wrote it
@@ -64,6 +64,7 @@ class Manifest:
     run: str
     state: dict[str, Any]
     parameters: dict[str, tuple[int, ...]]
+    shared: dict[str, str]
     held_out: float | None
     shards: dict[str, Shard]
     versions: dict[str, str]

@@ -83,7 +83,7 @@ class CheckpointStore:
         tensors, pieces = self._copied(partitions(engine))
         manifest = Manifest(
             step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, self.run, state,
-            _shapes(engine), held_out, {}, self.versions,
+            _shapes(engine), _shared(engine), held_out, {}, self.versions,
         )  # fmt: skip
         self._writing = Writing(
             self.folder, self.attempt, manifest, tensors, pieces, self.starts, self.retention, began
@@ -253,6 +253,14 @@ def _shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     """Of the parameters that are trained; under ZeRO-3 a parameter's own shape is `ds_shape`."""
     named = ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in named}
+
+
+def _shared(engine: Any) -> dict[str, str]:
+    """Names of parameters that have one already, and that one."""
+    first: dict[Tensor, str] = {}
+    named = engine.module.named_parameters(remove_duplicate=False)
+    names = [(name, first.setdefault(p, name)) for name, p in named if p.requires_grad]
+    return {name: known for name, known in names if name != known}
 
 
 def _verify(folder: Path, run: str) -> tuple[Manifest | None, str]:

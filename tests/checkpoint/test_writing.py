@@ -19,7 +19,7 @@ from dist_sft.core.files import sha256
 
 
 def manifest(step, held_out=None, shards=None, parameters=None):
-    return Manifest(step, 2, 3, False, "run", {}, parameters or {}, held_out, shards or {}, {})
+    return Manifest(step, 2, 3, False, "run", {}, parameters or {}, {}, held_out, shards or {}, {})
 
 
 def saved(checkpoints, losses):
