@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from dist_sft.cluster import run_folder
+from dist_sft.cluster.preflight.run import checkpoint_room, preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import check_resources, connect, encoder_cpus, encoders_of, quiet, worker_environment
+from dist_sft.cluster.session import (
+    check_resources,
+    connect,
+    encoder_cpus,
+    encoders_of,
+    quiet,
+    ray_address,
+    worker_environment,
+)
 from dist_sft.cluster.supply import Offer
 from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
@@ -55,6 +64,8 @@ def train(config: RunConfig) -> RunResult:
             connect(config)
         try:
             check_resources(config, ray.cluster_resources(), "Ray")
+            if ray_address(config) is not None and config.cluster.preflight:
+                preflight(config, run_dir, checkpoint_room(config), short=True).refuse()
             with data_service(config) as offer:
                 return _fit(config, run_dir, offer)
         finally:
