@@ -237,8 +237,8 @@ def plan(
     "`RAY_ADDRESS=10.0.0.5:6379 dist-sft preflight run.yaml --json`"
 )
 def preflight(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Look at every node of the Ray cluster that could hold workers: one storage for all, versions, clocks, disk, shared
-    memory, GPUs, open files, ports, and the bandwidth of an all-reduce between nodes. `train` does most of it, too."""
+    """Look at every node of the Ray cluster that could hold workers: one storage for all, versions, clocks, disk,
+    shared memory, GPUs, open files, ports, bandwidth of an all-reduce between nodes. `train` does most of it, too."""
     config = load_config(run_file, overrides or [])
     with _working(as_json):
         from dist_sft.commands.preflight import look_at_cluster, show

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_sft.cluster import run_folder
-from dist_sft.cluster.preflight.run import Report, checkpoint_room, preflight
+from dist_sft.cluster.preflight.run import Report, preflight
 from dist_sft.cluster.session import connect, quiet
 from dist_sft.config.sections import RunConfig
 
@@ -14,12 +14,12 @@ def look_at_cluster(config: RunConfig) -> Report:
     import ray
 
     quiet(config)
-    run_dir, room = run_folder.locate(config), checkpoint_room(config)
+    run_dir = run_folder.locate(config)
     started = not ray.is_initialized()
     if started:
         connect(config)
     try:
-        return preflight(config, run_dir, room)
+        return preflight(config, run_dir)
     finally:
         if started:
             ray.shutdown()

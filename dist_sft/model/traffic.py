@@ -1,12 +1,13 @@
 """What ranks send each other in a step.
 
-parameters, ZeRO stage, micro-steps ─> collectives: what, how often, how many bytes, within a node or between nodes
+parameters, ZeRO stage, micro-steps ─> collectives: what, how often, how many bytes, between whom
 
-Rajbhandari et al., 2020, section 7: plain data parallelism and ZeRO-1/2 exchange the gradients and, in all, as much again
-for the weights; ZeRO-3 gathers the weights forward and backward, and scatters the gradients, in each micro-step. hpZ
-(Wang et al., 2023, section 3.2) gathers from a second copy inside of a group after the first pass of a step. What a rank
-sends of B bytes: B (R - 1) / R in a gather or scatter among R ranks, twice that in an all-reduce (Patarasuk and Yuan,
-2009). Compared with what DeepSpeed 0.19.8 really carries in tests/model/test_traffic.py.
+Rajbhandari et al., 2020, section 7: plain data parallelism and ZeRO-1/2 exchange the gradients and, in all, as
+much again for the weights; ZeRO-3 gathers the weights forward and backward, and scatters the gradients, in each
+micro-step. hpZ (Wang et al., 2023, section 3.2) gathers from a second copy inside of a group after the first pass of
+a step. What a rank sends of B bytes: B (R - 1) / R in a gather or scatter among R ranks, twice that in an all-reduce
+(Patarasuk and Yuan, 2009). Compared with what DeepSpeed 0.19.8 really carries in tests/model/test_traffic.py: there,
+the backward pass gathers again what the forward pass had, whatever stage3_max_reuse_distance is.
 """
 
 from dataclasses import dataclass

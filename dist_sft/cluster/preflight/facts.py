@@ -45,7 +45,7 @@ def look(node: str, address: str, run_dir: str) -> NodeFacts:
         node=node,
         name=f"{socket.gethostname()} ({address})",
         address=address,
-        versions=_versions(),
+        versions=versions(),
         storage=storage,
         storage_error=error,
         shm=shutil.disk_usage(SHM).total if SHM.exists() else 0,
@@ -62,7 +62,8 @@ def _free(folder: Path) -> tuple[int | None, str]:
         return None, str(error)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this process."""
     found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     nccl = _nccl()
     return found | ({"nccl": nccl} if nccl else {})

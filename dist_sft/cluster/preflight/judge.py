@@ -26,27 +26,28 @@ class Finding:
     fix: str
 
 
-def judge(nodes: Sequence[NodeFacts], gpus: dict[str, float], room: float) -> list[Finding]:
+def judge(nodes: Sequence[NodeFacts], ours: dict[str, str], gpus: dict[str, float], room: float) -> list[Finding]:
     """All that is wrong with what nodes say of themselves.
 
     Args:
+        ours: versions where the run is started.
         gpus: that Ray gives away, by node.
         room: bytes that checkpoints will take in run.dir.
     """
-    rules = (_versions(nodes), _clocks(nodes), _disk(nodes, room), _shm(nodes, gpus), _gpus(nodes, gpus))
+    rules = (_versions(nodes, ours), _clocks(nodes), _disk(nodes, room), _shm(nodes, gpus), _gpus(nodes, gpus))
     return [finding for rule in (*rules, _files(nodes)) for finding in rule]
 
 
-def _versions(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
-    """Against what most nodes have; the first of them where they are even."""
+def _versions(nodes: Sequence[NodeFacts], ours: dict[str, str]) -> Iterator[Finding]:
+    """Against those of who asks; of what he has not got, against the most usual."""
     for package in dict.fromkeys(name for node in nodes for name in node.versions):
         have = [node.versions.get(package, "not installed") for node in nodes]
-        usual, count = Counter(have).most_common(1)[0]
+        usual = ours.get(package) or Counter(have).most_common(1)[0][0]
         for node, version in zip(nodes, have, strict=True):
             if version != usual:
                 yield Finding(
-                    "versions", f"{package} is {version}, and {usual} on {count} of {len(nodes)} nodes", node.name,
-                    f"install {package} {usual} there: the same image, or tools/setup, on every node",
+                    "versions", f"{package} is {version} there, and {usual} where the run is started", node.name,
+                    f"install {package} {usual}: the same image, or tools/setup, on every node",
                 )  # fmt: skip
 
 

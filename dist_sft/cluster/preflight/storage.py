@@ -1,4 +1,4 @@
-"""Is run.dir one file system? Each node writes a file, every other reads it, and it is gone for all when removed."""
+"""Is run.dir one file system? Each node writes a file, every other reads it, and removes it again."""
 
 import os
 import secrets
@@ -12,7 +12,7 @@ SIZE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """error: why the node could not write; made: folders that had to be made for it."""
+    """name, token: of the file, and what it begins with; error: why the node could not write it."""
 
     name: str
     token: str
@@ -61,11 +61,6 @@ def remove(run_dir: str, name: str) -> str:
     except OSError as error:
         return "" if not (_folder(run_dir) / name).exists() else error.strerror or str(error)
     return ""
-
-
-def left(run_dir: str, files: Sequence[Written]) -> list[str]:
-    """Names that this node still sees, after their removal."""
-    return [written.name for written in files if (_folder(run_dir) / written.name).exists()]
 
 
 def _folder(run_dir: str) -> Path:
