@@ -111,6 +111,7 @@ def load(
     if settings.compile:
         compile_blocks(model)
     pack.attach(model)
+    model.train()  # transformers hands out a model in evaluation mode, in which no block recomputes its activations
     return PackedModel(model, pack, seed, device)
 
 

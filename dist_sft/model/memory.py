@@ -25,6 +25,8 @@ SUB_GROUP = 1_000_000_000
 """DeepSpeed's default of sub_group_size: parameters that ZeRO-3 updates at a time."""
 PREFETCH = 50_000_000
 """DeepSpeed's default of stage3_prefetch_bucket_size."""
+QK_NORMS = ("qwen3", "gemma3", "olmo2")
+"""Families whose queries and keys are normalised before they are rotated."""
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 
@@ -74,6 +76,7 @@ def estimate(
     trained: int,
     device: Device = "cuda",
     micro_steps: int = 2,
+    supervised: float = 1.0,
 ) -> Memory:
     """What a rank of a run holds.
 
@@ -82,6 +85,7 @@ def estimate(
         parameters, trained: of the model with its adapters, and those that are updated.
         device: on CPU a buffer counts only as far as it is written to, and the optimizer is not fused.
         micro_steps: from the second on, a pack meets the gradients of the first.
+        supervised: share of the tokens of a pack that is learned.
     """
     size = BYTES[config.model.dtype]
     zero: dict[str, Any] = deepspeed.get("zero_optimization", {})
@@ -101,7 +105,7 @@ def estimate(
         gathered=_gathered(zero, architecture, parameters, size) if stage == 3 and ranks > 1 else 0,
         buckets=buckets,
         activations=_activations(config, architecture, size),
-        head=_head(config, architecture, trained == parameters, size, device),
+        head=_head(config, architecture, trained == parameters, size, device, supervised),
         update=0 if offloaded else _update(zero, trained / (ranks if stage else 1), stage, architecture, device),
         early=held if stage >= 2 or micro_steps > 1 else 0,
         host=offloaded + (weights if at_host["offload_param"] else 0),
@@ -140,21 +144,27 @@ def _update(zero: dict[str, Any], share: float, stage: int, architecture: Pretra
 
 def _activations(config: RunConfig, architecture: PretrainedConfig, size: int) -> float:
     """Of one full pack: tensors that each kind of layer saves, by their width."""
-    w = Widths.of(architecture)
-    norms = 2 * (2 * w.hidden + 4 * w.hidden / size)  # the input, its float32 copy, and what is scaled
-    rotated, output = (w.heads + 2 * w.kv_heads) * w.head_dim, w.heads * w.head_dim  # each is kept twice
-    attention = 2 * rotated + 2 * output
-    block = norms + attention + 4 * w.inner
+    w, tuning = Widths.of(architecture), config.model.tuning
+    adapters = isinstance(tuning, LoraTuning)
+    normalized = 0 if adapters else w.hidden  # what a norm's weight is multiplied with: for the weight's gradient
+    norms = 2 * (normalized + w.hidden + 4 * w.hidden / size)  # with what comes out, and the input in float32
+    rotated, output = (w.heads + 2 * w.kv_heads) * w.head_dim, 2 * w.heads * w.head_dim  # per sample, and joined
+    if architecture.get_text_config().model_type.startswith(QK_NORMS):
+        norms += (w.heads + w.kv_heads) * w.head_dim * (4 / size + (0 if adapters else 1))
+    block = norms + rotated + output + 4 * w.inner
+    if isinstance(tuning, LoraTuning):
+        block += 7 * tuning.rank  # what the low-rank halves of seven linear layers give
     share = float(config.model.gradient_checkpointing)
-    held = w.layers * w.hidden + (1 - share) * w.layers * block + (block if share else 0)
-    if isinstance(tuning := config.model.tuning, LoraTuning):
-        held += (1 - share) * w.layers * 7 * tuning.rank  # what the low-rank halves of seven linear layers give
+    held = (1 - share) * w.layers * block + (share * w.layers * w.hidden + block if share else 0)
     return float(config.train.tokens_per_pack / config.train.sequence_parallel * size * held)
 
 
-def _head(config: RunConfig, architecture: PretrainedConfig, trained: bool, size: int, device: Device) -> float:
-    """Two blocks of logits; and the gradient of the head's weight, which lends its memory, or else logits kept."""
+def _head(
+    config: RunConfig, architecture: PretrainedConfig, trained: bool, size: int, device: Device, supervised: float
+) -> float:
+    """Two blocks of logits, and where more of them stay: in the gradient of the head's weight where there is one."""
     text = architecture.get_text_config()
-    logits = config.train.tokens_per_pack * text.vocab_size
-    kept = text.vocab_size * text.hidden_size * size if trained else 4 * min(KEPT, logits)
-    return float(2 * 4 * min(BLOCK[device], logits) + kept)
+    logits = config.train.tokens_per_pack / config.train.sequence_parallel * supervised * text.vocab_size
+    kept, gradient = 4 * min(KEPT, logits), text.vocab_size * text.hidden_size * size if trained else 0
+    room = gradient if gradient >= kept else gradient + kept
+    return float(2 * 4 * min(BLOCK[device], logits) + room)

@@ -79,14 +79,14 @@ def cluster(forged, tmp_path_factory):
     keep.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-0123456789abcdef")
     small = ("--object-store-memory", "80000000")
     with log.open("wb") as out:
-        head = start_node(out, "ulimit -n 65536; hostname head", "--head", "--port", str(port), *small,
+        head = start_node(out, "hostname head", "--head", "--port", str(port), *small,
                           "--node-ip-address", "127.0.0.1", "--include-dashboard", "false",
                           "--temp-dir", str(temporary))  # fmt: skip
         nodes = [head]
         try:
             wait_for(lambda: listening(port), log)
             join = ("--address", address, *small, "--node-ip-address", "127.0.0.1")
-            nodes.append(start_node(out, "ulimit -n 65536; hostname sound", *join))
+            nodes.append(start_node(out, "hostname sound", *join))
             faults = (
                 f"hostname broken; mount -t tmpfs -o size=1m tmpfs {run_dir}; "
                 "mount -t tmpfs -o size=100m tmpfs /dev/shm; ulimit -n 3000"
