@@ -35,8 +35,8 @@ class Memory:
     """Bytes of one rank on its device, at the height of a step; `host` is what offloading puts beside it.
 
     weights, gradients, optimizer  of this rank's share
-    gathered     weights of other ranks that are in use under ZeRO-3
-    buckets      of gradients on their way to other ranks
+    gathered     weights of other ranks that are in use under ZeRO-3, and small ones that stay
+    buckets      that gradients are collected in; sending: the copy that goes to other ranks
     activations  of one pack; head: of the loss
     update       copies that exist while the optimizer works, when activations do not
     early        of the gradients, those that are there while all activations are
@@ -47,6 +47,7 @@ class Memory:
     optimizer: float
     gathered: float
     buckets: float
+    sending: float
     activations: float
     head: float
     update: float
@@ -56,10 +57,10 @@ class Memory:
     @property
     def phases(self) -> dict[str, float]:
         """Bytes on the device, when it is most in each phase of a step."""
-        always = self.weights + self.optimizer
+        always = self.weights + self.optimizer + self.buckets
         return {
             "backward begins": always + self.early + self.gathered + self.activations + self.head,
-            "backward ends": always + self.gradients + self.gathered + self.buckets,
+            "backward ends": always + self.gradients + self.gathered + self.sending,
             "update": always + self.gradients + self.update,
         }
 
@@ -77,6 +78,7 @@ def estimate(
     device: Device = "cuda",
     micro_steps: int = 2,
     supervised: float = 1.0,
+    persistent: int = 0,
 ) -> Memory:
     """What a rank of a run holds.
 
@@ -86,6 +88,7 @@ def estimate(
         device: on CPU a buffer counts only as far as it is written to, and the optimizer is not fused.
         micro_steps: from the second on, a pack meets the gradients of the first.
         supervised: share of the tokens of a pack that is learned.
+        persistent: parameters in tensors that ZeRO-3 keeps whole, see `model.traffic.Sizes`.
     """
     size = BYTES[config.model.dtype]
     zero: dict[str, Any] = deepspeed.get("zero_optimization", {})
@@ -96,14 +99,16 @@ def estimate(
     sums = 4 if deepspeed.get("data_types", {}).get("grad_accum_dtype") in ("fp32", "float32") else size
     gradients = trained * sums / (ranks if stage >= 2 else 1)
     offloaded = optimizer + gradients if at_host["offload_optimizer"] else 0
-    buckets = _buckets(zero, trained, size, device) if stage else 0
+    bucket = zero.get("reduce_bucket_size", BUCKET) if stage else 0
+    used = min(bucket, trained) * size
     held = 0 if offloaded else gradients
     return Memory(
         weights=0 if at_host["offload_param"] else weights,
         gradients=held,
         optimizer=0 if offloaded else optimizer,
-        gathered=_gathered(zero, architecture, parameters, size) if stage == 3 and ranks > 1 else 0,
-        buckets=buckets,
+        gathered=_gathered(zero, architecture, parameters, persistent, size) if stage == 3 and ranks > 1 else 0,
+        buckets=used if device == "cpu" else bucket * size,
+        sending=used,
         activations=_activations(config, architecture, size),
         head=_head(config, architecture, trained == parameters, size, device, supervised),
         update=0 if offloaded else _update(zero, trained / (ranks if stage else 1), stage, architecture, device),
@@ -119,18 +124,14 @@ def state_bytes(config: RunConfig, stage: int) -> int:
     return moments + (4 if stage or config.model.dtype == "bfloat16" else 0)
 
 
-def _buckets(zero: dict[str, Any], trained: int, size: int, device: Device) -> float:
-    """The bucket that gradients are collected in, and the copy of it that is sent."""
-    bucket = zero.get("reduce_bucket_size", BUCKET)
-    used = min(bucket, trained)
-    return float(size * (used + (used if device == "cpu" else bucket)))
-
-
-def _gathered(zero: dict[str, Any], architecture: PretrainedConfig, parameters: int, size: int) -> float:
-    """Whole weights of the module that computes, the largest is the head, and of those that are fetched ahead."""
+def _gathered(
+    zero: dict[str, Any], architecture: PretrainedConfig, parameters: int, persistent: int, size: int
+) -> float:
+    """Whole weights of the module that computes, the largest is the head, of those that are fetched ahead, and of small
+    ones."""
     text = architecture.get_text_config()
     ahead = zero.get("stage3_prefetch_bucket_size", PREFETCH)
-    return float(size * min(parameters, text.vocab_size * text.hidden_size + ahead))
+    return float(size * min(parameters, text.vocab_size * text.hidden_size + ahead + persistent))
 
 
 def _update(zero: dict[str, Any], share: float, stage: int, architecture: PretrainedConfig, device: Device) -> float:

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from dist_sft.config.sections import FullTuning, RunConfig
 from dist_sft.model.capacity import count_trained, tensor_sizes
+from dist_sft.model.cost import Widths
 
 BYTES = {"bfloat16": 2, "float32": 4}
 PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
@@ -31,7 +32,7 @@ class Sizes:
 
     all, trained  with adapters
     persistent    in tensors that ZeRO-3 keeps whole on each rank
-    not_again     frozen embeddings: a backward pass does not need them
+    not_again     frozen, and below all that is trained: a backward pass does not need them
     """
 
     all: int
@@ -47,14 +48,21 @@ class Sizes:
         base, added = tensor_sizes(architecture, tuning)
         zero: dict[str, Any] = deepspeed.get("zero_optimization", {})
         threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
-        text = architecture.get_text_config()
-        table = 0 if isinstance(tuning, FullTuning) or text.tie_word_embeddings else text.vocab_size * text.hidden_size
         return cls(
             all=trained.base + (0 if isinstance(tuning, FullTuning) else trained.total),
             trained=trained.total,
             persistent=sum(size for size in (*base, *added) if size <= threshold),
-            not_again=table if table > threshold else 0,
+            not_again=0 if isinstance(tuning, FullTuning) else _below(config, architecture),
         )
+
+
+def _below(config: RunConfig, architecture: PretrainedConfig) -> int:
+    """Parameters below the first adapter: the embedding; and, where its output needs no gradient to recompute blocks
+    from, the first norm and what projects it to queries, keys and values."""
+    text, w = architecture.get_text_config(), Widths.of(architecture)
+    table = 0 if text.tie_word_embeddings else w.hidden * text.vocab_size
+    projections = w.hidden * (w.heads + 2 * w.kv_heads) * w.head_dim + w.hidden
+    return table if config.model.gradient_checkpointing else table + projections
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def start_node(log, before, *options, **environment):
     script = f"set -e; {before}; exec {shlex.join([str(RAY), 'start', *options, '--num-cpus', '1', '--block'])}"
     return subprocess.Popen(
         ["unshare", "--mount", "--uts", "bash", "-c", script],
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"} | environment,
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | environment,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -26,6 +26,11 @@ CASES = {
     "ZeRO-3, bfloat16": (3, {"stage3_param_persistence_threshold": 0}, {"dtype": "bfloat16"}),
     "ZeRO-3, small weights whole": (3, {"stage3_param_persistence_threshold": 20000}, {}),
     "ZeRO-3, adapter": (3, {"stage3_param_persistence_threshold": 0}, ADAPTER),
+    "ZeRO-3, adapter, recomputed": (
+        3,
+        {"stage3_param_persistence_threshold": 0},
+        ADAPTER | {"gradient_checkpointing": True},
+    ),
 }
 
 

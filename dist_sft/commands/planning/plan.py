@@ -117,7 +117,9 @@ def make_plan(config: RunConfig, architecture: PretrainedConfig, work: Workload,
     cost = model_cost(architecture, trains_weights=config.model.tuning.kind == "full")
     dealt = work.dealt(dealer_of(config, machine.ranks, cost.quadratic))
     micro_steps = [plan.micro_steps for plan in dealt]
-    memory = estimate(config, architecture, merged, sizes.all, sizes.trained, "cuda", max(micro_steps))
+    memory = estimate(
+        config, architecture, merged, sizes.all, sizes.trained, "cuda", max(micro_steps), work.learned, sizes.persistent
+    )
     collectives = traffic(config, merged, sizes, round(fmean(micro_steps)))
     text = architecture.get_text_config()
     flops = work.flops(cost, text.vocab_size * text.hidden_size)

@@ -28,6 +28,11 @@ class Workload:
         """Of a step, in the mean."""
         return fmean(map(sum, self.lengths))
 
+    @property
+    def learned(self) -> float:
+        """Largest share of a step's tokens that is supervised."""
+        return max(some / max(sum(lengths), 1) for some, lengths in zip(self.supervised, self.lengths, strict=True))
+
     def flops(self, cost: ModelCost, head: float) -> float:
         """Forward and backward of a step, in the mean; head: weights of the head, for supervised tokens only."""
         squares = fmean(sum(length**2 for length in lengths) for lengths in self.lengths)
