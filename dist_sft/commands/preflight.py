@@ -30,7 +30,7 @@ def show(report: Report, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     heads = ("node", "GPUs", "run.dir free", "/dev/shm", "clock", "files", "all-reduce", "python, torch")
     for head in heads:
-        table.add_column(head, justify="left" if head in ("node", heads[-1]) else "right")
+        table.add_column(head, justify="left" if head in ("node", heads[-1]) else "right", no_wrap=head == "node")
     wrong = {finding.where for finding in report.findings}
     for i, node in enumerate(report.nodes):
         reduced = "" if report.reduced is None else f"{report.reduced[i].gigabytes:.2f} GB/s"

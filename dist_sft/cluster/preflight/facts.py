@@ -7,6 +7,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def look(node: str, address: str, run_dir: str) -> NodeFacts:
         gpus=_gpus(),
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     )
+
+
+def clock() -> float:
+    """Seconds since 1970, by this node."""
+    return time.time()
 
 
 def _free(folder: Path) -> tuple[int | None, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_sft.cluster.preflight import network, storage
 from dist_sft.cluster.preflight.ask import ANSWER, answers, ask, pinned, task
-from dist_sft.cluster.preflight.facts import NodeFacts, look, versions
+from dist_sft.cluster.preflight.facts import NodeFacts, clock, look, versions
 from dist_sft.cluster.preflight.judge import Finding, judge
 from dist_sft.cluster.preflight.network import Reduced
 from dist_sft.config.sections import RunConfig
@@ -101,7 +101,7 @@ def _timed(facts: NodeFacts) -> NodeFacts:
     import ray
 
     began = time.time()
-    told = float(ray.get(task(time.time, facts.node).remote(), timeout=ANSWER))
+    told = float(ray.get(task(clock, facts.node).remote(), timeout=ANSWER))
     return replace(facts, clock=told - (began + time.time()) / 2)
 
 

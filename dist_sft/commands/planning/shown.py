@@ -50,7 +50,8 @@ def gib(size: float) -> str:
 
 
 def _table(title: str, *columns: tuple[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    heads = any(head for head, _ in columns)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=heads)
     for head, justify in columns:
         table.add_column(head, justify=justify)  # type: ignore[arg-type]
     return table
