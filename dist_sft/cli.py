@@ -370,6 +370,58 @@ def rayjob(
 
 
 @app.command(
+    epilog="Examples: `dist-sft plan run.yaml --nodes 2 --gpus 8 --gpu H100`, "
+    "`dist-sft plan run.yaml --gpus 1 --gpu-memory 24GB model.gradient_checkpointing=true --json`"
+)
+def plan(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each; default: cluster.workers over nodes")] = None,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="e.g. H100, A100, A100-40, L40S")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="of one, e.g. 80GB; in place of --gpu")] = None,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="share of the GPU's peak that is reached")] = 0.4,
+    rows: Annotated[int, typer.Option(min=1, help="look at about so many rows, the run's first")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """What a run will need before a GPU is taken: memory by part, network, time, disk; and what would make it fit."""
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.commands.planning import plan_run
+        from dist_sft.commands.planning.machine import Machine
+        from dist_sft.commands.planning.shown import show
+
+        machine = Machine.of(nodes, gpus or max(1, config.cluster.most // nodes), gpu, gpu_memory, mfu)
+        planned = plan_run(config, machine, rows)
+    if as_json:
+        _print_json(planned.as_dict())
+    else:
+        show(planned.plan, planned.changes, Console())
+    planned.refuse()
+
+
+@app.command(
+    epilog="Examples: `dist-sft preflight run.yaml cluster.address=auto`, "
+    "`RAY_ADDRESS=10.0.0.5:6379 dist-sft preflight run.yaml --json`"
+)
+def preflight(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Look at every node of the Ray cluster that could hold workers: one storage for all, versions, clocks, disk,
+    shared memory, GPUs, open files, ports, bandwidth of an all-reduce between nodes. `train` does most of it, too."""
+    config = load_config(run_file, overrides or [])
+    with _working(as_json):
+        from dist_sft.commands.preflight import look_at_cluster, show
+
+        report = look_at_cluster(config)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        show(report, Console())
+    report.refuse()
+    if not as_json:
+        print("ok")
+
+
+@app.command(
     epilog="Examples: `dist-sft export runs/gsm8k out/gsm8k`, `dist-sft export runs/lora out/merged --step 200 --merge`"
 )
 def export(

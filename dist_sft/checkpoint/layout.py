@@ -86,6 +86,8 @@ class Manifest:
                     fix="use the version of dist-sft that wrote it: run.json of the run folder names it",
                 )
             shards = {name: Shard(**shard) for name, shard in fields.pop("shards").items()}
+            if outside := [name for name in shards if name.startswith("/") or ".." in Path(name).parts]:
+                raise ValueError(f"it names a file outside of the checkpoint, {outside[0]}")
             return cls(shards=shards, **fields)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"the manifest cannot be read: {error}", where=str(path)) from error

@@ -6,14 +6,16 @@ RunConfig -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every 
 import contextlib
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dist_sft.cluster import run_folder
+from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import (
@@ -22,6 +24,7 @@ from dist_sft.cluster.session import (
     encoder_cpus,
     encoders_of,
     quiet,
+    ray_address,
     worker_environment,
     worker_resources,
 )
@@ -48,6 +51,14 @@ class RunResult:
     goodput: float
 
 
+@dataclass(frozen=True)
+class Sealed:
+    """What travels to the ranks unseen: Ray's dashboard and state API show a run's loop config, this as `Sealed()`."""
+
+    settings: dict[str, Any] = field(repr=False)
+    offer: Offer | None = field(repr=False)
+
+
 def train(config: RunConfig) -> RunResult:
     """Run, or go on with, what a run file describes. Raises SftError; whatever a rank raised arrives as itself.
 
@@ -65,6 +76,8 @@ def train(config: RunConfig) -> RunResult:
             connect(config)
         try:
             check_resources(config, ray.cluster_resources(), "Ray")
+            if ray_address(config) is not None and config.cluster.preflight:
+                preflight(config, run_dir, short=True).refuse()
             with data_service(config) as offer:
                 return _fit(config, run_dir, offer)
         finally:
@@ -123,17 +136,16 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
     trainer = Trainer(
         _train_function,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
         train_loop_config={
-            "settings": portable(config).model_dump(mode="json"),
+            "sealed": Sealed(portable(config).model_dump(mode="json"), offer),
             "attempt": attempt,
             "folder": str(Path.cwd()),
-            "offer": offer,
             "hang": wanted.hang,
             "stacks": str(run_dir / "stacks"),
         },
         scaling_config=ScalingConfig(**scaling),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(wanted.hang)),
         run_config=RayRunConfig(
-            name=f"{config.run.name}-{attempt}",
+            name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', config.run.name)}-{attempt}",  # of a folder
             storage_path=str(run_dir / "ray"),
             failure_config=FailureConfig(max_failures=wanted.max_failures),
             callbacks=[EndOnErrors()],  # type: ignore[list-item]  # of Ray Train v2
@@ -167,7 +179,8 @@ def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
         )
     os.chdir(folder)
     watchdog = Watchdog(loop_config["hang"], Path(loop_config["stacks"]), get_context().get_world_rank())
-    return work(loop_config["settings"], loop_config["attempt"], loop_config["offer"], Heartbeat(watchdog))
+    sealed: Sealed = loop_config["sealed"]
+    return work(sealed.settings, loop_config["attempt"], sealed.offer, Heartbeat(watchdog))
 
 
 def _lock(run_dir: Path) -> Any:

@@ -172,5 +172,5 @@ def show(findings: dict[str, Any], console: Console) -> None:
 
 def _shown_memory(memory: dict[str, float]) -> str:
     gib = {name: f"{bytes_ / 2**30:.2g} GiB" for name, bytes_ in memory.items() if bytes_}
-    parts = ", ".join(f"{name} {size}" for name, size in gib.items() if name not in ("device", "host"))
+    parts = ", ".join(f"{name} {size}" for name, size in gib.items() if name not in ("device", "host", "early"))
     return f"{gib['device']} ({parts})" + (f"; {gib['host']} on the host" if "host" in gib else "") + ", estimated"

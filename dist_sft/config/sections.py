@@ -357,6 +357,12 @@ class ClusterSection(Section):
         "ranks write their stacks to RUN_DIR/stacks, and are started again",
         json_schema_extra=EXECUTION,
     )
+    preflight: bool = Field(
+        default=True,
+        description="look at every node of a cluster that is joined, before workers are started: storage, versions, "
+        "clocks, disks, shared memory, GPUs, ports",
+        json_schema_extra=EXECUTION,
+    )
     regrow: PositiveFloat = Field(
         default=120.0,
         description="seconds between two looks whether more ranks can be had; more than a rank takes to start",

@@ -38,7 +38,9 @@ def save_adapter(
     """
     assert isinstance(settings.tuning, LoraTuning)
     dtype = getattr(torch, settings.dtype)
-    base = AutoModelForCausalLM.from_pretrained(settings.path, revision=settings.revision, dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(
+        settings.path, revision=settings.revision, dtype=dtype, trust_remote_code=False
+    )
     _stop_at(base, settings, stop_ids)
     tuning = settings.tuning
     if tuning.init == "pissa":
