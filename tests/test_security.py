@@ -33,7 +33,8 @@ class Marks:
         return Path.touch, (self.path,)
 
 
-def test_code_beside_a_model_is_never_run(tmp_path):
+def test_code_beside_a_model_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks a user who sits at a terminal
     ran, code = tmp_path / "ran", "from pathlib import Path\nPath({!r}).touch()\nclass C: ...\nM = T = C\n"
     model = tmp_path / "model"
     model.mkdir()

@@ -57,12 +57,13 @@ class Sizes:
 
 
 def _below(config: RunConfig, architecture: PretrainedConfig) -> int:
-    """Parameters below the first adapter: the embedding; and, where its output needs no gradient to recompute blocks
-    from, the first norm and what projects it to queries, keys and values."""
+    """Parameters below the first adapter: the embedding, the first norm, and what projects it to queries, keys and
+    values. None where blocks are recomputed, for then the embedding's output is made to need a gradient."""
+    if config.model.gradient_checkpointing:
+        return 0
     text, w = architecture.get_text_config(), Widths.of(architecture)
     table = 0 if text.tie_word_embeddings else w.hidden * text.vocab_size
-    projections = w.hidden * (w.heads + 2 * w.kv_heads) * w.head_dim + w.hidden
-    return table if config.model.gradient_checkpointing else table + projections
+    return table + w.hidden * (w.heads + 2 * w.kv_heads) * w.head_dim + w.hidden
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ clock, GPUs and network interface are not as they should be: in a mount namespac
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,6 +109,7 @@ def cluster(forged, tmp_path_factory):
             ray.shutdown()
             for node in nodes:
                 end(node)
+            shutil.rmtree(temporary, ignore_errors=True)
             keep.undo()
             forget_authentication()
 
