@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -36,11 +37,13 @@ def tokenizer_folder():
     return folder
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # not as in the background of a shell, which ignores Ctrl-C
 os.environ["DIST_SFT_CACHE"] = tempfile.mkdtemp(prefix="dist_sft_cache_")  # never what an older code has stored
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ["DIST_SFT_CACHE"], ignore_errors=True)
+    shutil.rmtree(signal.signal(signal.SIGINT, signal.default_int_handler)  # not as in the background of a shell, which ignores Ctrl-C
+os.environ["DIST_SFT_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser):
