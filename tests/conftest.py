@@ -38,12 +38,12 @@ def tokenizer_folder():
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # not as in the background of a shell, which ignores Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, Ctrl-C would be ignored
 os.environ["DIST_SFT_CACHE"] = tempfile.mkdtemp(prefix="dist_sft_cache_")  # never what an older code has stored
 
 
 def pytest_unconfigure():
-    shutil.rmtree(signal.signal(signal.SIGINT, signal.default_int_handler)  # not as in the background of a shell, which ignores Ctrl-C
-os.environ["DIST_SFT_CACHE"], ignore_errors=True)
+    shutil.rmtree(os.environ["DIST_SFT_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser):
