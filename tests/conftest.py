@@ -37,7 +37,6 @@ def tokenizer_folder():
     return folder
 
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # not as in the background of a shell, which ignores Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, Ctrl-C would be ignored
 os.environ["DIST_SFT_CACHE"] = tempfile.mkdtemp(prefix="dist_sft_cache_")  # never what an older code has stored
 
