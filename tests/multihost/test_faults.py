@@ -10,7 +10,7 @@ from dist_sft.checkpoint.layout import Manifest, newest, whole_steps
 from tests.cluster.ray_head import BIN, environment
 from tests.multihost.cluster import cluster
 from tests.multihost.hosts import why_not
-from tests.multihost.test_training import desk, learned, learned_alone, starts, wait_for_step
+from tests.multihost.test_training import desk, learned, learned_alone, starts, steps, wait_for_step
 
 __all__ = ["desk", "learned_alone"]
 pytestmark = [
@@ -56,16 +56,12 @@ def one_wandb_run(run):
     return len({path.name.rpartition("-")[2] for path in run.glob("wandb/**/offline-run-*") if path.is_dir()}) == 1
 
 
-def nothing_lost(run):
-    ledger = run / "ledger.jsonl"
-    return not ledger.exists() or not ledger.read_text()
-
-
 def close(run, expected):
-    """The same steps and samples; losses to 1e-5, for other ranks add in another order."""
-    found = learned(run)
-    assert [(step, *counts) for step, _, *counts in found] == [(step, *counts) for step, _, *counts in expected]
-    assert [loss for _, loss, *_ in found] == pytest.approx([loss for _, loss, *_ in expected], rel=1e-5)
+    """The same steps, samples and ledger; losses to 1e-5, for other ranks add in another order."""
+    (found, left_out), (right, left_out_there) = learned(run), expected
+    assert left_out == left_out_there
+    assert {step: counts for step, (_, *counts) in found.items()} == {step: c for step, (_, *c) in right.items()}
+    assert [found[step][0] for step in sorted(right)] == pytest.approx([right[s][0] for s in sorted(right)], rel=1e-5)
     return True
 
 
@@ -91,7 +87,7 @@ def test_a_rank_that_is_frozen_is_found_and_all_start_again(hosts, submit, run, 
         process.send_signal(signal.SIGSTOP)
     code, log = ended(job, tmp_path)
     assert code == 0, log
-    assert learned(run) == learned_alone and nothing_lost(run) and one_wandb_run(run)
+    assert learned(run) == learned_alone and one_wandb_run(run)
     assert len(starts(run)) == 2
     assert any(
         "all_reduce" in file.read_text() or "backward" in file.read_text() for file in (run / "stacks").iterdir()
@@ -109,9 +105,10 @@ def test_a_driver_that_is_killed_fails_the_job_and_the_same_command_goes_on(
     assert code != 0, log
     code, log = ended(submit(), tmp_path)
     assert code == 0, log
-    assert learned(run) == learned_alone and nothing_lost(run) and one_wandb_run(run)
+    assert learned(run) == learned_alone and one_wandb_run(run)
 
 
+@pytest.mark.soak
 def test_the_dealer_may_be_lost_with_its_host(hosts, submit, run, learned_alone, tmp_path):
     job = submit("cluster.max_failures=3")
     wait_for_step(run, 8, job)
@@ -125,9 +122,10 @@ def test_the_dealer_may_be_lost_with_its_host(hosts, submit, run, learned_alone,
         hosts.add(host.name)
     code, log = ended(job, tmp_path)
     assert code == 0, log
-    assert learned(run) == learned_alone and nothing_lost(run) and one_wandb_run(run)
+    assert learned(run) == learned_alone and one_wandb_run(run)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seconds", [20, None], ids=["for 20 s", "for good"])
 def test_a_link_that_is_cut(hosts, submit, run, learned_alone, tmp_path, seconds):
     job = submit(*ELASTIC, "cluster.hang=30")
@@ -138,7 +136,7 @@ def test_a_link_that_is_cut(hosts, submit, run, learned_alone, tmp_path, seconds
         hosts.workers["right"].plug()
     code, log = ended(job, tmp_path)
     assert code == 0, log
-    assert close(run, learned_alone) and nothing_lost(run) and one_wandb_run(run)
+    assert close(run, learned_alone) and one_wandb_run(run)
     assert seconds or Manifest.read(newest(run)).world == 1
 
 
@@ -153,11 +151,11 @@ def test_a_host_that_is_given_notice_is_saved_from_and_one_that_returns_is_taken
         time.sleep(0.1)
     (saved,) = whole_steps(run / "checkpoints")
     hosts.workers["right"].power_cut()
-    wait_for_step(run, len(learned(run)) + 10, job)
+    wait_for_step(run, len(steps(run)) + 10, job)
     hosts.add("right")
     code, log = ended(job, tmp_path)
     assert code == 0, log
-    assert close(run, learned_long) and nothing_lost(run) and one_wandb_run(run)
+    assert close(run, learned_long) and one_wandb_run(run)
     assert starts(run)[1] == saved and saved % 1000
     worlds = [Manifest.read(newest(run, step)).world for step in whole_steps(run / "checkpoints")]
     assert worlds[0] == worlds[-1] == 2, "it grew again"
@@ -175,4 +173,4 @@ def test_after_the_head_is_lost_the_job_is_submitted_again_and_goes_on(
         options = (f"run.dir={run}", "tracking.wandb.mode=offline", "--address", others.address)
         code = others.sft("submit", "run.yaml", *options, cwd=desk, log=again).wait(500)
         assert code == 0, (tmp_path / "again").read_text()
-    assert learned(run) == learned_alone and nothing_lost(run) and one_wandb_run(run)
+    assert learned(run) == learned_alone and one_wandb_run(run)
