@@ -34,6 +34,10 @@ from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, StorageError
 
 
+PATIENCE = 60
+"""Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
+
+
 @dataclass(frozen=True)
 class RunResult:
     """How a run ended.
@@ -143,7 +147,7 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
             "stacks": str(run_dir / "stacks"),
         },
         scaling_config=ScalingConfig(**scaling),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(wanted.hang)),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(wanted.hang) + PATIENCE),
         run_config=RayRunConfig(
             name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', config.run.name)}-{attempt}",  # of a folder
             storage_path=str(run_dir / "ray"),
