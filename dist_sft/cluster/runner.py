@@ -33,7 +33,6 @@ from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, StorageError
 
-
 PATIENCE = 60
 """Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
 
