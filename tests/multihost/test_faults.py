@@ -139,6 +139,7 @@ def test_a_link_that_is_cut(hosts, submit, run, learned_alone, tmp_path, seconds
     assert seconds or Manifest.read(newest(run)).world == 1
 
 
+@pytest.mark.soak
 def test_a_host_that_is_given_notice_is_saved_from_and_one_that_returns_is_taken_in(
     hosts, submit, run, learned_long, tmp_path
 ):
@@ -160,6 +161,7 @@ def test_a_host_that_is_given_notice_is_saved_from_and_one_that_returns_is_taken
     assert worlds[0] == worlds[-1] == 2, "it grew again"
 
 
+@pytest.mark.soak
 def test_after_the_head_is_lost_the_job_is_submitted_again_and_goes_on(
     hosts, submit, run, desk, learned_alone, tmp_path
 ):
