@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.tiny import tied_model, tiny_model, tiny_rows, tiny_run
@@ -37,6 +38,8 @@ def tokenizer_folder():
     return folder
 
 
+hypothesis.settings.register_profile("any machine", deadline=None)  # seconds say more of what else runs than of ours
+hypothesis.settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, Ctrl-C would be ignored
 os.environ["DIST_SFT_CACHE"] = tempfile.mkdtemp(prefix="dist_sft_cache_")  # never what an older code has stored
 
