@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.tiny import tied_model, tiny_model, tiny_rows, tiny_run
@@ -36,6 +38,9 @@ def tokenizer_folder():
     return folder
 
 
+hypothesis.settings.register_profile("any machine", deadline=None)  # seconds say more of what else runs than of ours
+hypothesis.settings.load_profile("any machine")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, Ctrl-C would be ignored
 os.environ["DIST_SFT_CACHE"] = tempfile.mkdtemp(prefix="dist_sft_cache_")  # never what an older code has stored
 
 
@@ -45,6 +50,9 @@ def pytest_unconfigure():
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="also run the long random-kill and endurance tests")
+    parser.addoption(
+        "--write-golden", action="store_true", help="write golden files anew: read the diff before you commit"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -18,6 +18,6 @@ def test_the_run_file_of_the_readme_is_one(tmp_path):
 
 
 def test_every_file_that_the_readme_names_is_there():
-    named = set(re.findall(r"`((?:dist_sft|tests|tools|launchers|ds_configs|docs)/[\w./]*)`", README))
+    named = set(re.findall(r"`((?:dist_sft|tests|tools|launchers|ds_configs|docs|cluster)/[\w./]*)`", README))
     assert len(named) > 15
     assert [name for name in named if not (ROOT / name).exists()] == []

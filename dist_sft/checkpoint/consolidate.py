@@ -1,37 +1,36 @@
-"""Put the shards of a checkpoint together again.
+"""The weights of a checkpoint, put together again one at a time; no GPU."""
 
-Needs memory for one float32 copy of what was trained, on the machine that exports; no GPU.
-"""
-
-import contextlib
-import io
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from dist_sft.checkpoint.layout import SHARDS, Manifest, verify_shard
-from dist_sft.checkpoint.shards import refuse_code
+from dist_sft.checkpoint.layout import Manifest, verify_shard
+from dist_sft.checkpoint.shards import Pieces
 from dist_sft.core.errors import CheckpointError
 
 
-def consolidated(folder: Path) -> dict[str, Tensor]:
-    """float32 weights by the model's own names, of everything that was trained. Raises CheckpointError."""
+class Weights(Mapping[str, Tensor]):
+    """float32 weights by the model's own names, of everything that was trained. Each is read when it is asked for."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._saved = {name: name for name in pieces.manifest.parameters} | pieces.manifest.shared
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._pieces.weight(self._saved[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._saved)
+
+    def __len__(self) -> int:
+        return len(self._saved)
+
+
+def consolidated(folder: Path) -> Weights:
+    """Raises CheckpointError for a checkpoint that is not as it was saved."""
     manifest = Manifest.read(folder)
     for name, shard in manifest.shards.items():
         if problem := verify_shard(folder, name, shard):
             raise CheckpointError(problem, where=str(folder), fix="export another step: --step N")
-        refuse_code(folder / name)
-    if manifest.zero_stage == 0:
-        states = torch.load(
-            folder / SHARDS / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False, mmap=True
-        )
-        return dict(states["module"])
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    silence = io.StringIO()  # it prints its progress, on both
-    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-        weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(folder), tag=SHARDS, exclude_frozen_parameters=manifest.adapter
-        )
-    return weights
+    return Weights(Pieces(folder, manifest))

@@ -1,11 +1,15 @@
 """Where checkpoints live, and what makes one whole.
 
 RUN_DIR/checkpoints/
-    step_00000100/            whole: it got this name last
-        manifest.json         step, world, every shard with size and SHA-256
-        shards/               DeepSpeed's files, each written by one rank
-    step_00000200.ATTEMPT.partial/    being written, or left by a crash; never read
-    step_00000150.bad/        failed verification; put aside, with reason.txt
+    writer                         which start of the run may write here
+    step_00000100/
+        manifest.json              written last: with it the checkpoint is whole, without it nothing
+        7-3f9a/                    what one start of the run wrote, so that none can touch another's files
+            rank00000.safetensors  what one rank updates: weights and states of the optimizer
+            rank00000.json         size, SHA-256 and content of it, for rank 0
+    step_00000150.bad/             failed verification; put aside, with reason.txt
+
+A manifest is put in place by one rename, and names every other file with its size and SHA-256.
 """
 
 import json
@@ -17,17 +21,25 @@ from typing import Any
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import sha256, write_json
 
-SHARDS = "shards"
-FORMAT = 1
+MANIFEST, WRITER = "manifest.json", "writer"
+FORMAT = 2
+
+
+class UnknownFormat(CheckpointError):
+    """Written by another version: sound perhaps, so it is left where it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of a checkpoint: bytes long, written by a rank."""
+    """One file of a checkpoint: bytes long, written by a rank.
+
+    pieces  by parameter, (first number, how many) of its flattened weight that are in this file
+    """
 
     bytes: int
     sha256: str
     rank: int
+    pieces: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -35,37 +47,50 @@ class Manifest:
     """What a whole checkpoint says of itself.
 
     step        updates done
-    world       ranks that wrote it
-    zero_stage  of DeepSpeed
+    world       ranks that wrote it; zero_stage: of DeepSpeed. Any other number and stage can go on from it.
     adapter     only trained parameters are in it (LoRA)
+    run         hash of what the run learns, and from which data: another run's checkpoint is not this one's
     state       what the run keeps besides, e.g. early stopping
+    parameters  shape of each, by name; shared: other names of some of them, e.g. of a tied head
+    held_out    loss on held-out rows at this step, if it was computed
     shards      by path inside the checkpoint
+    versions    of the packages that wrote it
     """
 
     step: int
     world: int
     zero_stage: int
     adapter: bool
+    run: str
     state: dict[str, Any]
+    parameters: dict[str, tuple[int, ...]]
+    shared: dict[str, str]
+    held_out: float | None
     shards: dict[str, Shard]
+    versions: dict[str, str]
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "manifest.json", asdict(self))
+        write_json(folder / MANIFEST, asdict(self), indent=None)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """Raises CheckpointError for a manifest that is missing or torn; OSError where the storage fails."""
-        path = folder / "manifest.json"
+        path = folder / MANIFEST
         try:
             fields = json.loads(path.read_bytes())
+            if fields["format"] != FORMAT:
+                raise UnknownFormat(
+                    f"format {fields['format']} is not known to this version",
+                    where=str(path),
+                    fix="use the version of dist-sft that wrote it: run.json of the run folder names it",
+                )
             shards = {name: Shard(**shard) for name, shard in fields.pop("shards").items()}
-            manifest = cls(shards=shards, **fields)
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if outside := [name for name in shards if name.startswith("/") or ".." in Path(name).parts]:
+                raise ValueError(f"it names a file outside of the checkpoint, {outside[0]}")
+            return cls(shards=shards, **fields)
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"the manifest cannot be read: {error}", where=str(path)) from error
-        if manifest.format != FORMAT:
-            raise CheckpointError(f"format {manifest.format} is not known to this version", where=str(path))
-        return manifest
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -73,8 +98,8 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def whole_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a checkpoint under its final name, oldest first."""
-    names = (path.name.removeprefix("step_") for path in checkpoints.glob("step_*") if path.is_dir())
+    """Steps that have a manifest, oldest first."""
+    names = (path.parent.name.removeprefix("step_") for path in checkpoints.glob(f"step_*/{MANIFEST}"))
     return sorted(int(name) for name in names if name.isdigit())
 
 

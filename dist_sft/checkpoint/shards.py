@@ -1,87 +1,150 @@
-"""How DeepSpeed's shards reach the disk, and come back from it.
+"""Files of a checkpoint: safetensors, written and hashed in one pass, read by what one needs of them.
 
-DeepSpeed lets its file access be replaced. Ours remembers what this rank wrote, with checksums; it keeps an error
-instead of raising it in the middle of a collective, where the other ranks would wait for ever; and it reads no pickle
-that could run code.
+pieces of parameters ─ write_shard ─> rank00000.safetensors ─ Pieces.read ─> any stretch of any parameter
+
+A tensor of a shard is called COLUMN/PARAMETER: a column is the weight or a state of the optimizer, and the manifest
+says which stretch of the parameter it is. No file of a checkpoint is a pickle: reading one can run no code.
 """
 
-import contextlib
+import functools
+import hashlib
+import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from dist_sft.checkpoint.layout import Shard
+from dist_sft.checkpoint.layout import Manifest, Shard
+from dist_sft.checkpoint.partition import STEP, WEIGHT, Piece
 from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import room, sha256
+from dist_sft.core.files import room
 
-TRUSTED = (
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-)
-"""Classes that a sound shard may name; any other could run code when it is loaded."""
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
+"""Of dtypes in a safetensors header (https://huggingface.co/docs/safetensors, format)."""
 
 
-class ShardFiles(TorchCheckpointEngine):
-    """File access of one rank for one save or load.
+def write_shard(path: Path, tensors: dict[str, Tensor], pieces: dict[str, tuple[int, int]], rank: int) -> Shard:
+    """Write a safetensors file, on disk when this returns. tensors: on the CPU, contiguous. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for part in (memoryview(_header(tensors)), *(_bytes(tensor) for tensor in tensors.values())):
+            digest.update(part)
+            file.write(part)
+            size += len(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return Shard(size, digest.hexdigest(), rank, pieces)
 
-    written  Shard by file name
-    error    the first thing that went wrong, for a person; None if nothing did
-    """
 
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
-        self.written: dict[str, Shard] = {}
-        self.error: str | None = None
+def _header(tensors: dict[str, Tensor]) -> bytes:
+    at, header = 0, {}
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
-    @contextlib.contextmanager
-    def used_by(self, engine: Any) -> Iterator[None]:
-        """Give an engine this file access for a while, and keep it from copying its conversion script."""
-        usual, engine.checkpoint_engine = engine.checkpoint_engine, self
-        engine._copy_recovery_script = lambda folder: None
-        try:
-            yield
-        finally:
-            engine.checkpoint_engine = usual
-            del engine._copy_recovery_script
 
-    def save(self, state_dict: Any, path: str) -> None:
-        if self.error:
-            return
-        try:
-            with Path(path).open("wb") as file:
-                torch.save(state_dict, file)
-                file.flush()
-                os.fsync(file.fileno())
-            self.written[Path(path).name] = Shard(Path(path).stat().st_size, sha256(Path(path)), self.rank)
-        except (OSError, RuntimeError) as error:
-            self.error = describe(error, Path(path).parent)
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        refuse_code(Path(path))
-        return torch.load(path, map_location=map_location, weights_only=False)
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a tensor, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def describe(error: Exception, folder: Path) -> str:
     """An error of a write, and how much room there is."""
-    return f"{str(error).splitlines()[0]} ({room(folder)})"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return f"{str(error).splitlines()[0]} ({room(there)})"
 
 
-def refuse_code(path: Path) -> None:
-    """Raise CheckpointError if loading this file could run code that is not DeepSpeed's own."""
-    try:
-        unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(TRUSTED)
-    except ValueError as error:
-        raise CheckpointError(f"the shard cannot be read: {error}", where=str(path)) from error
-    if unknown:
-        raise CheckpointError(
-            f"the shard names {', '.join(sorted(unknown))}, which no checkpoint of ours does",
-            where=str(path),
-            fix="do not load it; use a checkpoint that you know the origin of",
+class Pieces:
+    """All shards of a checkpoint, as one store of parameters."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._where: dict[str, list[tuple[int, int, str]]] = {}  # by parameter: start, end, file
+        for name, shard in manifest.shards.items():
+            for parameter, (start, count) in shard.pieces.items():
+                self._where.setdefault(parameter, []).append((start, start + count, name))
+        self._open = functools.lru_cache(maxsize=256)(self._opened)
+
+    def read(self, column: str, piece: Piece, into: Tensor) -> bool:
+        """Fill into[piece.at:][:piece.count], float32; False where no shard has this column.
+
+        Raises CheckpointError where a part of the stretch is nowhere.
+        """
+        end, found, missing = piece.start + piece.count, 0, False
+        for first, last, name in self._where.get(piece.parameter, ()):
+            begin, stop = max(first, piece.start), min(last, end)
+            if begin >= stop:
+                continue
+            file, keys = self._open(name)
+            if (key := f"{column}/{piece.parameter}") not in keys:
+                missing = True
+                continue
+            at = piece.at + begin - piece.start
+            into[at : at + stop - begin] = file.get_slice(key)[begin - first : stop - first]
+            found += stop - begin
+        if missing and not found:
+            return False
+        if found != piece.count:
+            raise CheckpointError(
+                f"of {column} of {piece.parameter}, numbers {piece.start} to {end}, {found} are in it",
+                where=str(self.folder),
+                fix="it is not of this model; use the run file that it was trained with",
+            )
+        return True
+
+    @functools.cached_property
+    def columns(self) -> set[str]:
+        """The weight and those states of the optimizer that can be cut anew."""
+        return {column for column in self._columns if not column.isdecimal()} - {STEP}
+
+    @property
+    def rounds(self) -> bool:
+        """Whether there are states that cannot be."""
+        return any(column.isdecimal() for column in self._columns)
+
+    @functools.cached_property
+    def _columns(self) -> set[str]:
+        keys = (key for name, shard in self.manifest.shards.items() if shard.pieces for key in self._open(name)[1])
+        return {key.partition("/")[0] for key in keys}
+
+    def of_rank(self, rank: int) -> tuple[str, Shard]:
+        """The file that a rank wrote its pieces to."""
+        return next(
+            (name, shard) for name, shard in self.manifest.shards.items() if shard.rank == rank and shard.pieces
         )
+
+    def rounded(self, rank: int, number: int) -> dict[str, Tensor]:
+        """States that a rank kept in a form of its own for one of its partitions, by name."""
+        file, keys = self._open(self.of_rank(rank)[0])
+        return {key.partition("/")[2]: file.get_tensor(key) for key in keys if key.startswith(f"{number}/")}
+
+    def steps(self, parameter: str) -> set[int]:
+        """How many updates the optimizer has counted for a parameter, by all shards that have a piece of it."""
+        opened = [self._open(name) for _, _, name in self._where.get(parameter, ())]
+        key = f"{STEP}/{parameter}"
+        return {int(file.get_tensor(key)) for file, keys in opened if key in keys}
+
+    def weight(self, parameter: str) -> Tensor:
+        """float32, in its own shape."""
+        shape = self.manifest.parameters[parameter]
+        values = torch.empty(torch.Size(shape).numel())
+        self.read(WEIGHT, Piece(parameter, 0, len(values), 0), values)
+        return values.view(shape)
+
+    def _opened(self, name: str) -> tuple[Any, set[str]]:
+        try:
+            file = safe_open(self.folder / name, framework="pt")
+            return file, set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"the shard cannot be read: {error}", where=str(self.folder / name)) from error

@@ -6,13 +6,13 @@ made anew, on another machine, may differ, and the checkpoint's A and B would be
 
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from dist_sft.checkpoint.layout import SHARDS, Manifest, folder_of, verify_shard, whole_steps
+from dist_sft.checkpoint.layout import Manifest, folder_of, verify_shard, whole_steps
 from dist_sft.core.errors import CheckpointError
 
-STARTS = "adapter_starts.pt"
+STARTS = "adapter_starts.safetensors"
 
 
 def newest_starts(checkpoints: Path) -> Path | None:
@@ -22,10 +22,11 @@ def newest_starts(checkpoints: Path) -> Path | None:
     """
     problem = ""
     for step in reversed(whole_steps(checkpoints)):
-        folder, name = folder_of(checkpoints, step), f"{SHARDS}/{STARTS}"
+        folder = folder_of(checkpoints, step)
         try:
-            shard = Manifest.read(folder).shards.get(name)
-            found = verify_shard(folder, name, shard) if shard else f"{name} is not in the manifest"
+            manifest = Manifest.read(folder)
+            name = _name(manifest)
+            found = verify_shard(folder, name, manifest.shards[name]) if name else f"{STARTS} is not in the manifest"
         except CheckpointError as error:
             found = error.what
         if found is None:
@@ -42,8 +43,10 @@ def newest_starts(checkpoints: Path) -> Path | None:
 
 def starts_in(checkpoint: Path) -> dict[str, Tensor] | None:
     """A0 and B0 by parameter name, on the CPU; None for a checkpoint without."""
-    path = checkpoint / SHARDS / STARTS
-    if not path.is_file():
-        return None
-    starts: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return starts
+    name = _name(Manifest.read(checkpoint))
+    return load_file(checkpoint / name) if name else None
+
+
+def _name(manifest: Manifest) -> str | None:
+    """Of the file in the checkpoint."""
+    return next((name for name in manifest.shards if name.endswith(STARTS)), None)

@@ -1,33 +1,34 @@
 """Save and load on all ranks together.
 
-save: every rank its shards in step_N.ATTEMPT.partial/ (fsync, SHA-256) -> all agree -> manifest -> rename
-load: newest first; ranks share the work of verifying; what fails is put aside, and the one before it is used
+save: each rank copies what it updates, and training goes on; behind it the copy is written (fsync, SHA-256), and rank 0
+      writes the manifest when all have written theirs (`checkpoint.writing`)
+load: newest first; ranks share the work of verifying; what fails is put aside, and the one before it is used; each rank
+      reads the pieces that it updates, whoever wrote them
 
 Every method is a collective: all ranks call it, and all return or all raise.
 """
 
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dist_sft.checkpoint.agreement import on_rank_0
-from dist_sft.checkpoint.layout import (
-    SHARDS,
-    Manifest,
-    Shard,
-    folder_of,
-    put_aside,
-    verify_shard,
-    whole_steps,
-)
-from dist_sft.checkpoint.shards import ShardFiles, describe
-from dist_sft.checkpoint.starts import STARTS
+from dist_sft.checkpoint.layout import WRITER, Manifest, UnknownFormat, folder_of, put_aside, verify_shard, whole_steps
+from dist_sft.checkpoint.partition import STEP, WEIGHT, Partition, partitions, spread_weights
+from dist_sft.checkpoint.shards import Pieces
+from dist_sft.checkpoint.writing import Retention, Writing
 from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import sync_folder
+from dist_sft.core.files import atomic
+
+SETTLE = 30.0
+"""Seconds that a run which has failed still gives to a checkpoint on its way."""
 
 
 @dataclass(frozen=True)
@@ -48,48 +49,88 @@ class Progress:
 class CheckpointStore:
     """The checkpoints of one run.
 
-    folder   RUN_DIR/checkpoints, on storage that all ranks see
-    keep     newest ones that survive a save
-    adapter  save only the parameters that are trained
-    attempt  names this start of the run, so that ranks left over from another cannot write into its files
-    starts   what the adapter started from, see `checkpoint.starts`
+    folder     RUN_DIR/checkpoints, on storage that all ranks see
+    retention  which survive a save
+    adapter    save only the parameters that are trained
+    attempt    names this start of the run: ranks left over from another can touch nothing of it
+    run        hash of what the run learns
+    starts     what the adapter started from, see `checkpoint.starts`
+    behind     write while training goes on; False: training waits, and no second copy of the states is held
+    versions   of packages, for the manifest
+    say        on rank 0, takes (step, text, figures) about a checkpoint that has become whole
     """
 
     folder: Path
-    keep: int
+    retention: Retention
     adapter: bool
     attempt: str
+    run: str
     starts: dict[str, Tensor] = field(default_factory=dict)
+    behind: bool = True
+    versions: dict[str, str] = field(default_factory=dict)
+    say: Callable[..., None] | None = None
+    _writing: Writing | None = None
+    _copies: dict[str, Tensor] = field(default_factory=dict)
 
-    def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint of `step` updates; it is found from the moment that this returns, or not at all."""
-        final = folder_of(self.folder, step)
-        partial = final.with_name(f"{final.name}.{self.attempt}.partial")
-        on_rank_0(self.folder, lambda: self._clear(final, partial))
-        files = ShardFiles(dist.get_rank())
-        with files.used_by(engine):
-            engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False, exclude_frozen_parameters=self.adapter)
-        if self.starts and dist.get_rank() == 0:
-            files.save(self.starts, str(partial / SHARDS / STARTS))
-        shards = _agree(files, partial)
-        manifest = Manifest(step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, state, shards)
-        on_rank_0(final, lambda: self._commit(manifest, partial, final))
+    def save(self, engine: Any, step: int, state: dict[str, Any], held_out: float | None = None) -> None:
+        """Begin a checkpoint of `step` updates; raises CheckpointError where the one before could not be written.
+
+        Training may go on when this returns. held_out: loss on held-out rows after this step.
+        """
+        began = time.monotonic()
+        self.finish()
+        on_rank_0(self.folder, lambda: self._clear(step))
+        tensors, pieces = self._copied(partitions(engine))
+        manifest = Manifest(
+            step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, self.run, state,
+            _shapes(engine), _shared(engine), held_out, {}, self.versions,
+        )  # fmt: skip
+        self._writing = Writing(
+            self.folder, self.attempt, manifest, tensors, pieces, self.starts, self.retention, began
+        )
+        if self.behind:
+            self._writing.stall = time.monotonic() - began
+        else:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until what was begun is whole. Raises CheckpointError on all ranks if it cannot be."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        outcomes: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, writing.written())
+        for rank, error in enumerate(outcomes):
+            if error:
+                writing.abandon()
+                raise _cannot_save(f"rank {rank}: {error}", writing.final)
+        if error := on_rank_0(self.folder, writing.committed):
+            raise _cannot_save(error, writing.final)
+        if self.say:
+            stall = writing.seconds if writing.stall is None else writing.stall
+            text = f"checkpoint of step {writing.step}: training stood still for {stall:.1f} s, whole after"
+            self.say(writing.step, f"{text} {writing.seconds:.1f} s", stall=stall, seconds=writing.seconds)
+
+    def settle(self) -> None:
+        """Not a collective: let what is on its way become whole, if the other ranks can do so as well."""
+        if self._writing is not None:
+            self._writing.settle(SETTLE)
 
     def load(self, engine: Any) -> Progress:
         """Bring the engine to the newest whole checkpoint; to step 0 if there are none at all.
 
-        Raises CheckpointError where none can be trusted, or where the newest is of another world size or ZeRO stage.
+        Raises CheckpointError where none can be trusted, or where it was made by another way of tuning.
         """
+        on_rank_0(self.folder, self._take_over)
         bad: dict[Path, str] = {}
         for step in reversed(on_rank_0(self.folder, lambda: whole_steps(self.folder))):
             folder = folder_of(self.folder, step)
-            manifest, problem = _verify(folder)
+            manifest, problem = _verify(folder, self.run)
             if manifest is None:
                 bad[folder] = problem
                 continue
-            self._check_fits(manifest, engine, folder)
             on_rank_0(self.folder, lambda: [put_aside(folder, problem) for folder, problem in bad.items()])
-            self._load_into(engine, folder)
+            self._load_into(engine, folder, manifest)
             return Progress(step, manifest.state, tuple(f"{path.name}: {why}" for path, why in bad.items()))
         if bad:
             raise CheckpointError(
@@ -99,64 +140,130 @@ class CheckpointStore:
             )
         return Progress(0, {}, ())
 
-    def _clear(self, final: Path, partial: Path) -> None:
+    def _take_over(self) -> None:
+        """From here on, no other start of the run can finish a checkpoint."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob("step_*.partial"):
-            shutil.rmtree(left)
-        if final.exists():
+        with atomic(self.folder / WRITER) as file:
+            file.write(self.attempt.encode())
+
+    def _clear(self, step: int) -> None:
+        """Remove what earlier starts left half-written."""
+        whole = {folder_of(self.folder, step) for step in whole_steps(self.folder)}
+        for left in self.folder.glob("step_*"):
+            if left not in whole and left.suffix != ".bad":
+                shutil.rmtree(left)
+        if (final := folder_of(self.folder, step)) in whole:
             put_aside(final, "saved again by a run that had started from an earlier step")
-        (partial / SHARDS).mkdir(parents=True)
 
-    def _commit(self, manifest: Manifest, partial: Path, final: Path) -> None:
-        try:
-            for name, shard in manifest.shards.items():
-                size = (partial / name).stat().st_size
-                if size != shard.bytes:
-                    raise OSError(f"{name} has {size} bytes here, {shard.bytes} where rank {shard.rank} wrote it")
-            manifest.write(partial)
-            sync_folder(partial / SHARDS)
-            partial.rename(final)
-        except OSError as error:
-            problem = describe(error, self.folder)
-            shutil.rmtree(partial, ignore_errors=True)
-            raise _cannot_save(problem, final) from error
-        sync_folder(self.folder)
-        for step in whole_steps(self.folder)[: -self.keep]:
-            old = folder_of(self.folder, step)
-            shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")))
+    def _copied(self, parts: list[Partition]) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
+        """Copies of what this rank saves, by name in its shard, and where in its parameter each lies."""
+        tensors: dict[str, Tensor] = {}
+        pieces: dict[str, tuple[int, int]] = {}
+        for number, part in enumerate(parts):
+            for piece in part.to_save():
+                pieces[piece.parameter] = (piece.start, piece.count)
+                if part.step is not None:
+                    tensors[f"{STEP}/{piece.parameter}"] = torch.tensor([part.step])
+                for column, values in part.columns().items():
+                    tensors[f"{column}/{piece.parameter}"] = values[piece.at : piece.at + piece.count]
+            tensors |= {f"{number}/{name}": state for name, state in part.rounded().items()}
+        if self.behind or any(tensor.is_cuda for tensor in tensors.values()):
+            tensors = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        return tensors, pieces
 
-    def _check_fits(self, manifest: Manifest, engine: Any, folder: Path) -> None:
-        have = (dist.get_world_size(), engine.zero_optimization_stage(), self.adapter)
-        if (manifest.world, manifest.zero_stage, manifest.adapter) != have:
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """In the same memory each time."""
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != tensor.shape:
+            copy = self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return copy.copy_(tensor, non_blocking=True)
+
+    def _load_into(self, engine: Any, folder: Path, manifest: Manifest) -> None:
+        if manifest.adapter != self.adapter:
+            kinds = ("all weights", "an adapter")
             raise CheckpointError(
-                f"written by {manifest.world} workers with ZeRO-{manifest.zero_stage}"
-                f"{' (adapter)' if manifest.adapter else ''}; this run has {have[0]} with ZeRO-{have[1]}"
-                f"{' (adapter)' if have[2] else ''}",
+                f"it holds {kinds[manifest.adapter]}, and this run trains {kinds[self.adapter]}",
                 where=str(folder),
-                fix=f"resume with cluster.workers={manifest.world} and the same DeepSpeed stage",
+                fix="start the new run in another run.dir",
             )
+        shapes = {name: tuple(shape) for name, shape in manifest.parameters.items()}
+        for name, shape in _shapes(engine).items():
+            if shapes.get(name) != shape:
+                raise CheckpointError(
+                    f"{name} is {list(shape)} in the model, and {list(shapes.get(name, ()))} in it",
+                    where=str(folder),
+                    fix="go on with the model and the tuning that it was trained with",
+                )
+        stored, problem = Pieces(folder, manifest), None
+        try:
+            for number, part in enumerate(partitions(engine)):
+                _fill(part, number, stored, engine.optimizer)
+        except CheckpointError as error:
+            problem = error
+        outcomes: list[CheckpointError | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, problem)
+        for failure in filter(None, outcomes):
+            raise failure
+        spread_weights(engine)
 
-    def _load_into(self, engine: Any, folder: Path) -> None:
-        with ShardFiles(dist.get_rank()).used_by(engine):
-            loaded, _ = engine.load_checkpoint(
-                str(folder), tag=SHARDS, load_module_strict=not self.adapter, load_lr_scheduler_states=False
-            )
-        assert loaded, f"DeepSpeed found nothing in {folder}"
+
+def _fill(part: Partition, number: int, stored: Pieces, optimizer: Any) -> None:
+    """Bring a partition to what is stored of its pieces. Raises CheckpointError."""
+    pieces = [piece for piece in part.pieces if piece.count]
+    for piece in pieces:
+        stored.read(WEIGHT, piece, part.columns()[WEIGHT])
+    for column in stored.columns - {WEIGHT}:
+        state = torch.zeros_like(part.values)
+        if all(stored.read(column, piece, state.view(-1)) for piece in pieces):
+            part.state[column] = state
+    if stored.rounds:
+        part.state.update(_rounded(part, number, stored))
+    steps = set().union(*(stored.steps(piece.parameter) for piece in pieces))
+    if len(steps) > 1:
+        raise CheckpointError(f"its optimizer has counted {sorted(steps)} updates", where=str(stored.folder))
+    for step in steps:
+        part.state[STEP] = _counted(step, optimizer, part.values)
 
 
-def _agree(files: ShardFiles, partial: Path) -> dict[str, Shard]:
-    """The shards of all ranks; if one could not be written, all ranks raise the same CheckpointError."""
-    outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (files.written, files.error))
-    for rank, (_, error) in enumerate(outcomes):
-        if error:
-            if dist.get_rank() == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise _cannot_save(f"rank {rank}: {error}", partial)
-    return {f"{SHARDS}/{name}": shard for written, _ in outcomes for name, shard in written.items()}
+def _rounded(part: Partition, number: int, stored: Pieces) -> dict[str, Tensor]:
+    """States that only the ranks and pieces that made them can go on with. Raises CheckpointError for others."""
+    rank, wrote = dist.get_rank(), stored.manifest
+    cut = {p.parameter: [p.start, p.count] for p in part.to_save()}
+    if wrote.world != dist.get_world_size() or not cut.items() <= stored.of_rank(rank)[1].pieces.items():
+        raise CheckpointError(
+            f"its optimizer's states are in 8 bits, of {wrote.world} workers with ZeRO-{wrote.zero_stage}: they cannot "
+            "be cut anew",
+            where=str(stored.folder),
+            fix=f"resume with cluster.workers={wrote.world} and the same DeepSpeed stage",
+        )
+    return {name: state.to(part.values.device) for name, state in stored.rounded(rank, number).items()}
 
 
-def _verify(folder: Path) -> tuple[Manifest | None, str]:
+def _counted(step: int, optimizer: Any, values: Tensor) -> Tensor | int:
+    """A number of updates as this optimizer counts them."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.AdamW):
+        return step
+    return torch.tensor(float(step), device=values.device if inner.defaults["fused"] else "cpu")
+
+
+def _shapes(engine: Any) -> dict[str, tuple[int, ...]]:
+    """Of the parameters that are trained; under ZeRO-3 a parameter's own shape is `ds_shape`."""
+    named = ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in named}
+
+
+def _shared(engine: Any) -> dict[str, str]:
+    """Names of parameters that have one already, and that one."""
+    first: dict[Tensor, str] = {}
+    named = engine.module.named_parameters(remove_duplicate=False)
+    names = [(name, first.setdefault(p, name)) for name, p in named if p.requires_grad]
+    return {name: known for name, known in names if name != known}
+
+
+def _verify(folder: Path, run: str) -> tuple[Manifest | None, str]:
     """The manifest of a whole checkpoint, or None and what is wrong; the same on every rank, each reads its part.
 
     Raises CheckpointError where the storage fails: that says nothing about the checkpoint.
@@ -167,6 +274,12 @@ def _verify(folder: Path) -> tuple[Manifest | None, str]:
         manifest = Manifest.read(folder)
         mine = list(manifest.shards.items())[rank::world]
         found = [problem for name, shard in mine if (problem := verify_shard(folder, name, shard))]
+        if manifest.run != run:
+            found.append("it is of another run: what was learned, or from which data, is not the same")
+        if folder_of(folder.parent, manifest.step) != folder:
+            found.append(f"its manifest is that of step {manifest.step}")
+    except UnknownFormat as error:
+        failed = error.what
     except CheckpointError as error:
         found = [error.what]
     except OSError as error:
@@ -175,7 +288,9 @@ def _verify(folder: Path) -> tuple[Manifest | None, str]:
     dist.all_gather_object(outcomes, (found, failed))
     for _, failure in outcomes:
         if failure:
-            raise CheckpointError(failure, where=str(folder), fix="see that the storage works, then run this again")
+            raise CheckpointError(
+                failure, where=str(folder), fix="see that the storage works, and run.json for the version that wrote it"
+            )
     problem = next((problem for problems, _ in outcomes for problem in problems), "")
     return (None, problem) if problem else (manifest, "")
 

@@ -5,6 +5,8 @@ process group -> data -> model -> engine -> checkpoint -> training
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.starts import newest_starts, starts_in
 from dist_sft.checkpoint.store import CheckpointStore
+from dist_sft.checkpoint.writing import Retention
 from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import TRAIN, Brief
@@ -24,6 +27,7 @@ from dist_sft.cluster.supply import Offer, connect
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
+from dist_sft.core.files import stable_hash
 from dist_sft.data.ledger import Ledger
 from dist_sft.model.adapters import starts_of
 from dist_sft.model.attention import name_of
@@ -34,7 +38,7 @@ from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
 from dist_sft.model.neighbours import Neighbours
 from dist_sft.model.tokenizer import save_tokenizer
-from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
+from dist_sft.tracking.json_lines import JsonLines, goodput, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
 from dist_sft.tracking.wandb_sink import Wandb
 from dist_sft.train.clock import StepClock
@@ -52,31 +56,43 @@ class Rank:
     state: dict[str, Any]
     ledger: Ledger
     tracker: RankZeroTracker
+    checkpoints: CheckpointStore
 
 
-def work(settings: dict[str, Any], attempt: str, offer: Offer | None = None) -> dict[str, Any]:
+def work(
+    settings: dict[str, Any],
+    attempt: str,
+    offer: Offer | None = None,
+    heartbeat: Callable[[int], bool] = lambda done: False,
+) -> dict[str, Any]:
     """One rank of a run, from start to end; what rank 0 returns reaches the driver.
 
     settings: a RunConfig as JSON values. attempt: names this start of the run. offer: of a data service; without one
-    the rank reads the data itself. The process group is already there.
+    the rank reads the data itself. heartbeat: see `train.parts`. The process group is already there.
     """
     rank = assemble(RunConfig.model_validate(settings), attempt, offer)
+    rank.run.heartbeat = heartbeat
     failed = True
     try:
         last, outcome = train(rank.run, rank.done, rank.state)
         dropped = dict(rank.ledger.counts)
-        rank.tracker.note(last, outcome, ledger=dropped, lost=rank.ledger.lost, token_shares=rank.tracker.token_shares)
+        good = goodput(Path(rank.run.config.run.dir) / "metrics.jsonl", time.time())
+        more = {"lost": rank.ledger.lost, "token_shares": rank.tracker.token_shares, "goodput": good}
+        rank.tracker.note(last, outcome, ledger=dropped, **more)
         failed = False
     finally:
+        if failed:
+            rank.checkpoints.settle()
         rank.tracker.close(failed)
-    return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done}
+    return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done, "goodput": good}
 
 
 def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Rank:
     """Build everything that this rank needs. A collective: all ranks call it. Raises SftError."""
     rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(config.run.dir)
     device = _prepare_process()
-    supply = connect(offer, config, world, rank, session=on_rank_0(folder, lambda: run_folder.next_session(folder)))
+    session: int = on_rank_0(folder, lambda: run_folder.next_session(folder))
+    supply = connect(offer, config, world, rank, session)
     brief = supply.brief
     held_out, left_out = supply.held_out()
     sinks: list[Sink] = []
@@ -95,7 +111,16 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     if config.model.residual_dropout:
         check_residual_dropout(model, engine)
     adapter, starts = tuning.kind == "lora", starts_of(model.module)
-    checkpoints = CheckpointStore(folder / "checkpoints", config.checkpoint.keep, adapter, attempt, starts)
+    checkpoints = CheckpointStore(
+        folder / "checkpoints",
+        Retention(config.checkpoint.keep, config.checkpoint.keep_best),
+        adapter,
+        attempt=f"{session}-{attempt}",
+        run=stable_hash(redacted(brief.facts["learned"])),
+        starts=starts,
+        behind=config.checkpoint.behind,
+        versions=brief.facts["versions"],
+    )
     progress = checkpoints.load(engine)
     done = progress.step
 
@@ -107,9 +132,10 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
     for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
+    checkpoints.say = tracker.note
     clock = StepClock(brief.cost.flops)
     run = Training(config, engine, model, supply.training(ledger, tracker.note), held_out, checkpoints, tracker, clock)
-    return Rank(run, done, progress.state, ledger, tracker)
+    return Rank(run, done, progress.state, ledger, tracker, checkpoints)
 
 
 def _prepare_process() -> torch.device:

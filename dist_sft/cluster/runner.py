@@ -4,22 +4,37 @@ RunConfig -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every 
 """
 
 import contextlib
+import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dist_sft.cluster import run_folder
+from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import check_resources, connect, encoder_cpus, encoders_of, quiet, worker_environment
+from dist_sft.cluster.session import (
+    check_resources,
+    connect,
+    encoder_cpus,
+    encoders_of,
+    quiet,
+    ray_address,
+    worker_environment,
+    worker_resources,
+)
 from dist_sft.cluster.supply import Offer
 from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.sections import RunConfig
-from dist_sft.core.errors import ClusterError, SftError, StorageError
+from dist_sft.core.errors import ClusterError, StorageError
+
+PATIENCE = 60
+"""Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class RunResult:
 
     outcome  "finished" or "stopped early"
     ledger   rows that were dropped or cut, by reason
+    goodput  share of the time since the first start that went into steps which count
     """
 
     outcome: str
@@ -35,6 +51,15 @@ class RunResult:
     ledger: dict[str, int]
     steps: int
     resumed_at: int
+    goodput: float
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What travels to the ranks unseen: Ray's dashboard and state API show a run's loop config, this as `Sealed()`."""
+
+    settings: dict[str, Any] = field(repr=False)
+    offer: Offer | None = field(repr=False)
 
 
 def train(config: RunConfig) -> RunResult:
@@ -44,8 +69,8 @@ def train(config: RunConfig) -> RunResult:
     """
     import ray
 
-    quiet()
-    deepspeed_config(config, config.cluster.workers, "cuda" if config.cluster.gpus_per_worker else "cpu")
+    quiet(config)
+    deepspeed_config(config, config.cluster.most, "cuda" if config.cluster.gpus_per_worker else "cpu")
     run_dir = run_folder.locate(config)
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(run_dir)})})
     with _lock(run_dir):
@@ -54,6 +79,8 @@ def train(config: RunConfig) -> RunResult:
             connect(config)
         try:
             check_resources(config, ray.cluster_resources(), "Ray")
+            if ray_address(config) is not None and config.cluster.preflight:
+                preflight(config, run_dir, short=True).refuse()
             with data_service(config) as offer:
                 return _fit(config, run_dir, offer)
         finally:
@@ -74,13 +101,13 @@ def data_service(config: RunConfig) -> Iterator[Offer | None]:
     service = start(
         f"dist-sft-{uuid.uuid4().hex[:12]}",
         data.feeds,
-        data.dealer(config, config.cluster.workers),
+        data.dealer(config, config.cluster.most),
         config.data.context_length,
         encoders_of(config),
         encoder_cpus(config),
         settings.budget,
         settings.stall,
-        config.cluster.workers * settings.prefetch,
+        config.cluster.most * settings.prefetch,
     )
     try:
         data.probe(config)
@@ -94,6 +121,8 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from dist_sft.cluster.failures import EndOnErrors, as_sft_error
+
     attempt, wanted = uuid.uuid4().hex[:12], config.cluster
     gpu = wanted.gpus_per_worker > 0
 
@@ -101,24 +130,28 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ray's handler would swallow Ctrl-C and report a dead actor; Python's raises KeyboardInterrupt."""
 
+    scaling: dict[str, Any] = {  # of Ray Train v2, which Ray's type hints do not know
+        "num_workers": wanted.most if wanted.fewest == wanted.most else (wanted.fewest, wanted.most),
+        "use_gpu": gpu,
+        "resources_per_worker": worker_resources(config),
+        "elastic_resize_monitor_interval_s": wanted.regrow,
+    }
     trainer = Trainer(
         _train_function,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
         train_loop_config={
-            "settings": portable(config).model_dump(mode="json"),
+            "sealed": Sealed(portable(config).model_dump(mode="json"), offer),
             "attempt": attempt,
             "folder": str(Path.cwd()),
-            "offer": offer,
+            "hang": wanted.hang,
+            "stacks": str(run_dir / "stacks"),
         },
-        scaling_config=ScalingConfig(
-            num_workers=wanted.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": wanted.cpus_per_worker, **({"GPU": wanted.gpus_per_worker} if gpu else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(**scaling),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(wanted.hang) + PATIENCE),
         run_config=RayRunConfig(
-            name=f"{config.run.name}-{attempt}",
+            name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', config.run.name)}-{attempt}",  # of a folder
             storage_path=str(run_dir / "ray"),
             failure_config=FailureConfig(max_failures=wanted.max_failures),
+            callbacks=[EndOnErrors()],  # type: ignore[list-item]  # of Ray Train v2
             worker_runtime_env={"env_vars": worker_environment(config)},  # type: ignore[call-arg]  # of Ray Train v2
         ),
     )
@@ -126,7 +159,7 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
         try:
             result = trainer.fit()
         except Exception as error:
-            raise _cause(error) from error
+            raise as_sft_error(error) from error
         finally:
             shutil.rmtree(run_dir / "ray", ignore_errors=True)  # Ray Train's own records; the checkpoints are ours
     returned: dict[str, Any] = result.return_value or {}  # type: ignore[attr-defined]
@@ -135,7 +168,10 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
 
 def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Runs in each Ray Train worker; imports there, for the driver needs neither torch nor DeepSpeed."""
+    from ray.train import get_context
+
     from dist_sft.cluster.assembly import work
+    from dist_sft.cluster.heartbeat import Heartbeat, Watchdog
 
     folder = loop_config["folder"]  # Ray Train starts workers elsewhere; a run file's paths are the driver's
     if not Path(folder).is_dir():
@@ -145,26 +181,9 @@ def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
             fix="start from a folder that all nodes share, or with ray job submit --working-dir",
         )
     os.chdir(folder)
-    return work(loop_config["settings"], loop_config["attempt"], loop_config["offer"])
-
-
-def _cause(error: BaseException) -> SftError:
-    """The user's error inside what Ray wraps around it; a worker that died without one is an error of the cluster."""
-    seen: list[BaseException] = [error]
-    for current in seen:
-        if isinstance(current, SftError):
-            return current
-        inner = [
-            *getattr(current, "worker_failures", {}).values(),
-            getattr(current, "controller_failure", None),
-            getattr(current, "cause", None),
-            current.__cause__,
-        ]
-        seen += [e for e in inner if isinstance(e, BaseException) and e not in seen]
-    return ClusterError(
-        f"a worker failed: {error}",
-        fix="the newest whole checkpoint is untouched: run the same command again to go on from it",
-    )
+    watchdog = Watchdog(loop_config["hang"], Path(loop_config["stacks"]), get_context().get_world_rank())
+    sealed: Sealed = loop_config["sealed"]
+    return work(sealed.settings, loop_config["attempt"], sealed.offer, Heartbeat(watchdog))
 
 
 def _lock(run_dir: Path) -> Any:

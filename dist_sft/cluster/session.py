@@ -19,7 +19,7 @@ WORKERS_PER_ENCODER = 16
 def encoders_of(config: RunConfig) -> int:
     """How many actors encode."""
     wanted = config.service.encoders
-    return -(-config.cluster.workers // WORKERS_PER_ENCODER) if wanted is None else wanted
+    return -(-config.cluster.most // WORKERS_PER_ENCODER) if wanted is None else wanted
 
 
 def is_local(config: RunConfig) -> bool:
@@ -80,12 +80,22 @@ def worker_environment(config: RunConfig) -> dict[str, str]:
     variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     if config.cluster.gpus_per_worker == 0:
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if config.cluster.interface:
+        variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), config.cluster.interface)
     return variables
 
 
-def quiet() -> None:
-    """Ray Train's controller tells at length what our own lines say."""
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """What Ray reserves for each training worker."""
+    wanted = config.cluster
+    named = {"GPU": wanted.gpus_per_worker, wanted.resource: 1.0}
+    return {"CPU": wanted.cpus_per_worker} | {name: amount for name, amount in named.items() if name and amount}
+
+
+def quiet(config: RunConfig) -> None:
+    """Ray Train's controller tells at length what our own lines say; and it waits for long where we do not."""
     for name, value in (
+        ("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(config.cluster.hang)),
         ("RAY_TRAIN_ENABLE_PRINT_PATCH", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
         ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -100,19 +110,26 @@ def check_resources(config: RunConfig, have: dict[str, float], who: str) -> None
     wanted, encoders = config.cluster, encoders_of(config)
     for name, each, key in (("GPU", wanted.gpus_per_worker, "gpus"), ("CPU", wanted.cpus_per_worker, "cpus")):
         extra = encoders * encoder_cpus(config) if name == "CPU" else 0.0
-        need, there = each * wanted.workers + extra, have.get(name, 0.0)
+        need, there = each * wanted.fewest + extra, have.get(name, 0.0)
         if need > there:
             lower = f"cluster.{key}_per_worker"
             and_encoders = f", {_count(encoders, 'encoder')} with {extra / encoders:g}" if extra else ""
             raise ClusterError(
-                f"{_count(wanted.workers, 'worker')} with {_count(each, name)} each{and_encoders}: {need:g} in all; "
+                f"{_count(wanted.fewest, 'worker')} with {_count(each, name)} each{and_encoders}: {need:g} in all; "
                 f"{who} has {there:g}",
-                where=f"cluster.workers={wanted.workers}, {lower}={each:g}",
-                fix=(f"lower cluster.workers or {lower}" if wanted.workers > 1 else f"lower {lower}")
+                where=f"cluster.workers={wanted.fewest}, {lower}={each:g}",
+                fix=(f"lower cluster.workers or {lower}" if wanted.fewest > 1 else f"lower {lower}")
                 + (" (0 trains on CPU)" if name == "GPU" else " (0.5 lets two workers share a CPU)")
                 + (", set service.encoders=0" if extra else "")
                 + ", or set cluster.address to a larger Ray cluster",
             )
+    if wanted.resource and have.get(wanted.resource, 0.0) < wanted.fewest:
+        raise ClusterError(
+            f"{_count(wanted.fewest, 'worker')} with 1 {wanted.resource} each; {who} has "
+            f"{have.get(wanted.resource, 0.0):g}",
+            where=f"cluster.resource={wanted.resource}",
+            fix=f"start nodes with ray start --resources='{{\"{wanted.resource}\": N}}', or leave cluster.resource out",
+        )
 
 
 def _count(number: float, name: str) -> str:

@@ -52,7 +52,7 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
     fast: leave out what takes a model.  rows: so many of the run's first are looked at.
     """
     device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
-    merged = deepspeed_config(config, config.cluster.workers, device)
+    merged = deepspeed_config(config, config.cluster.most, device)
     run_dir = run_folder.locate(config)
     _check_machine(config)
     wait_for_builds(fresh=0)
@@ -65,7 +65,7 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
         "steps": len(data.train.steps),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
         **_masks(looked, masks),
-        **_step_size(looked, data.dealer(config, config.cluster.workers), config.train.samples_per_step),
+        **_step_size(looked, data.dealer(config, config.cluster.most), config.train.samples_per_step),
         "tuning": _advice(config, architecture, data, looked),
         "warnings": warnings(config),
         **_held_out(data),
@@ -172,5 +172,5 @@ def show(findings: dict[str, Any], console: Console) -> None:
 
 def _shown_memory(memory: dict[str, float]) -> str:
     gib = {name: f"{bytes_ / 2**30:.2g} GiB" for name, bytes_ in memory.items() if bytes_}
-    parts = ", ".join(f"{name} {size}" for name, size in gib.items() if name not in ("device", "host"))
+    parts = ", ".join(f"{name} {size}" for name, size in gib.items() if name not in ("device", "host", "early"))
     return f"{gib['device']} ({parts})" + (f"; {gib['host']} on the host" if "host" in gib else "") + ", estimated"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from dist_sft.config.kubernetes_rules import kubernetes
 from dist_sft.config.noise import Depth
 from dist_sft.config.problems import Problem
 from dist_sft.config.sections import LoraTuning, RunConfig, Source
@@ -11,7 +12,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
     checks = (
         *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
-        *(_evaluation, _device, _neighbours, _mixture, _changes, _order),
+        *(_evaluation, _device, _workers, _mixture, _changes, _order, kubernetes),
     )
     return [problem for check in checks for problem in check(config)]
 
@@ -121,13 +122,31 @@ def _device(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _neighbours(config: RunConfig) -> Iterator[Problem]:
-    size, workers = config.train.sequence_parallel, config.cluster.workers
-    if workers % size:
+def _workers(config: RunConfig) -> Iterator[Problem]:
+    """What binds the number of ranks."""
+    size, fewest, most = config.train.sequence_parallel, config.cluster.fewest, config.cluster.most
+    if fewest > most:
+        yield Problem(
+            ("cluster", "workers"),
+            f"cluster.workers is [{fewest}, {most}]: the fewest are more than the most",
+            f"write [{most}, {fewest}]",
+        )
+    elif fewest == most and most % size:
         yield Problem(
             ("train", "sequence_parallel"),
-            f"train.sequence_parallel is {size}, and cluster.workers is {workers}: groups would leave ranks over",
-            f"make cluster.workers a multiple of {size}, or train.sequence_parallel a divisor of {workers}",
+            f"train.sequence_parallel is {size}, and cluster.workers is {most}: groups would leave ranks over",
+            f"make cluster.workers a multiple of {size}, or train.sequence_parallel a divisor of {most}",
+        )
+    bound = {
+        "train.sequence_parallel": size > 1,
+        "model.neftune.scale: row": bool(config.model.neftune and config.model.neftune.scale == "row"),
+        "train.optimizer.name: adamw8bit": config.train.optimizer.name == "adamw8bit",
+    }
+    for setting in (name for name, set_ in bound.items() if set_ and fewest < most):
+        yield Problem(
+            ("cluster", "workers"),
+            f"cluster.workers is [{fewest}, {most}], and {setting} needs one number of ranks to the end",
+            f"write cluster.workers: {most}",
         )
 
 

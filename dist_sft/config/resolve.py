@@ -36,6 +36,23 @@ def redacted(value: Any) -> Any:
     return redact_urls(value) if isinstance(value, str) else value
 
 
+def secret_keys(value: Any, key: str = "") -> list[str]:
+    """Dotted keys of what `redacted` hides, e.g. "deepspeed.api_key"."""
+    if value == redacted(value):
+        return []
+    if isinstance(value, dict):
+        hidden = [str(name) for name, inner in value.items() if _is_secret(str(name), inner)]
+        seen = {str(name): inner for name, inner in value.items() if str(name) not in hidden}
+    elif isinstance(value, (list, tuple)):
+        hidden, seen = [], {str(i): inner for i, inner in enumerate(value)}
+    else:
+        return [key]
+    start = f"{key}." if key else ""
+    return [start + name for name in hidden] + [
+        found for name, inner in seen.items() for found in secret_keys(inner, start + name)
+    ]
+
+
 def redact_urls(text: str) -> str:
     """A text whose URLs carry neither user info nor secret query parameters."""
     return _URL.sub(lambda match: _redact_url(match.group()), text)

@@ -1,4 +1,5 @@
-"""Every setting of a run file, its type, its default and its meaning; those of noise are in `noise`.
+"""Every setting of a run file, its type, its default and its meaning; those of noise are in `noise`, those of
+pods in `kubernetes`.
 
 Settings marked with EXECUTION may change when a run is resumed: they cannot change what is learned. All others may not,
 see `learned`.
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
 from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share
 
@@ -304,6 +306,16 @@ class CheckpointSection(Section):
         default=100, description="steps; the last step is always saved", json_schema_extra=EXECUTION
     )
     keep: PositiveInt = Field(default=2, description="newest checkpoints that are kept", json_schema_extra=EXECUTION)
+    keep_best: NonNegativeInt = Field(
+        default=0,
+        description="besides, those with the lowest loss on held-out rows; of steps that are evaluated",
+        json_schema_extra=EXECUTION,
+    )
+    behind: bool = Field(
+        default=True,
+        description="write while training goes on, from a copy in host memory; false: training waits",
+        json_schema_extra=EXECUTION,
+    )
 
 
 class ClusterSection(Section):
@@ -312,12 +324,58 @@ class ClusterSection(Section):
     address: str | None = Field(
         default=None, description="of a Ray cluster; none: RAY_ADDRESS, else a local Ray", json_schema_extra=EXECUTION
     )
-    workers: PositiveInt = Field(default=1, description="ranks", json_schema_extra=EXECUTION)
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        default=1,
+        description="ranks; or the fewest and the most, e.g. [4, 8]: goes on with those that are left when a node is "
+        "lost, and grows again",
+        json_schema_extra=EXECUTION,
+    )
     gpus_per_worker: NonNegativeFloat = Field(default=1, description="0: train on CPU", json_schema_extra=EXECUTION)
     cpus_per_worker: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
-    max_failures: NonNegativeInt = Field(
-        default=0, description="restarts of the worker group after a fault", json_schema_extra=EXECUTION
+    interface: str | None = Field(
+        default=None,
+        pattern=r"^[^\s,/]+$",
+        description="network interface that gradients travel by, e.g. eth0 or ib0, the same on every node; none: gloo "
+        "and NCCL choose",
+        json_schema_extra=EXECUTION,
     )
+    resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a resource of Ray's of which each worker takes one, so that only nodes that have it train: "
+        "ray start --resources='{\"trainer\": 8}'",
+        json_schema_extra=EXECUTION,
+    )
+    max_failures: NonNegativeInt = Field(
+        default=0,
+        description="restarts of the ranks after a fault; those after a pre-emption that was announced do not count",
+        json_schema_extra=EXECUTION,
+    )
+    hang: PositiveFloat = Field(
+        default=1800.0,
+        description="seconds without a step, or without a sign of life, after which a rank is taken for stuck: all "
+        "ranks write their stacks to RUN_DIR/stacks, and are started again",
+        json_schema_extra=EXECUTION,
+    )
+    preflight: bool = Field(
+        default=True,
+        description="look at every node of a cluster that is joined, before workers are started: storage, versions, "
+        "clocks, disks, shared memory, GPUs, ports",
+        json_schema_extra=EXECUTION,
+    )
+    regrow: PositiveFloat = Field(
+        default=120.0,
+        description="seconds between two looks whether more ranks can be had; more than a rank takes to start",
+        json_schema_extra=EXECUTION,
+    )
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class ServiceSection(Section):
@@ -374,3 +432,6 @@ class RunConfig(Section):
         default="ds_configs/zero3.json", description="a DeepSpeed JSON, or its content", json_schema_extra=EXECUTION
     )
     tracking: TrackingSection = TrackingSection()
+    kubernetes: KubernetesSection | None = Field(
+        default=None, description="of dist-sft rayjob", json_schema_extra=EXECUTION
+    )

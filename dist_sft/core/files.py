@@ -65,10 +65,10 @@ def beyond(paths: Iterable[Path], limit: int, removable: Callable[[Path], bool] 
             yield path
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; keys stay in order, one per line."""
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a JSON file atomically; keys stay in order, one per line if indented."""
     with atomic(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(value, indent=indent, ensure_ascii=False).encode() + b"\n")
 
 
 def sync_folder(folder: Path) -> None:

@@ -74,6 +74,19 @@ def count_trained(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> 
     return Trained(base, per_rank, tuning.rank, norms, sum(whole.values()), covered / max(linear, 1))
 
 
+def tensor_sizes(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> tuple[list[int], list[int]]:
+    """Numbers in each tensor of the model, and in each that adapters add (A, B, and the norms of DoRA)."""
+    model = laid_out(config)
+    base = [p.numel() for p in model.parameters()]
+    if isinstance(tuning, FullTuning):
+        return base, []
+    head, added = model.get_output_embeddings(), list[int]()
+    for name, module, (into, out) in _layers(model):
+        if _is_target(name, module, module is head, tuning.targets):
+            added += [into * tuning.rank, out * tuning.rank, *([out] if tuning.dora else [])]
+    return base, added
+
+
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, int]]]:
     """Layers that can have an adapter, with the sizes of what goes in and of what comes out."""
     for name, module in model.named_modules():

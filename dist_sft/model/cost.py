@@ -12,6 +12,10 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "B200": 2250.0, "A10
 """Dense bf16 peak of GPUs by a part of their name, from the vendor's data sheets."""
 
 
+GPU_GIB = {"H100": 80, "H200": 141, "H800": 80, "B200": 180, "A100-40": 40, "A100": 80, "A800": 80, "L40S": 48}
+"""Memory of GPUs by a part of their name, GiB, from the vendor's data sheets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Widths:
     """Sizes of a dense decoder, as config.json gives them or leaves them to be understood. inner: of the MLP."""
@@ -73,3 +77,8 @@ def model_cost(config: PretrainedConfig, trains_weights: bool) -> ModelCost:
 def peak_flops(device_name: str) -> float | None:
     """bf16 FLOP/s of a GPU, or None where it is not known."""
     return next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if name in device_name), None)
+
+
+def gpu_memory(device_name: str) -> float | None:
+    """Bytes of a GPU, or None where it is not known."""
+    return next((float(gib << 30) for name, gib in GPU_GIB.items() if name in device_name), None)

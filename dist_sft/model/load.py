@@ -35,7 +35,7 @@ def load_config(settings: ModelSection) -> PretrainedConfig:
             fix="model.path is a hub id, or a folder with config.json, weights and tokenizer",
         )
     try:
-        config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+        config = AutoConfig.from_pretrained(settings.path, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise ModelError(
             f"the model cannot be loaded: {_first_line(error)}",
@@ -80,6 +80,7 @@ def load(
             config=config,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=implementation,
+            trust_remote_code=False,
         )
     except KeyError as error:
         raise ModelError(
@@ -110,6 +111,7 @@ def load(
     if settings.compile:
         compile_blocks(model)
     pack.attach(model)
+    model.train()  # transformers hands out a model in evaluation mode, in which no block recomputes its activations
     return PackedModel(model, pack, seed, device)
 
 

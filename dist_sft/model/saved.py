@@ -1,5 +1,6 @@
 """Write trained weights so that plain transformers, or plain peft, loads them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,21 @@ from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.model.adapters import is_tied, trained_shapes, with_adapters
 from dist_sft.model.load import load_config
+from dist_sft.model.streamed import save_streamed
 
 
-def save_full(settings: ModelSection, weights: dict[str, Tensor], stop_ids: list[int], out: Path) -> None:
-    """A folder that AutoModelForCausalLM loads, in the precision that was trained."""
+def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
+    """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
     dtype = getattr(torch, settings.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(settings), dtype=dtype)
-    cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    missing, unexpected = model.load_state_dict(cast, strict=False, assign=True)
-    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-    assert not unexpected and set(missing) <= tied, f"missing {missing}, unexpected {unexpected}"
-    model.tie_weights()
     _stop_at(model, settings, stop_ids)
-    model.save_pretrained(out)
+    save_streamed(model, lambda name: weights[name].to(dtype), out)
 
 
 def save_adapter(
     settings: ModelSection,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     stop_ids: list[int],
     out: Path,
     merge: bool,
@@ -41,7 +38,9 @@ def save_adapter(
     """
     assert isinstance(settings.tuning, LoraTuning)
     dtype = getattr(torch, settings.dtype)
-    base = AutoModelForCausalLM.from_pretrained(settings.path, revision=settings.revision, dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(
+        settings.path, revision=settings.revision, dtype=dtype, trust_remote_code=False
+    )
     _stop_at(base, settings, stop_ids)
     tuning = settings.tuning
     if tuning.init == "pissa":
@@ -57,8 +56,8 @@ def save_adapter(
 
 
 def _from_zero(
-    weights: dict[str, Tensor], starts: dict[str, Tensor], tuning: LoraTuning
-) -> tuple[dict[str, Tensor], LoraTuning]:
+    weights: Mapping[str, Tensor], starts: dict[str, Tensor], tuning: LoraTuning
+) -> tuple[Mapping[str, Tensor], LoraTuning]:
     """B A - B0 A0 as one adapter of twice the rank, [B, -B0] [A; A0], with the same scale.
 
     weights: of the adapter as it was trained.
@@ -73,7 +72,7 @@ def _from_zero(
     return joined, tuning.model_copy(update={"rank": 2 * tuning.rank, "alpha": more * tuning.alpha, "init": "default"})
 
 
-def _refuse_misfits(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+def _refuse_misfits(weights: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError for weights that are not exactly those that were trained."""
     if names := sorted(set(weights) ^ set(shapes)):
         kind = "is missing" if names[0] in shapes else "was not trained"

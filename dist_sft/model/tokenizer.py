@@ -57,7 +57,7 @@ def _load(path: str, revision: str | None) -> Any:
             fix=f"put {' and '.join(TOKENIZER_FILES)} beside its config.json",
         )
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise ModelError(

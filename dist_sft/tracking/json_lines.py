@@ -34,6 +34,17 @@ def tokens_so_far(path: Path, step: int, sources: int) -> list[int]:
     return [sum(tokens[source] for tokens in steps) for source in range(sources)]
 
 
+def goodput(path: Path, now: float) -> float:
+    """Share of the time since the run was first started that went into steps which count; the rest went into starts,
+    evaluation, waiting for checkpoints, outages, and steps that were lost and done again.
+
+    now: as time.time() says.
+    """
+    starts = [r["time"] for r in records_in(path, "note") if r["text"] == "start"]
+    useful = sum(r["seconds"] for r in records_in(path, "step"))
+    return float(useful / max(now - min(starts), 1e-9)) if starts else 0.0
+
+
 def records_in(path: Path, kind: str) -> list[dict[str, Any]]:
     """The records of one kind: "step", "eval" or "note"; none where there is no file."""
     return [record for line in _whole_lines(path) if (record := json.loads(line))["kind"] == kind]

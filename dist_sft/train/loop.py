@@ -19,7 +19,7 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
 
     done: updates that the checkpoint holds. state: what it kept besides, {} at the start.
     """
-    steps, stopping = len(run.service), EarlyStopping.of(run.config.eval, state)
+    steps, stopping, stop = len(run.service), EarlyStopping.of(run.config.eval, state), False
     if stopping.exhausted:
         return done, "stopped early"
     if run.held_out and done == 0:
@@ -31,13 +31,17 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
         done = share.step + 1
         run.tracker.step(run.clock.result(share, measured, rate))
 
-        stop = False
+        held_out = None
         if run.held_out and (done % run.config.eval.every == 0 or done == steps):
             held_out = evaluate(run.engine, run.model, run.held_out, done)
             run.tracker.evaluation(held_out)
             stop = stopping.should_stop(held_out.loss)
-        if stop or done == steps or done % run.config.checkpoint.every == 0:
-            run.checkpoints.save(run.engine, done, stopping.state)
+        urgent = run.heartbeat(done)
+        if stop or urgent or done == steps or done % run.config.checkpoint.every == 0:
+            run.checkpoints.save(run.engine, done, stopping.state, held_out.loss if held_out else None)
+        if urgent:
+            run.checkpoints.finish()
         if stop:
-            return done, "stopped early"
-    return done, "finished"
+            break
+    run.checkpoints.finish()
+    return done, "stopped early" if stop else "finished"

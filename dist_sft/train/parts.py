@@ -1,6 +1,6 @@
 """What the loop works with, and what it asks of others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,7 +34,9 @@ class TokenScores(Protocol):
 class Checkpoints(Protocol):
     """Where progress is kept: see `checkpoint`."""
 
-    def save(self, engine: Any, step: int, state: dict[str, Any]) -> None: ...
+    def save(self, engine: Any, step: int, state: dict[str, Any], held_out: float | None = None) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 class Tracker(Protocol):
@@ -51,6 +53,7 @@ class Training:
 
     engine    the DeepSpeedEngine around model.module
     held_out  this rank's shares of the rows of eval.source; [] if there is none
+    heartbeat told of each step that is done; true on all ranks where the cluster wants a checkpoint at once
     """
 
     config: RunConfig
@@ -61,3 +64,4 @@ class Training:
     checkpoints: Checkpoints
     tracker: Tracker
     clock: StepClock
+    heartbeat: Callable[[int], bool] = lambda done: False

@@ -39,7 +39,7 @@ def whole(tiny_run, tmp_path_factory):
 
 
 def starts_file(folder, step):
-    return folder / f"checkpoints/step_{step:08d}/shards/adapter_starts.pt"
+    return next((folder / f"checkpoints/step_{step:08d}").glob("*/adapter_starts.safetensors"))
 
 
 def flip(path):

@@ -117,7 +117,7 @@ def test_an_export_is_whole_or_not_there(runs, tmp_path):
 def test_a_damaged_checkpoint_is_not_exported(runs, tmp_path):
     run = runs / "lora-zero2"
     (step,) = whole_steps(run / "checkpoints")
-    shard = next((run / "checkpoints" / f"step_{step:08d}" / "shards").glob("*"))
+    shard = next((run / "checkpoints" / f"step_{step:08d}").glob("*/rank*.safetensors"))
     content = shard.read_bytes()
     try:
         shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -88,7 +88,7 @@ def test_a_dora_export_has_the_norms_and_a_whole_module_is_in_it(runs, tmp_path)
 @pytest.mark.xdist_group("export-adapters")
 def test_a_weight_of_another_shape_or_a_missing_one_is_not_saved(runs, tmp_path):
     settings = run_folder.read_config(runs / "dora").model
-    weights = consolidated(newest(runs / "dora"))
+    weights = dict(consolidated(newest(runs / "dora")))
     name = next(name for name in weights if "lora_magnitude_vector" in name)
     for wrong, message in (
         (weights | {name: torch.zeros(0)}, r"is \[0\] in the checkpoint and \[128\] in the model"),

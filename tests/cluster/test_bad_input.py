@@ -461,7 +461,7 @@ def test_a_command_that_was_typed_wrongly_ends_with_2_and_the_usage(sft, argumen
 
 def test_every_command_has_an_example_in_its_help(sft, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    for command in ("train", "preview", "steps", "check", "export", "demo"):
+    for command in ("train", "preview", "steps", "check", "rayjob", "export", "demo"):
         ended = sft(command, "--help")
         assert ended.code == 0
         assert re.search(rf"Examples?: dist-sft {command} ", ended.out), command

@@ -1,6 +1,6 @@
 """No secret leaves the machine with the config."""
 
-from dist_sft.config.resolve import redact_urls, redacted
+from dist_sft.config.resolve import redact_urls, redacted, secret_keys
 
 
 def test_values_of_secret_keys_are_hidden():
@@ -30,3 +30,9 @@ def test_urls_lose_their_user_info_and_secret_parameters():
     )
     assert redacted({"path": ["see http://u:p@h/ there"]}) == {"path": ["see http://<hidden>@h/ there"]}
     assert redact_urls("data/train.jsonl") == "data/train.jsonl"
+
+
+def test_what_is_hidden_can_be_named():
+    value = {"tracking": {"api_key": "a", "mode": "b"}, "sources": [{"path": "x"}, {"path": "s3://me:pw@bucket"}]}
+    assert secret_keys(value) == ["tracking.api_key", "sources.1.path"]
+    assert secret_keys({"tokens_per_pack": 1, "path": "s3://bucket/x"}) == []

@@ -89,7 +89,7 @@ def executed(base, plain, cases, tmp_path_factory):
     for ranks in (1, 2, 3):
         runs = [plain(case, folders[case]) for case in folders if case.ranks == ranks]
         runs += [case.settings(base, noisy[case], **noise(case.tuning)) for case in noisy if case.ranks == ranks]
-        train_on_ranks(runs + [untrained] * (ranks == 1), ranks, timeout=900)
+        train_on_ranks(runs + [untrained] * (ranks == 1), ranks, timeout=1800)
     return folders, noisy, folder / "untrained"
 
 

@@ -11,7 +11,7 @@ from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.results import EvalResult, StepResult
 from dist_sft.data.ledger import Entry, Ledger
 from dist_sft.tracking.console import Console
-from dist_sft.tracking.json_lines import JsonLines, tokens_so_far
+from dist_sft.tracking.json_lines import JsonLines, goodput, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker
 from dist_sft.tracking.wandb_sink import Wandb
 
@@ -109,3 +109,21 @@ def test_wandb_gets_facts_and_figures_goes_on_with_its_run_and_holds_no_secret(t
     for secret in (b"hunter2", b"k3y", b"hf_topsecret", b"0123456789012345678901234567890123456789"):
         assert secret not in content
     assert os.environ["HF_TOKEN"]
+
+
+def test_goodput_counts_steps_once_and_all_the_time_since_the_first_start(tmp_path):
+    """Two steps of 3 s and one that was done twice, 20 s after the first start."""
+
+    def line(kind, step, time, **more):
+        return json.dumps({"time": time, "kind": kind, "step": step, **more}) + "\n"
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        line("note", 0, 100.0, text="start") + line("step", 1, 104.0, seconds=3.0) + line("step", 2, 108.0, seconds=3.0)
+    )
+    kept = JsonLines(path, 1)  # step 2 was lost
+    kept.write({"kind": "note", "step": 1, "text": "start"})
+    kept.write({"kind": "step", "step": 2, "seconds": 3.0})
+    kept.close(False)
+    assert goodput(path, now=120.0) == pytest.approx(0.3)
+    assert goodput(tmp_path / "none", now=1.0) == 0.0

@@ -32,7 +32,9 @@ class ProbeSink:
 class NoCheckpoints:
     """The loop saves at its last step; the peers do not."""
 
-    def save(self, engine: Any, step: int, state: dict[str, Any]) -> None: ...
+    def save(self, engine: Any, step: int, state: dict[str, Any], held_out: float | None = None) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def main(spec: dict[str, Any]) -> None:

@@ -1,0 +1,163 @@
+"""One checkpoint on its way to the disk, while training goes on.
+
+every rank: shard, fsync ─> its record ─┐
+rank 0:                     waits for all records ─> sizes are right ─> nobody has taken over ─> manifest ─> retention
+
+Ranks tell rank 0 by files beside their shards, for the process group is busy with training.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_sft.checkpoint.layout import WRITER, Manifest, Shard, folder_of, whole_steps
+from dist_sft.checkpoint.shards import describe, write_shard
+from dist_sft.checkpoint.starts import STARTS
+from dist_sft.core.errors import CheckpointError
+from dist_sft.core.files import sync_folder, write_json
+
+POLL = 0.1
+"""Seconds between two looks of rank 0 at what has been written."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which whole checkpoints stay: the newest, and those with the lowest loss on held-out rows."""
+
+    newest: int
+    best: int = 0
+
+    def surplus(self, checkpoints: Path) -> list[Path]:
+        """Whole checkpoints that can go. The newest never can."""
+        steps = whole_steps(checkpoints)
+        kept = set(steps[-self.newest :])
+        if self.best:
+            judged = sorted((loss, -step) for step in steps if (loss := _held_out(checkpoints, step)) is not None)
+            kept |= {-step for _, step in judged[: self.best]}
+        return [folder_of(checkpoints, step) for step in steps if step not in kept]
+
+
+def _held_out(checkpoints: Path, step: int) -> float | None:
+    try:
+        return Manifest.read(folder_of(checkpoints, step)).held_out
+    except CheckpointError:  # whoever loads it will say so
+        return None
+
+
+class Writing:
+    """Begins at once, in threads of its own; `written` and `committed` wait for them.
+
+    seconds  from the beginning of the save until the checkpoint was whole (on rank 0)
+    stall    of these, that training stood still; None: all of them
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        attempt: str,
+        manifest: Manifest,
+        tensors: dict[str, Tensor],
+        pieces: dict[str, tuple[int, int]],
+        starts: dict[str, Tensor],
+        retention: Retention,
+        began: float,
+    ) -> None:
+        self.final = folder_of(checkpoints, manifest.step)
+        self._checkpoints, self._attempt, self._manifest = checkpoints, attempt, manifest
+        self._tensors, self._pieces, self._starts = tensors, pieces, starts
+        self._retention, self._began = retention, began
+        self.step, self.seconds = manifest.step, 0.0
+        self.stall: float | None = None
+        self._abandoned = threading.Event()
+        self._write_error: str | None = None
+        self._commit_error: str | None = None
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._writer = self._start(self._write)
+        self._committer = self._start(self._commit) if self._rank == 0 else None
+
+    @staticmethod
+    def _start(action: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=action, name="checkpoint", daemon=True)
+        thread.start()
+        return thread
+
+    def written(self) -> str | None:
+        """Wait for this rank's files; what went wrong, or None."""
+        self._writer.join()
+        return self._write_error
+
+    def committed(self) -> str | None:
+        """On rank 0: wait until the checkpoint is whole; what went wrong, or None."""
+        assert self._committer is not None
+        self._committer.join()
+        return self._commit_error
+
+    def settle(self, seconds: float) -> None:
+        """Wait for what can still be written of it, for so long at most."""
+        for thread in filter(None, (self._writer, self._committer)):
+            thread.join(seconds)
+
+    def abandon(self) -> None:
+        """Give the checkpoint up, and remove what there is of it."""
+        self._abandoned.set()
+        if self._committer is not None:
+            self._committer.join()
+            if self._manifest.step not in whole_steps(self._checkpoints):
+                shutil.rmtree(self.final, ignore_errors=True)
+
+    def _write(self) -> None:
+        folder = self.final / self._attempt
+        try:
+            shards = {}
+            name = f"rank{self._rank:05d}"
+            shards[f"{name}.safetensors"] = write_shard(
+                folder / f"{name}.safetensors", self._tensors, self._pieces, self._rank
+            )
+            if self._starts and self._rank == 0:
+                shards[STARTS] = write_shard(folder / STARTS, self._starts, {}, 0)
+            write_json(folder / f"{name}.json", {file: asdict(shard) for file, shard in shards.items()}, indent=None)
+        except Exception as error:  # noqa: BLE001  # a thread that dies tells nobody; `written` does
+            self._write_error = describe(error, folder)
+
+    def _commit(self) -> None:
+        try:
+            shards: dict[str, Shard] = {}
+            for rank in range(self._world):
+                if (record := self._awaited(rank)) is None:
+                    return
+                shards |= {f"{self._attempt}/{file}": Shard(**fields) for file, fields in record.items()}
+            self._put(replace(self._manifest, shards=shards))
+        except Exception as error:  # noqa: BLE001  # likewise; `committed` tells
+            self._commit_error = describe(error, self._checkpoints)
+        self.seconds = time.monotonic() - self._began
+
+    def _awaited(self, rank: int) -> dict[str, dict[str, Any]] | None:
+        """What a rank has written; None if that is never going to be whole."""
+        path = self.final / self._attempt / f"rank{rank:05d}.json"
+        while not path.exists():
+            if self._abandoned.wait(POLL):
+                return None
+        record: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
+        return record
+
+    def _put(self, manifest: Manifest) -> None:
+        """The moment at which the checkpoint is there."""
+        for name, shard in manifest.shards.items():
+            size = (self.final / name).stat().st_size
+            if size != shard.bytes:
+                raise OSError(f"{name} has {size} bytes here, {shard.bytes} where rank {shard.rank} wrote it")
+        sync_folder(self.final / self._attempt)
+        sync_folder(self._checkpoints)
+        if (owner := (self._checkpoints / WRITER).read_text()) != self._attempt:
+            raise OSError(f"another start of this run has taken over: {owner}")
+        manifest.write(self.final)
+        for old in self._retention.surplus(self._checkpoints):
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.{self._attempt}.old")))

@@ -1,0 +1,86 @@
+"""preview, steps, data stats: what a run will learn from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dist_sft.cli.app import AsJson, Overrides, RunFile, app, data, print_json, working
+from dist_sft.config.load import load_config
+
+
+@app.command(
+    epilog="Examples: `dist-sft preview run.yaml --row 3`, "
+    "`dist-sft preview run.yaml --source 1 --row 0 data.template=chatml --json`"
+)
+def preview(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    row: Annotated[int, typer.Option(min=0, help="row of the source, from 0")] = 0,
+    source: Annotated[int, typer.Option(min=0, help="index in data.sources")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show one row as the tokens that the model gets, coloured by their loss weight."""
+    config = load_config(run_file, overrides or [])
+    with working(as_json):
+        from dist_sft.commands.preview import preview_row, show
+
+        view = preview_row(config, source, row)
+    if as_json:
+        print_json(view.as_dict())
+    else:
+        show(view, Console())
+
+
+@app.command(
+    epilog="Examples: `dist-sft steps run.yaml`, `dist-sft steps run.yaml --from 10 --count 2 --world 8 --json`"
+)
+def steps(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    start: Annotated[int, typer.Option("--from", min=0, help="first step, from 0")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="steps")] = 1,
+    world: Annotated[int | None, typer.Option(min=1, help="ranks; default: cluster.workers")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the deal: the samples of each step, and who computes them. Reads the tokenizer, but no model weights."""
+    config = load_config(run_file, overrides or [])
+    with working(as_json):
+        from dist_sft.commands.deal import deal, show
+
+        dealt = deal(config, start, count, world or config.cluster.most)
+    if as_json:
+        for step in dealt:
+            print_json(step.as_dict())
+    else:
+        show(dealt, Console())
+
+
+@data.command(
+    epilog="Examples: `dist-sft data stats run.yaml`, `dist-sft data stats run.yaml --steps 0 --png stats.png`, "
+    "`dist-sft data stats run.yaml --world 64 train.tokens_per_pack=16384 --json`"
+)
+def stats(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option("--steps", min=0, help="first steps of the run; 0: all")] = 100,
+    world: Annotated[int | None, typer.Option(min=1, help="ranks; default: cluster.workers")] = None,
+    png: Annotated[Path | None, typer.Option(help="also draw a picture into this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rows, tokens, lengths by source, the mixture as it comes about, how steps pack, and what is not learned."""
+    config = load_config(run_file, overrides or [])
+    with working(as_json):
+        from dist_sft.commands.stats import draw, show
+        from dist_sft.commands.stats import stats as look
+
+        found = look(config, count or None, world or config.cluster.most, Console(stderr=True))
+        if png:
+            draw(found, png)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        show(found, Console())
+        if png:
+            print(f"drawn: {png}")

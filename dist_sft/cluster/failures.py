@@ -1,0 +1,49 @@
+"""Which failures a new start can mend.
+
+Ray Train starts the ranks again after any exception. What the user must mend would fail the same way each time.
+"""
+
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.train import UserCallback
+
+from dist_sft.core.errors import ClusterError, SftError
+
+
+class EndOnErrors(UserCallback):
+    """Runs in Ray Train's controller: an error that is not the cluster's ends the run."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        found = [error for failure in worker_exceptions.values() for error in chain(failure)]
+        if any(isinstance(error, RayActorError) for error in found):
+            return  # a rank died, and the others failed for want of it
+        for error in found:
+            if isinstance(error, SftError) and not isinstance(error, ClusterError):
+                raise error
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and all that is wrapped in it, outermost first."""
+    found: list[BaseException] = [error]
+    for current in found:
+        inner = [
+            *getattr(current, "worker_failures", {}).values(),
+            getattr(current, "controller_failure", None),
+            getattr(current, "cause", None),
+            getattr(current, "_base_exc", None),
+            current.__cause__,
+        ]
+        found += [e for e in inner if isinstance(e, BaseException) and e not in found]
+    return found
+
+
+def as_sft_error(error: BaseException) -> SftError:
+    """The user's error inside what Ray wraps around it; a worker that died without one is an error of the cluster."""
+    for inner in chain(error):
+        if isinstance(inner, SftError):
+            return inner
+    return ClusterError(
+        f"a worker failed: {error}",
+        fix="the newest whole checkpoint is untouched: run the same command again to go on from it",
+    )

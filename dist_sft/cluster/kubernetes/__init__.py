@@ -1,0 +1,1 @@
+"""The Kubernetes manifest of a run, for KubeRay's operator."""

@@ -1,0 +1,65 @@
+"""`dist-sft plan`: what a run will need, before a GPU is taken.
+
+run file -> first rows (workload) -> memory, network, time, disk (plan) -> what would make it fit (changes) -> shown
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dist_sft.cluster.run_data import RunData
+from dist_sft.commands.planning.changes import Change, changes
+from dist_sft.commands.planning.machine import Machine
+from dist_sft.commands.planning.plan import Plan, dealer_of, make_plan, on_machine
+from dist_sft.commands.planning.shown import gib, recommended
+from dist_sft.commands.planning.workload import look
+from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import ClusterError
+from dist_sft.model.load import load_config
+
+__all__ = ["Machine", "Plan", "Planned", "dealer_of", "plan_run"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """changes: what was tried to make it fit; [] where it does, or where the GPU's memory is not known."""
+
+    plan: Plan
+    changes: list[Change]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        tried = [
+            {"settings": c.settings, "price": c.price, "fits": c.fits, "device": c.plan.memory.device,
+             "hours": c.plan.hours}
+            for c in self.changes
+        ]  # fmt: skip
+        best = recommended(self.changes)
+        return self.plan.as_dict() | {"changes": tried, "recommended": best.settings if best else None}
+
+    def refuse(self) -> None:
+        """Raise ClusterError where it does not fit."""
+        room = self.plan.machine.room
+        if self.plan.fits is not False or room is None:
+            return
+        best = recommended(self.changes)
+        part, size = max(
+            ((part, getattr(self.plan.memory, part)) for part in ("weights", "gradients", "optimizer", "activations")),
+            key=lambda pair: pair[1],
+        )
+        raise ClusterError(
+            f"a rank needs {gib(self.plan.memory.device)}, most of it {part} ({gib(size)}), and a "
+            f"{self.plan.machine.name} has room for {gib(room)}",
+            where=f"{self.plan.machine.nodes} x {self.plan.machine.gpus} GPUs",
+            fix=f"{best.settings} ({gib(best.plan.memory.device)}; {best.price})" if best
+            else "nothing that was tried is enough: take GPUs with more memory, or a smaller model",
+        )  # fmt: skip
+
+
+def plan_run(config: RunConfig, machine: Machine, rows: int) -> Planned:
+    """Raises the first SftError that opening the data, the DeepSpeed settings or the machine give."""
+    config = on_machine(config, machine)
+    data = RunData.of(config)
+    data.dealer(config, machine.ranks)  # says clearly what does not go with the machine
+    architecture, work = load_config(config.model), look(config, data, rows)
+    plan = make_plan(config, architecture, work, machine)
+    return Planned(plan, changes(config, architecture, work, machine) if plan.fits is False else [])

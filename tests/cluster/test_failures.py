@@ -1,0 +1,42 @@
+"""What the user must mend ends the run at once; what a new start can mend does not."""
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from dist_sft.cluster.failures import EndOnErrors, as_sft_error
+from dist_sft.core.errors import CheckpointError, ClusterError, RowError, TrainingError
+
+FINAL = [TrainingError("the loss is nan"), CheckpointError("full"), RowError("bad", reason="bad_json")]
+
+
+def raised(error):
+    return UserExceptionWithTraceback(error, "Traceback ...")
+
+
+@pytest.mark.parametrize("error", FINAL, ids=lambda error: type(error).__name__)
+def test_an_error_that_would_come_again_ends_the_run(error):
+    with pytest.raises(type(error), match=error.what):
+        EndOnErrors().after_exception(None, {0: raised(RuntimeError("gloo")), 1: raised(error)})
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [
+        {0: raised(RuntimeError("Connection closed by peer"))},
+        {0: raised(ClusterError("a later start has taken over"))},
+        {0: ActorDiedError(), 1: raised(CheckpointError("rank 0 cannot be heard"))},
+    ],
+    ids=["collective", "cluster", "death"],
+)
+def test_a_fault_of_the_cluster_does_not(failures):
+    EndOnErrors().after_exception(None, failures)
+
+
+def test_the_users_error_is_found_in_what_ray_wraps_around_it():
+    error = TrainingError("the loss is nan")
+    assert as_sft_error(ControllerError(error)) is error
+    assert as_sft_error(WorkerGroupError("failed", {1: raised(error)})) is error
+    lost = as_sft_error(WorkerGroupError("rank 1 died", {1: ActorDiedError()}))
+    assert isinstance(lost, ClusterError) and "run the same command again" in lost.fix

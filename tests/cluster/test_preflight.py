@@ -1,0 +1,210 @@
+"""`dist-sft preflight`: every fault of a node of a real Ray cluster is found, and named with its cure.
+
+Three nodes on this machine: a head, one that is sound, and one whose run.dir, shared memory, open files, packages,
+clock, GPUs and network interface are not as they should be: in a mount namespace of its own, which takes root.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from dist_sft.cluster.preflight import network
+from dist_sft.cluster.preflight.network import Listener
+
+pytestmark = [
+    pytest.mark.xdist_group("cluster"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounts take root"),
+]
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_port():
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return server.getsockname()[1]
+
+
+def start_node(log, before, *options, **environment):
+    """`ray start` in a mount and host-name namespace of its own, after some shell commands."""
+    script = f"set -e; {before}; exec {shlex.join([str(RAY), 'start', *options, '--num-cpus', '1', '--block'])}"
+    return subprocess.Popen(
+        ["unshare", "--mount", "--uts", "bash", "-c", script],
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def end(process):
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def forged(tmp_path_factory):
+    """What lies in front of the broken node's packages and programs."""
+    folder = tmp_path_factory.mktemp("forged")
+    metadata = folder / "torch-0.0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.0.1\n")
+    (folder / "sitecustomize.py").write_text(  # of Ray's workers only: others wait for each other by the clock
+        "import time\nreal = time.time\n"
+        "if 'default_worker' in open('/proc/self/cmdline').read():\n    time.time = lambda: real() + 60\n"
+    )
+    driver = folder / "nvidia-smi"
+    driver.write_text("#!/bin/sh\nprintf 'NVIDIA One\\nNVIDIA One\\nNVIDIA Other\\n'\n")
+    driver.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(forged, tmp_path_factory):
+    """Address, the run.dir, and a function that takes the broken node away."""
+    import ray
+
+    run_dir, log = tmp_path_factory.mktemp("shared") / "run", tmp_path_factory.mktemp("log") / "nodes.txt"
+    run_dir.mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix="pf", dir="/tmp"))
+    address = f"127.0.0.1:{(port := free_port())}"
+    keep = pytest.MonkeyPatch()
+    keep.setenv("RAY_AUTH_MODE", "token")
+    keep.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-0123456789abcdef")
+    forget_authentication()
+    small = ("--object-store-memory", "80000000")
+    with log.open("wb") as out:
+        head = start_node(out, "hostname head", "--head", "--port", str(port), *small,
+                          "--node-ip-address", "127.0.0.1", "--include-dashboard", "false",
+                          "--temp-dir", str(temporary))  # fmt: skip
+        nodes = [head]
+        try:
+            wait_for(lambda: listening(port), log)
+            join = ("--address", address, *small, "--node-ip-address", "127.0.0.1")
+            ray.init(address=address, log_to_driver=False)
+            nodes.append(start_node(out, "hostname sound", *join))
+            wait_for(lambda: alive() == 2, log)  # two that start at once would take the same name for a socket
+            faults = (
+                f"hostname broken; mount -t tmpfs -o size=1m tmpfs {run_dir}; "
+                "mount -t tmpfs -o size=100m tmpfs /dev/shm; ulimit -n 3000"
+            )
+            nodes.append(start_node(
+                out, faults, *join, "--num-gpus", "4", PYTHONPATH=f"{forged}:{os.environ.get('PYTHONPATH', '')}",
+                PATH=f"{forged}:{os.environ['PATH']}", GLOO_SOCKET_IFNAME="nowhere0",
+            ))  # fmt: skip
+            wait_for(lambda: alive() == 3, log)
+            yield address, run_dir, lambda: (end(nodes[2]), wait_for(lambda: alive() == 2, log))
+        finally:
+            ray.shutdown()
+            for node in nodes:
+                end(node)
+            shutil.rmtree(temporary, ignore_errors=True)
+            keep.undo()
+            forget_authentication()
+
+
+def forget_authentication():
+    """Ray remembers in a process what the environment said at first."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+def alive():
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def listening(port):
+    with suppress(OSError), closing(socket.create_connection(("127.0.0.1", port), timeout=1)):
+        return True
+    return False
+
+
+def wait_for(condition, log, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+        time.sleep(0.3)
+
+
+FAULTS = {
+    ("versions", "broken"): ("torch is 0.0.1 there, and 2.", "install torch 2."),
+    ("clock", "broken"): ("its clock is 60 s ahead of that of the node that asks", "NTP"),
+    ("disk", "broken"): ("1 MiB free in run.dir, and checkpoints take", "lower checkpoint.keep"),
+    ("shm", "broken"): ("/dev/shm has 100 MiB, and 4.0 GiB are wanted", "--shm-size"),
+    ("gpus", "broken"): ("Ray gives away 4 GPUs, and the driver (nvidia-smi) sees 3", "--num-gpus"),
+    ("files", "broken"): ("a process may open 3000 files, and 4096 are wanted", "ulimit -n 65536"),
+    ("storage", "broken"): ("cannot write 4 MiB into", "make room there"),
+    ("all-reduce", "broken"): ("no gloo all-reduce with the other nodes", "GLOO_SOCKET_IFNAME"),
+}
+
+
+def test_every_fault_of_a_node_is_named_with_its_cure(sft, run, cluster, monkeypatch):
+    address, run_dir, _ = cluster
+    monkeypatch.setattr(network, "PATIENCE", 20)
+    ended = sft("preflight", run.file, f"cluster.address={address}", f"run.dir={run_dir}", "--json")
+    assert ended.code == 1, ended.error
+    (found,) = ended.values
+    assert not found["ok"]
+    for (check, node), (what, fix) in FAULTS.items():
+        named = [one for one in found["findings"] if one["check"] == check and one["where"].startswith(f"{node} (")]
+        assert any(what in one["what"] and fix in one["fix"] for one in named), (check, found["findings"])
+        assert named[0]["what"] in ended.error and named[0]["fix"] in ended.error
+    other = [one["what"] for one in found["findings"] if one["check"] == "gpus"]
+    assert any("a NVIDIA Other, and most GPUs are NVIDIA One" in what for what in other)
+    unseen = [one for one in found["findings"] if "wrote is not there" in one["what"]]
+    assert {one["where"].split()[0] for one in unseen} == {"broken"}
+    assert all("one storage for all nodes" in one["fix"] for one in unseen) and len(unseen) == 2
+    blamed = {one["where"].split()[0] for one in found["findings"] if one["check"] not in ("all-reduce", "answers")}
+    assert blamed == {"broken"}
+    assert not list(run_dir.iterdir())
+
+
+def test_training_does_not_start_on_such_a_cluster(refused, run, cluster):
+    address, run_dir, _ = cluster
+    error = refused("train", run.file, f"cluster.address={address}", f"run.dir={run_dir}")
+    assert "torch is 0.0.1 there" in error and "cannot write 4 MiB" in error
+    assert "all-reduce" not in error
+    assert [path.name for path in run_dir.iterdir()] == [".lock"]
+
+
+def test_a_sound_cluster_passes_with_its_bandwidth(sft, run, cluster):
+    address, run_dir, remove_broken = cluster
+    remove_broken()
+    arguments = ("preflight", run.file, f"cluster.address={address}", f"run.dir={run_dir}")
+    ended = sft(*arguments, "--json")
+    assert ended.code == 0, ended.error
+    (found,) = ended.values
+    assert found["ok"] and not found["findings"]
+    assert sorted(node["name"].split()[0] for node in found["nodes"]) == ["head", "sound"]
+    assert all(one["gigabytes"] > 0.01 for one in found["all_reduce"])
+    shown = sft(*arguments)
+    assert shown.code == 0 and shown.out.rstrip().endswith("ok")
+    assert "head (" in shown.out and "sound (" in shown.out and "GB/s" in shown.out
+
+
+def test_a_port_that_does_not_answer_is_told_from_one_that_does():
+    here = Listener("127.0.0.1")
+    refused = free_port()
+    assert here.reach([("127.0.0.1", here.port()), ("127.0.0.1", refused)], 1.0) == ["", "Connection refused"]
+
+
+def test_no_node_with_enough_gpus_is_said_at_once(refused, run, cluster):
+    address, run_dir, _ = cluster
+    error = refused("preflight", run.file, f"cluster.address={address}", f"run.dir={run_dir}",
+                    "cluster.cpus_per_worker=64")  # fmt: skip
+    assert "no node of the cluster has what a worker needs: 0 GPUs and 64 CPUs" in error and "ray status" in error

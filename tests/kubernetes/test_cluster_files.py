@@ -1,0 +1,112 @@
+"""The files of cluster/ would be accepted, agree with one another, and with what the code renders."""
+
+import re
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from dist_sft.cluster.kubernetes.manifest import render, render_cluster
+from dist_sft.cluster.kubernetes.text import as_documents
+from dist_sft.config.load import load_config
+from tests.kubernetes.cases import ROOT
+from tests.kubernetes.strict import complaints
+
+CLUSTER = ROOT / "cluster"
+OBJECTS = ("namespace", "storage", "networkpolicy", "kueue", "shell", "rayjob", "raycluster")
+OVERRIDES = ("kubernetes.name=shared", "kubernetes.queue=null")
+
+
+def objects(name):
+    return list(yaml.safe_load_all((CLUSTER / f"{name}.yaml").read_text()))
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_every_object_would_be_accepted(name):
+    assert [complaint for made in objects(name) for complaint in complaints(made)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "made"),
+    [
+        ("rayjob", "dist-sft rayjob cluster/run.yaml", lambda: render(load_config(CLUSTER / "run.yaml"))),
+        (
+            "raycluster",
+            f"dist-sft rayjob --cluster cluster/run.yaml {' '.join(OVERRIDES)}",
+            lambda: render_cluster(load_config(CLUSTER / "run.yaml", OVERRIDES)),
+        ),
+    ],
+)
+def test_the_rendered_examples_are_what_the_command_renders(name, command, made, request):
+    text, file = f"# {command}\n{as_documents(made())}", CLUSTER / f"{name}.yaml"
+    if request.config.getoption("--write-golden"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_the_run_of_the_example_finds_namespace_claim_and_queue():
+    settings = load_config(CLUSTER / "run.yaml").kubernetes
+    namespace, claim = objects("namespace")[0], objects("storage")[0]
+    *_, queue, local = objects("kueue")
+    assert settings.namespace == namespace["metadata"]["name"] == claim["metadata"]["namespace"]
+    assert settings.storage.claim == claim["metadata"]["name"] and claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert settings.queue == local["metadata"]["name"] and local["metadata"]["namespace"] == settings.namespace
+    assert local["spec"]["clusterQueue"] == queue["metadata"]["name"]
+    (shell,) = objects("shell")
+    assert shell["spec"]["containers"][0]["image"] == settings.image
+
+
+def test_ray_in_the_image_is_the_version_that_the_example_tells_the_operator():
+    pins = (ROOT / "tools" / "constraints.txt").read_text().splitlines()
+    assert f"ray=={load_config(CLUSTER / 'run.yaml').kubernetes.ray_version}" in pins
+
+
+def test_the_queue_covers_every_resource_that_a_pod_asks_for_and_has_room_for_the_example():
+    (group,) = objects("kueue")[2]["spec"]["resourceGroups"]
+    quota = {entry["name"]: entry["nominalQuota"] for entry in group["flavors"][0]["resources"]}
+    workers = objects("rayjob")[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    wanted = workers["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert set(wanted) <= set(group["coveredResources"]) == set(quota)
+    assert int(wanted["nvidia.com/gpu"]) * workers["replicas"] <= quota["nvidia.com/gpu"]
+    assert int(wanted["cpu"]) * workers["replicas"] <= quota["cpu"]
+
+
+def test_the_network_policy_is_about_the_pods_of_a_run():
+    policy, job = objects("networkpolicy")[0]["spec"], objects("rayjob")[-1]["spec"]
+    cluster = job["rayClusterSpec"]
+    templates = [job["submitterPodTemplate"], cluster["headGroupSpec"]["template"]]
+    templates += [group["template"] for group in cluster["workerGroupSpecs"]]
+    for template in templates:
+        assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    (operator,) = [rule for rule in policy["ingress"] if "namespaceSelector" in rule["from"][0]]
+    assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    assert not [rule for rule in policy["ingress"] if not rule.get("from")], "a rule without from is for everyone"
+
+
+def test_ray_up_takes_its_file_and_the_head_trains_nothing_and_shows_its_dashboard_to_nobody():
+    config = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text())
+    validate_config(prepare_config(config))
+    start = config["head_start_ray_commands"][-1]
+    assert "--num-cpus=0 --num-gpus=0" in start and "--dashboard-host=127.0.0.1" in start
+    for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
+        assert "RAY_AUTH_MODE=token" in command
+
+
+def test_the_image_is_pinned_runs_as_no_root_and_copies_what_there_is():
+    text = (CLUSTER / "Dockerfile").read_text()
+    kept = (CLUSTER / "Dockerfile.dockerignore").read_text()
+    users = re.findall(r"^USER (.*)$", text, re.M)
+    assert users and users[-1] == "1000:1000"
+    assert re.search(r"^ARG BASE=\S+:(?!latest)\S+$", text, re.M) and "--constraint constraints.txt" in text
+    for sources in re.findall(r"^COPY (.*) \S+$", text, re.M):
+        for source in sources.split():
+            assert (ROOT / source).exists() and f"!{source}\n" in kept
+    assert not re.search(r"TOKEN|PASSWORD|_KEY|^ADD ", text, re.M)
+
+
+def test_the_readme_names_only_files_that_are_there_and_every_file_of_the_folder():
+    text = (CLUSTER / "README.md").read_text()
+    named = set(re.findall(r"\b(?:cluster|launchers|tools|docs)/[\w./-]*\w", text))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    others = {"cluster/README.md", "cluster/Dockerfile.dockerignore"}
+    assert {f"cluster/{path.name}" for path in CLUSTER.iterdir()} - others <= named

@@ -1,0 +1,132 @@
+"""A rendered RayJob on hosts in place of pods: its folders, its variables, its commands, its entrypoint."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dist_sft.cluster.kubernetes.manifest import render
+from dist_sft.config.load import load_config
+from dist_sft.tracking.json_lines import records_in
+from tests.kubernetes.cases import ROOT
+from tests.kubernetes.rehearsal import pods
+
+hosts = pytest.importorskip("tests.multihost.hosts", reason="no hosts on one machine here")
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.skipif(bool(hosts.why_not()), reason=str(hosts.why_not())),
+]
+
+STEPS = 30
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def claim(tiny_model, tiny_rows, tmp_path):
+    """A folder in place of the claim: a model and rows."""
+    folder = tmp_path / "claim"
+    shutil.copytree(tiny_model, folder / "models" / "tiny")
+    (folder / "data").mkdir()
+    shutil.copy(tiny_rows, folder / "data" / "rows.jsonl")
+    return folder
+
+
+@pytest.fixture
+def manifest(tiny_run, tmp_path):
+    """The objects of a CPU run of two workers."""
+    settings = tiny_run | {
+        "run": {"name": "rehearsal", "dir": "runs/rehearsal"},
+        "model": {"path": "models/tiny", "dtype": "float32", "neftune": {"alpha": 5}},
+        "data": {"sources": ["data/rows.jsonl"], "context_length": 256},
+        "train": tiny_run["train"] | {"steps": STEPS},
+        "checkpoint": {"every": 10},
+        "cluster": {"workers": 2, "gpus_per_worker": 0},
+        "service": {"encoders": 1, "budget": 1 << 24},
+        "deepspeed": {"zero_optimization": {"stage": 3}},
+        "kubernetes": {
+            "image": "registry.example.com/dist-sft:0.1.0",
+            "head": {"cpus": 1, "memory": "2Gi", "shared_memory": "256Mi", "scratch": "4Gi"},
+            "worker": {"memory": "2Gi", "shared_memory": "256Mi", "scratch": "4Gi"},
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return render(load_config(path))
+
+
+class Played:
+    """A pod that a host plays; its root file system is read-only, as the manifest wants it."""
+
+    def __init__(self, pod, host, claim, head):
+        self.pod, self.host, self.head = pod, host, head
+        built = Path("~/.cache/torch_extensions").expanduser()  # else each pod compiles them, for minutes
+        keep = f"if [ -d {built} ]; then mkdir -p /tmp/.cache; cp -a {built} /tmp/.cache/; fi"
+        folders = pod.set_up({"dist-sft": claim}, host.folder / "pod")
+        done = host.run("bash", "-c", f"{folders}\n{keep}\nmount -o remount,bind,ro /")
+        assert done.returncode == 0, done.stderr
+
+    def command(self, *words):
+        """Out here, what runs `words` in the pod: with its variables, KubeRay's and this machine's, and no other."""
+        kuberay = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "made-by-the-operator",
+            "RAY_ADDRESS": f"{self.head}:6379",
+        }
+        machine = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        variables = self.pod.variables | kuberay | machine
+        return self.host.command("env", "-i", *(f"{name}={value}" for name, value in variables.items()), *words)
+
+    def run(self, *words, timeout=120):
+        return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, check=False)
+
+    def trains(self):
+        found = self.host.processes("RayTrainWorker")
+        if found and "head" in self.host.name:
+            print("DEBUG", self.host.name, [(p.pid, p.cmdline()) for p in found])
+        return bool(found)
+
+
+@contextlib.contextmanager
+def played(objects, claim):
+    """Head and workers, with Ray started on each as KubeRay would."""
+    with hosts.Switch() as switch, contextlib.ExitStack() as running:
+        made = []
+        for number, pod in enumerate(pods(objects)):
+            host = running.enter_context(switch.host(f"{pod.component}{number}"))
+            made.append(Played(pod, host, claim, made[0].host.address if made else host.address))
+        for each in made:
+            address = None if each is made[0] else f"{each.head}:6379"
+            words = each.pod.ray_start(address, node_ip_address=each.host.address)
+            started = each.run(*words, "--disable-usage-stats", timeout=180)
+            assert started.returncode == 0, started.stdout + started.stderr
+        yield made
+
+
+def learned(claim):
+    """The steps whose records are on the claim."""
+    return [record["step"] for record in records_in(claim / "runs" / "rehearsal" / "metrics.jsonl", "step")]
+
+
+def test_what_the_manifest_says_trains_a_model_to_its_end(manifest, claim, tmp_path):
+    with played(manifest, claim) as everyone, (tmp_path / "log").open("w+") as log:
+        head, worker, _ = everyone
+        entrypoint = shlex.split(manifest[-1]["spec"]["entrypoint"])
+        submit = ["ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--", *entrypoint]
+        job = subprocess.Popen(head.command(*submit), stdout=log, stderr=log)
+        training = set()
+        while job.poll() is None:
+            training |= {each.host.name for each in everyone if each.trains()}
+            time.sleep(0.5)
+        assert job.returncode == 0, (tmp_path / "log").read_text()
+        assert training == {"worker1", "worker2"}
+        assert learned(claim) == list(range(1, STEPS + 1))
+        assert (claim / "runs" / "rehearsal" / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").exists()
+        stopped = worker.run(*worker.pod.stop, timeout=60)  # trains nothing any more: at once
+        assert stopped.returncode == 0, stopped.stderr
