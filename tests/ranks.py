@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def records(run_dir, kind="step"):
 def losses(run_dir):
     """Training loss by step."""
     return {record["step"]: record["loss"] for record in records(run_dir)}
+
+
+def wait_for_step(run_dir, step, process):
+    """Until metrics.jsonl has a step, while a process lives."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if max([0, *losses(run_dir)]) >= step:
+                return
+        except (OSError, ValueError):  # no file yet, or a line that is being written
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
 
 
 def write_logits(settings, tokens, out):

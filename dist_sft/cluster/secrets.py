@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from dist_sft.cluster.preflight.ask import pinned
 from dist_sft.core.errors import ClusterError, ConfigError
 
 ANSWER = 120.0
@@ -37,14 +38,9 @@ def missing(names: Sequence[str]) -> list[str]:
 def refuse_missing(names: Sequence[str]) -> None:
     """Raise ClusterError where a node of the cluster that this process is connected to lacks one of the variables."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    look = ray.remote(num_cpus=0)(missing)
-    answers = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(names)
-        for node in nodes
-    ]
+    answers = [ray.remote(**pinned(node))(missing).remote(names) for node in nodes]
     try:
         lacking = dict(zip(nodes.values(), ray.get(answers, timeout=ANSWER), strict=True))
     except ray.exceptions.RayError as error:

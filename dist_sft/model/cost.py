@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+BYTES = {"bfloat16": 2, "float32": 4}
+"""Of a number, by its dtype."""
+
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0}
 """Dense bf16 peak of GPUs by a part of their name, from the vendor's data sheets."""
 

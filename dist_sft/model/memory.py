@@ -15,10 +15,9 @@ from transformers import PretrainedConfig
 
 from dist_sft.config.deepspeed import Device
 from dist_sft.config.sections import LoraTuning, RunConfig
-from dist_sft.model.cost import Widths
+from dist_sft.model.cost import BYTES, Widths
 from dist_sft.model.scores import BLOCK, KEPT
 
-BYTES = {"bfloat16": 2, "float32": 4}
 BUCKET = 500_000_000
 """DeepSpeed's default of reduce_bucket_size, in parameters."""
 SUB_GROUP = 1_000_000_000

@@ -23,9 +23,8 @@ def save_streamed(model: Any, weight: Callable[[str], Tensor], out: Path) -> Non
         weight: of a name of its state dict, in the precision that is to be written.
     """
     names = _own_names(model)
-    if get_model_conversion_mapping(
-        model, add_legacy=False
-    ):  # its files have other names and shapes than its parameters
+    renamed = get_model_conversion_mapping(model, add_legacy=False)  # files name weights otherwise
+    if renamed:
         missing, unexpected = model.load_state_dict({name: weight(name) for name in names}, strict=False, assign=True)
         assert not unexpected and not set(missing) - _tied(model), f"missing {missing}, unexpected {unexpected}"
         model.tie_weights()

@@ -17,9 +17,8 @@ from transformers import PretrainedConfig
 
 from dist_sft.config.sections import FullTuning, RunConfig
 from dist_sft.model.capacity import count_trained, tensor_sizes
-from dist_sft.model.cost import Widths
+from dist_sft.model.cost import BYTES, Widths
 
-BYTES = {"bfloat16": 2, "float32": 4}
 PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 """How often a ring carries the whole."""
 PERSISTENT = 100_000

@@ -4,14 +4,13 @@ import os
 import re
 import signal
 import statistics
-import time
 
 import pytest
 import yaml
 
 from dist_sft.checkpoint.layout import Manifest, newest
 from tests.cluster.commands import chat, process, start
-from tests.ranks import losses, records
+from tests.ranks import records, wait_for_step
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -60,7 +59,7 @@ def test_ctrl_c_ends_a_run_cleanly_and_a_second_run_in_its_folder_is_refused(run
     with (tmp_path / "log").open("w+") as log:
         driver = start(log, "train", *settings)
         try:
-            _wait_for_step(folder, 12, driver)
+            wait_for_step(folder, 12, driver)
             second = process("train", *settings)
             os.killpg(driver.pid, signal.SIGINT)
             code = driver.wait(120)
@@ -79,15 +78,3 @@ def test_ctrl_c_ends_a_run_cleanly_and_a_second_run_in_its_folder_is_refused(run
     assert second.stderr == (
         f"error: {folder}: another dist-sft is training in this folder\n  fix: wait for it, or use another run.dir\n"
     )
-
-
-def _wait_for_step(folder, step, driver):
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and driver.poll() is None:
-        try:
-            if max([0, *losses(folder)]) >= step:
-                return
-        except (OSError, ValueError):  # no file yet, or a line that is being written
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"step {step} was not reached")

@@ -10,7 +10,8 @@ from dist_sft.checkpoint.layout import Manifest, newest, whole_steps
 from tests.cluster.ray_head import BIN, environment
 from tests.multihost.cluster import cluster
 from tests.multihost.hosts import why_not
-from tests.multihost.test_training import desk, learned, learned_alone, starts, steps, wait_for_step
+from tests.multihost.test_training import desk, learned, learned_alone, starts, steps
+from tests.ranks import wait_for_step
 
 __all__ = ["desk", "learned_alone"]
 pytestmark = [

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import time
 
 import pytest
 import yaml
@@ -11,6 +10,7 @@ from dist_sft.tracking.json_lines import records_in
 from tests.cluster.ray_head import BIN, TOKEN, environment
 from tests.multihost.cluster import cluster
 from tests.multihost.hosts import why_not
+from tests.ranks import wait_for_step
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 STEPS = 40
@@ -67,18 +67,6 @@ def steps(run_dir):
 def starts(run_dir):
     """The step after which each start of the ranks went on."""
     return [record["step"] for record in records_in(run_dir / "metrics.jsonl", "note") if record["text"] == "start"]
-
-
-def wait_for_step(run_dir, step, job):
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and job.poll() is None:
-        try:
-            if max([0, *steps(run_dir)]) >= step:
-                return
-        except (OSError, ValueError):  # no file yet, or a line that is being written
-            pass
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
 
 
 def test_two_hosts_learn_what_one_machine_learns(hosts, desk, learned_alone, tmp_path):

@@ -14,8 +14,8 @@ from dist_sft.commands.planning.workload import Workload
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.packing import Dealer, StepPlan
-from dist_sft.model.cost import model_cost
-from dist_sft.model.memory import BYTES, Memory, estimate, state_bytes
+from dist_sft.model.cost import BYTES, model_cost
+from dist_sft.model.memory import Memory, estimate, state_bytes
 from dist_sft.model.traffic import Collective, Sizes, traffic
 
 
