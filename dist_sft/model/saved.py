@@ -1,6 +1,6 @@
 """Write trained weights so that plain transformers, or plain peft, loads them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
-from dist_sft.model.adapters import is_tied, trained_shapes, with_adapters
+from dist_sft.model.adapters import NAME, is_tied, trained_shapes, with_adapters
 from dist_sft.model.load import load_config
+from dist_sft.model.stored import stored_weights
 from dist_sft.model.streamed import save_streamed
 
 
@@ -32,27 +33,53 @@ def save_adapter(
     merge: bool,
     starts: dict[str, Tensor] | None = None,
 ) -> None:
-    """A folder that peft loads onto the base model; or the base model with the adapter added to its weights.
+    """A folder that peft loads onto the base model; or the base model with the adapter added to its weights, a layer at
+    a time.
 
     starts: what a PiSSA adapter started from, see `starts_of`. Raises CheckpointError where the weights do not fit.
     """
     assert isinstance(settings.tuning, LoraTuning)
-    dtype = getattr(torch, settings.dtype)
-    base = AutoModelForCausalLM.from_pretrained(
-        settings.path, revision=settings.revision, dtype=dtype, trust_remote_code=False
-    )
-    _stop_at(base, settings, stop_ids)
-    tuning = settings.tuning
+    dtype, config, tuning = getattr(torch, settings.dtype), load_config(settings), settings.tuning
     if tuning.init == "pissa":
         weights, tuning = _from_zero(weights, starts or {}, tuning)
-    model = with_adapters(base, tuning, seed=0)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        base_weight = stored_weights(settings, base) if merge else None
+        model = with_adapters(base, tuning, seed=0)
     _refuse_misfits(weights, trained_shapes(model))
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False)
-    if merge:
-        _untie(model)
-        model.merge_and_unload().save_pretrained(out)
-    else:
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False, assign=True)
+    if base_weight is None:
         model.save_pretrained(out, save_embedding_layers=False)  # those that were trained are saved anyway
+        return
+    if _parts_ends(model):
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    with torch.device("meta"):
+        merged = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _stop_at(merged, settings, stop_ids)
+    save_streamed(merged, _merged(model, base_weight), out)
+
+
+def _merged(model: Any, base_weight: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    """A function: name in the base model -> its weight with what was trained. model: adapted, its base without weights.
+
+    peft merges a layer at a time, which has its weight only meanwhile.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    def weight(name: str) -> Tensor:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_base_model().get_submodule(path)
+        if hasattr(module, "modules_to_save"):
+            return module.modules_to_save[NAME].get_parameter(leaf).detach()
+        if not isinstance(module, LoraLayer) or leaf != "weight":
+            return base_weight(name)
+        layer: Any = module.get_base_layer()
+        empty, layer.weight = layer.weight, nn.Parameter(base_weight(name), requires_grad=False)
+        module.merge()
+        found, layer.weight = layer.weight.detach(), empty
+        return found
+
+    return weight
 
 
 def _from_zero(
@@ -65,7 +92,9 @@ def _from_zero(
     joined = dict(weights)
     for name, start in starts.items():
         if name not in weights or weights[name].shape != start.shape:
-            raise CheckpointError(f"what {name} started from does not fit what it became", where="adapter_starts.pt")
+            raise CheckpointError(
+                f"what {name} started from does not fit what it became", where="adapter_starts.safetensors"
+            )
         into_b = ".lora_B." in name
         joined[name] = torch.cat([weights[name], -start.float() if into_b else start.float()], dim=int(into_b))
     more = 2 if tuning.scaling == "alpha/rank" else 2**0.5
@@ -85,15 +114,12 @@ def _refuse_misfits(weights: Mapping[str, Tensor], shapes: dict[str, tuple[int, 
             )
 
 
-def _untie(model: Any) -> None:
-    """Give a head that is the embedding a weight of its own, if an adapter is going to be added to one of them."""
+def _parts_ends(model: Any) -> bool:
+    """Whether a head that is the embedding becomes another weight, since an adapter is added to one of the two."""
     from peft.tuners.lora import LoraLayer
 
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if is_tied(model) and (isinstance(head, LoraLayer) or isinstance(embedding, LoraLayer)):
-        inner: Any = head.get_base_layer() if isinstance(head, LoraLayer) else head
-        inner.weight = nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    ends = (model.get_output_embeddings(), model.get_input_embeddings())
+    return is_tied(model) and any(isinstance(end, LoraLayer) for end in ends)
 
 
 def _stop_at(model: Any, settings: ModelSection, stop_ids: list[int]) -> None:

@@ -1,0 +1,49 @@
+"""The weights of a model on disk, one at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from dist_sft.config.sections import ModelSection
+
+
+def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor]:
+    """A function: name in the state dict of a model (which may be on the meta device) -> its weight, as settings.dtype.
+
+    Each is read from its safetensors file when it is asked for. Where files are of another kind, or name weights
+    otherwise than the model does, transformers loads all of them at once.
+    """
+    dtype = getattr(torch, settings.dtype)
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    files = {} if get_model_conversion_mapping(model, add_legacy=False) else _files(settings)
+    if all(name in files or tied.get(name) in files for name in model.state_dict()):
+        return lambda name: _read(files, name if name in files else tied[name]).to(dtype)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        settings.path, revision=settings.revision, dtype=dtype, trust_remote_code=False
+    )
+    return loaded.state_dict().__getitem__
+
+
+def _files(settings: ModelSection) -> dict[str, str]:
+    """The file of each weight, by the name that it has there; {} where there are no safetensors."""
+    options: dict[str, Any] = {"revision": settings.revision, "_raise_exceptions_for_missing_entries": False}
+    paths = [cached_file(settings.path, SAFE_WEIGHTS_NAME, **options)]
+    if paths == [None] and (index := cached_file(settings.path, SAFE_WEIGHTS_INDEX_NAME, **options)):
+        paths, _ = get_checkpoint_shard_files(settings.path, index, revision=settings.revision)
+    found: dict[str, str] = {}
+    for path in filter(None, paths):
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def _read(files: dict[str, str], name: str) -> Tensor:
+    with safe_open(files[name], framework="pt") as file:
+        return file.get_tensor(name)
