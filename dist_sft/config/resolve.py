@@ -1,11 +1,13 @@
 """The resolved config: every setting, also those left at their default, for the run folder and for W&B."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
+from dist_sft.config.document import Path, dotted
 from dist_sft.config.sections import RunConfig
 
 HIDDEN = "<hidden>"
@@ -36,21 +38,22 @@ def redacted(value: Any) -> Any:
     return redact_urls(value) if isinstance(value, str) else value
 
 
-def secret_keys(value: Any, key: str = "") -> list[str]:
-    """Dotted keys of what `redacted` hides, e.g. "deepspeed.api_key"."""
-    if value == redacted(value):
-        return []
-    if isinstance(value, dict):
-        hidden = [str(name) for name, inner in value.items() if _is_secret(str(name), inner)]
-        seen = {str(name): inner for name, inner in value.items() if str(name) not in hidden}
-    elif isinstance(value, (list, tuple)):
-        hidden, seen = [], {str(i): inner for i, inner in enumerate(value)}
+def secret_keys(value: Any) -> list[str]:
+    """Dotted keys of what `redacted` hides, e.g. "deepspeed.api_key" or "sources.1.path"."""
+    return [dotted(path) for path in _differing(value, redacted(value), ())]
+
+
+def _differing(value: Any, other: Any, path: Path) -> Iterator[Path]:
+    if value == other:
+        return
+    if isinstance(value, dict) and isinstance(other, dict):
+        for key, inner in value.items():
+            yield from _differing(inner, other[key], (*path, key))
+    elif isinstance(value, (list, tuple)) and isinstance(other, list):
+        for i, inner in enumerate(value):
+            yield from _differing(inner, other[i], (*path, i))
     else:
-        return [key]
-    start = f"{key}." if key else ""
-    return [start + name for name in hidden] + [
-        found for name, inner in seen.items() for found in secret_keys(inner, start + name)
-    ]
+        yield path
 
 
 def redact_urls(text: str) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 from dist_sft.cluster.kubernetes.pods import SCRATCH
 from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.deepspeed import portable
-from dist_sft.config.document import Path, dotted
 from dist_sft.config.kubernetes import KubernetesSection
-from dist_sft.config.resolve import redacted
+from dist_sft.config.resolve import secret_keys
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ConfigError
 
@@ -85,28 +84,13 @@ def _refuse_outside(key: str, path: str, settings: KubernetesSection) -> None:
 
 
 def _refuse_secrets(values: Any) -> None:
-    for path in _hidden(values, redacted(values), ()):
-        key = dotted(path)
+    for key in secret_keys(values):
         raise ConfigError(
             f"{key} holds a secret, and everyone who may read the ConfigMap could read it",
             where=key,
             fix="leave it out, and give the library's own variable by kubernetes.secrets, e.g. "
             "{AWS_SECRET_ACCESS_KEY: {name: SECRET, key: KEY}}",
         )
-
-
-def _hidden(values: Any, shown: Any, path: Path) -> Iterator[Path]:
-    """Where `redacted` made a difference: secret-looking keys, user info and parameters of URLs."""
-    if values == shown:
-        return
-    if isinstance(values, dict) and isinstance(shown, dict):
-        for key, value in values.items():
-            yield from _hidden(value, shown[key], (*path, key))
-    elif isinstance(values, list) and isinstance(shown, list):
-        for i, value in enumerate(values):
-            yield from _hidden(value, shown[i], (*path, i))
-    else:
-        yield path
 
 
 def _refuse_mute_wandb(config: RunConfig, settings: KubernetesSection) -> None:
