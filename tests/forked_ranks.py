@@ -4,6 +4,7 @@ python -m tests.forked_ranks     reads one JSON object a line: {"settings", "wor
 process ids, and once they have ended, with their exit codes
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -38,8 +39,10 @@ class ForkedRanks:
 
 
 def kill(pids):
+    """Those that live: one may have come to its end."""
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def rank(spec, number):

@@ -1,6 +1,6 @@
 """Where checkpoints live, and what makes one whole.
 
-RUN_DIR/checkpoints/
+RUN_DIR/checkpoints/, or checkpoint.url
     writer                         which start of the run may write here
     step_00000100/
         manifest.json              written last: with it the checkpoint is whole, without it nothing
@@ -9,17 +9,18 @@ RUN_DIR/checkpoints/
             rank00000.json         size, SHA-256 and content of it, for rank 0
     step_00000150.bad/             failed verification; put aside, with reason.txt
 
-A manifest is put in place by one rename, and names every other file with its size and SHA-256.
+A manifest is put in place by one rename, behind a URL by one request, and names every other file with its size and
+SHA-256.
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_sft.core.errors import CheckpointError
+from dist_sft.core.errors import CheckpointError, StorageError
 from dist_sft.core.files import sha256, write_json
+from dist_sft.core.places import failures, move_tree, remove_tree
 
 MANIFEST, WRITER = "manifest.json", "writer"
 FORMAT = 2
@@ -98,8 +99,15 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def whole_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a manifest, oldest first."""
-    names = (path.parent.name.removeprefix("step_") for path in checkpoints.glob(f"step_*/{MANIFEST}"))
+    """Steps that have a manifest, oldest first. Raises StorageError."""
+    try:
+        names = [path.parent.name.removeprefix("step_") for path in checkpoints.glob(f"step_*/{MANIFEST}")]
+    except failures(checkpoints) as error:
+        raise StorageError(
+            f"cannot be listed: {error}",
+            where=str(checkpoints),
+            fix="see that it is there, and that the credentials may list, read, write and remove",
+        ) from error
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -116,20 +124,24 @@ def verify_shard(folder: Path, name: str, shard: Shard) -> str | None:
 def put_aside(folder: Path, reason: str) -> Path:
     """Rename a checkpoint that cannot be trusted, so that nobody finds it again."""
     aside = folder.with_name(f"{folder.name}.bad")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+    remove_tree(aside)
+    move_tree(folder, aside)
     (aside / "reason.txt").write_text(reason + "\n")
     return aside
 
 
 def newest(run_dir: Path, step: int | None = None) -> Path:
+    """The newest whole checkpoint of a run folder, or that of a step. Raises CheckpointError."""
+    return newest_in(run_dir / "checkpoints", step)
+
+
+def newest_in(checkpoints: Path, step: int | None = None) -> Path:
     """The newest whole checkpoint of a run, or that of a step. Raises CheckpointError."""
-    checkpoints = run_dir / "checkpoints"
     steps = whole_steps(checkpoints)
     if not steps or (step is not None and step not in steps):
         have = f"there are steps {', '.join(map(str, steps))}" if steps else "there is none"
         raise CheckpointError(
-            f"no checkpoint of step {step}; {have}" if step is not None else "no checkpoint in this run folder",
+            f"no checkpoint of step {step}; {have}" if step is not None else "this run has no checkpoint",
             where=str(checkpoints),
             fix="name a step that is there" if steps else "train first: dist-sft train RUN.yaml",
         )

@@ -9,34 +9,31 @@ says which stretch of the parameter it is. No file of a checkpoint is a pickle: 
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_sft.checkpoint.layout import Manifest, Shard
 from dist_sft.checkpoint.partition import STEP, WEIGHT, Piece
 from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import room
+from dist_sft.core.files import durable, room
+from dist_sft.core.places import failures, is_remote
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
 """Of dtypes in a safetensors header (https://huggingface.co/docs/safetensors, format)."""
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], pieces: dict[str, tuple[int, int]], rank: int) -> Shard:
     """Write a safetensors file, on disk when this returns. tensors: on the CPU, contiguous. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
+    with durable(path) as file:
         for part in (memoryview(_header(tensors)), *(_bytes(tensor) for tensor in tensors.values())):
             digest.update(part)
             file.write(part)
             size += len(part)
-        file.flush()
-        os.fsync(file.fileno())
     return Shard(size, digest.hexdigest(), rank, pieces)
 
 
@@ -61,8 +58,39 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def describe(error: Exception, folder: Path) -> str:
     """An error of a write, and how much room there is."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return f"{str(error).splitlines()[0]} ({room(there)})"
+    there = folder if is_remote(folder) else next(path for path in (folder, *folder.parents) if path.exists())
+    return f"{(str(error).splitlines() or [type(error).__name__])[0]} ({room(there)})"
+
+
+class ShardFile:
+    """A shard, of which any stretch of any tensor can be read, on a disk or behind a URL.
+
+    Raises ValueError where it is not what `write_shard` writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        size = int.from_bytes(self._file.read(8), "little")
+        self._tensors: dict[str, Any] = json.loads(self._file.read(size))
+        self._begin = 8 + size
+        self.names = set(self._tensors)
+
+    def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
+        """[last - first] numbers of a flattened tensor."""
+        dtype, (begin, end) = DTYPES[self._tensors[name]["dtype"]], self._tensors[name]["data_offsets"]
+        start = self._begin + begin + first * dtype.itemsize
+        stop = self._begin + end if last is None else self._begin + begin + last * dtype.itemsize
+        if start == stop:
+            return torch.empty(0, dtype=dtype)
+        self._file.seek(start)
+        content = bytearray(self._file.read(stop - start))
+        if len(content) != stop - start:
+            raise ValueError(f"it ends inside of {name}")
+        return torch.frombuffer(content, dtype=dtype)
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole one, in its own shape."""
+        return self.read(name).view(self._tensors[name]["shape"])
 
 
 class Pieces:
@@ -86,12 +114,12 @@ class Pieces:
             begin, stop = max(first, piece.start), min(last, end)
             if begin >= stop:
                 continue
-            file, keys = self._open(name)
-            if (key := f"{column}/{piece.parameter}") not in keys:
+            file = self._open(name)
+            if (key := f"{column}/{piece.parameter}") not in file.names:
                 missing = True
                 continue
             at = piece.at + begin - piece.start
-            into[at : at + stop - begin] = file.get_slice(key)[begin - first : stop - first]
+            into[at : at + stop - begin] = file.read(key, begin - first, stop - first)
             found += stop - begin
         if missing and not found:
             return False
@@ -115,7 +143,7 @@ class Pieces:
 
     @functools.cached_property
     def _columns(self) -> set[str]:
-        keys = (key for name, shard in self.manifest.shards.items() if shard.pieces for key in self._open(name)[1])
+        keys = (key for name, shard in self.manifest.shards.items() if shard.pieces for key in self._open(name).names)
         return {key.partition("/")[0] for key in keys}
 
     def of_rank(self, rank: int) -> tuple[str, Shard]:
@@ -126,14 +154,14 @@ class Pieces:
 
     def rounded(self, rank: int, number: int) -> dict[str, Tensor]:
         """States that a rank kept in a form of its own for one of its partitions, by name."""
-        file, keys = self._open(self.of_rank(rank)[0])
-        return {key.partition("/")[2]: file.get_tensor(key) for key in keys if key.startswith(f"{number}/")}
+        file = self._open(self.of_rank(rank)[0])
+        return {key.partition("/")[2]: file.tensor(key) for key in file.names if key.startswith(f"{number}/")}
 
     def steps(self, parameter: str) -> set[int]:
         """How many updates the optimizer has counted for a parameter, by all shards that have a piece of it."""
         opened = [self._open(name) for _, _, name in self._where.get(parameter, ())]
         key = f"{STEP}/{parameter}"
-        return {int(file.get_tensor(key)) for file, keys in opened if key in keys}
+        return {int(file.read(key)) for file in opened if key in file.names}
 
     def weight(self, parameter: str) -> Tensor:
         """float32, in its own shape."""
@@ -142,9 +170,9 @@ class Pieces:
         self.read(WEIGHT, Piece(parameter, 0, len(values), 0), values)
         return values.view(shape)
 
-    def _opened(self, name: str) -> tuple[Any, set[str]]:
+    def _opened(self, name: str) -> ShardFile:
+        path = self.folder / name
         try:
-            file = safe_open(self.folder / name, framework="pt")
-            return file, set(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"the shard cannot be read: {error}", where=str(self.folder / name)) from error
+            return ShardFile(path)
+        except (ValueError, failures(path)) as error:
+            raise CheckpointError(f"the shard cannot be read: {error}", where=str(path)) from error

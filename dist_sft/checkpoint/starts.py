@@ -6,10 +6,10 @@ made anew, on another machine, may differ, and the checkpoint's A and B would be
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dist_sft.checkpoint.layout import Manifest, folder_of, verify_shard, whole_steps
+from dist_sft.checkpoint.shards import ShardFile
 from dist_sft.core.errors import CheckpointError
 
 STARTS = "adapter_starts.safetensors"
@@ -44,7 +44,10 @@ def newest_starts(checkpoints: Path) -> Path | None:
 def starts_in(checkpoint: Path) -> dict[str, Tensor] | None:
     """A0 and B0 by parameter name, on the CPU; None for a checkpoint without."""
     name = _name(Manifest.read(checkpoint))
-    return load_file(checkpoint / name) if name else None
+    if name is None:
+        return None
+    file = ShardFile(checkpoint / name)
+    return {parameter: file.tensor(parameter) for parameter in file.names}
 
 
 def _name(manifest: Manifest) -> str | None:

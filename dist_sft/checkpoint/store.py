@@ -8,7 +8,7 @@ load: newest first; ranks share the work of verifying; what fails is put aside, 
 Every method is a collective: all ranks call it, and all return or all raise.
 """
 
-import shutil
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from dist_sft.checkpoint.shards import Pieces
 from dist_sft.checkpoint.writing import Retention, Writing
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import atomic
+from dist_sft.core.places import cure, failures, is_remote, remove_tree
 
 SETTLE = 30.0
 """Seconds that a run which has failed still gives to a checkpoint on its way."""
@@ -49,7 +50,7 @@ class Progress:
 class CheckpointStore:
     """The checkpoints of one run.
 
-    folder     RUN_DIR/checkpoints, on storage that all ranks see
+    folder     RUN_DIR/checkpoints, on storage that all ranks see; or what is behind checkpoint.url
     retention  which survive a save
     adapter    save only the parameters that are trained
     attempt    names this start of the run: ranks left over from another can touch nothing of it
@@ -142,16 +143,32 @@ class CheckpointStore:
 
     def _take_over(self) -> None:
         """From here on, no other start of the run can finish a checkpoint."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if is_remote(self.folder):
+            self._refuse_others()
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(self.folder / WRITER) as file:
             file.write(self.attempt.encode())
+
+    def _refuse_others(self) -> None:
+        """A URL is easily left in a run file that is copied, and the run that it belongs to may be running."""
+        runs = set()
+        for step in whole_steps(self.folder):
+            with contextlib.suppress(CheckpointError):
+                runs.add(Manifest.read(folder_of(self.folder, step)).run)
+        if runs and self.run not in runs:
+            raise CheckpointError(
+                "the checkpoints there are of another run: what was learned, or from which data, is not the same",
+                where=str(self.folder),
+                fix="give each run a checkpoint.url of its own",
+            )
 
     def _clear(self, step: int) -> None:
         """Remove what earlier starts left half-written."""
         whole = {folder_of(self.folder, step) for step in whole_steps(self.folder)}
         for left in self.folder.glob("step_*"):
             if left not in whole and left.suffix != ".bad":
-                shutil.rmtree(left)
+                remove_tree(left)
         if (final := folder_of(self.folder, step)) in whole:
             put_aside(final, "saved again by a run that had started from an earlier step")
 
@@ -282,7 +299,7 @@ def _verify(folder: Path, run: str) -> tuple[Manifest | None, str]:
         failed = error.what
     except CheckpointError as error:
         found = [error.what]
-    except OSError as error:
+    except failures(folder) as error:
         failed = f"rank {rank} cannot read it: {error}"
     outcomes: list[Any] = [None] * world
     dist.all_gather_object(outcomes, (found, failed))
@@ -299,6 +316,6 @@ def _cannot_save(problem: str, path: Path) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint cannot be written: {problem}",
         where=str(path),
-        fix="make room (or lower checkpoint.keep) and run the same command again: "
+        fix=f"{cure(path)} (or lower checkpoint.keep), and run the same command again: "
         "it goes on from the newest whole checkpoint, which is untouched",
     )

@@ -6,8 +6,8 @@ rank 0:                     waits for all records ─> sizes are right ─> nobo
 Ranks tell rank 0 by files beside their shards, for the process group is busy with training.
 """
 
+import contextlib
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -18,14 +18,15 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_sft.checkpoint.layout import WRITER, Manifest, Shard, folder_of, whole_steps
+from dist_sft.checkpoint.layout import MANIFEST, WRITER, Manifest, Shard, folder_of, whole_steps
 from dist_sft.checkpoint.shards import describe, write_shard
 from dist_sft.checkpoint.starts import STARTS
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import sync_folder, write_json
+from dist_sft.core.places import failures, is_remote, remove_tree, retried
 
-POLL = 0.1
-"""Seconds between two looks of rank 0 at what has been written."""
+POLL, REMOTE_POLL = 0.1, 1.0
+"""Seconds between two looks of rank 0 at what has been written; behind a URL each is a request."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,20 @@ class Writing:
         if self._committer is not None:
             self._committer.join()
             if self._manifest.step not in whole_steps(self._checkpoints):
-                shutil.rmtree(self.final, ignore_errors=True)
+                with contextlib.suppress(failures(self.final)):  # the next save does it
+                    remove_tree(self.final)
 
     def _write(self) -> None:
         folder = self.final / self._attempt
         try:
             shards = {}
             name = f"rank{self._rank:05d}"
-            shards[f"{name}.safetensors"] = write_shard(
-                folder / f"{name}.safetensors", self._tensors, self._pieces, self._rank
-            )
+            path = folder / f"{name}.safetensors"
+            shards[path.name] = retried(path, lambda: write_shard(path, self._tensors, self._pieces, self._rank))
             if self._starts and self._rank == 0:
-                shards[STARTS] = write_shard(folder / STARTS, self._starts, {}, 0)
-            write_json(folder / f"{name}.json", {file: asdict(shard) for file, shard in shards.items()}, indent=None)
+                shards[STARTS] = retried(path, lambda: write_shard(folder / STARTS, self._starts, {}, 0))
+            record = {file: asdict(shard) for file, shard in shards.items()}
+            retried(path, lambda: write_json(folder / f"{name}.json", record, indent=None))
         except Exception as error:  # noqa: BLE001  # a thread that dies tells nobody; `written` does
             self._write_error = describe(error, folder)
 
@@ -134,7 +136,8 @@ class Writing:
                 if (record := self._awaited(rank)) is None:
                     return
                 shards |= {f"{self._attempt}/{file}": Shard(**fields) for file, fields in record.items()}
-            self._put(replace(self._manifest, shards=shards))
+            manifest = replace(self._manifest, shards=shards)
+            retried(self.final, lambda: self._put(manifest))
         except Exception as error:  # noqa: BLE001  # likewise; `committed` tells
             self._commit_error = describe(error, self._checkpoints)
         self.seconds = time.monotonic() - self._began
@@ -142,10 +145,10 @@ class Writing:
     def _awaited(self, rank: int) -> dict[str, dict[str, Any]] | None:
         """What a rank has written; None if that is never going to be whole."""
         path = self.final / self._attempt / f"rank{rank:05d}.json"
-        while not path.exists():
-            if self._abandoned.wait(POLL):
+        while not retried(path, path.exists):
+            if self._abandoned.wait(REMOTE_POLL if is_remote(path) else POLL):
                 return None
-        record: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
+        record: dict[str, dict[str, Any]] = json.loads(retried(path, path.read_bytes))
         return record
 
     def _put(self, manifest: Manifest) -> None:
@@ -160,4 +163,5 @@ class Writing:
             raise OSError(f"another start of this run has taken over: {owner}")
         manifest.write(self.final)
         for old in self._retention.surplus(self._checkpoints):
-            shutil.rmtree(old.rename(old.with_name(f"{old.name}.{self._attempt}.old")))
+            (old / MANIFEST).unlink(missing_ok=True)  # from here on it is not there
+            remove_tree(old)

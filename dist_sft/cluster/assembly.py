@@ -101,7 +101,8 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
 
     merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
     tuning = config.model.tuning
-    kept = _kept_starts(folder / "checkpoints", tuning)
+    place = run_folder.checkpoints_of(config, folder)
+    kept = _kept_starts(place, tuning)
     model = load(config.model, merged, config.run.seed, device, brief.steps[TRAIN], kept)
     model.context.neighbours = Neighbours.form(config.train.sequence_parallel)
     ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
@@ -112,7 +113,7 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
         check_residual_dropout(model, engine)
     adapter, starts = tuning.kind == "lora", starts_of(model.module)
     checkpoints = CheckpointStore(
-        folder / "checkpoints",
+        place,
         Retention(config.checkpoint.keep, config.checkpoint.keep_best),
         adapter,
         attempt=f"{session}-{attempt}",

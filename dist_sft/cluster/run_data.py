@@ -90,7 +90,7 @@ class RunData:
 
         Raises DataError where they hold nothing to learn, RowError for those that bad_rows forbids.
         """
-        if not whole_steps(Path(config.run.dir) / "checkpoints"):
+        if not whole_steps(run_folder.checkpoints_of(config, Path(config.run.dir))):
             for feed in self.feeds.values():
                 feed.rows.probe(feed.steps)
 

@@ -6,7 +6,7 @@ RUN_DIR/
     metrics.jsonl    a line per step and evaluation
     ledger.jsonl     a line per row that was dropped or cut
     session          how often ranks were started
-    checkpoints/     see checkpoint.layout
+    checkpoints/     see checkpoint.layout; elsewhere with checkpoint.url
     tokenizer/       with the template that was trained; exports copy it
     wandb/
 """
@@ -25,6 +25,7 @@ from dist_sft.config.resolve import redacted, resolved, resolved_yaml
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import CheckpointError, ConfigError, StorageError
 from dist_sft.core.files import atomic, write_json, writing
+from dist_sft.core.places import is_remote, place
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "ray", "datasets", "numpy", "dist-sft")
 
@@ -43,6 +44,18 @@ def facts(config: RunConfig, fingerprints: dict[str, Any], stop_ids: list[int]) 
     }
 
 
+def checkpoints_of(config: RunConfig, folder: Path) -> Path:
+    """Where the checkpoints of the run in a folder are. Raises ConfigError for a URL that cannot be used here."""
+    url = config.checkpoint.url
+    if url is None:
+        return folder / "checkpoints"
+    if url.startswith("memory:"):
+        raise ConfigError(
+            "memory:// is another place in each process", where="checkpoint.url", fix="name storage that all nodes see"
+        )
+    return place(url)
+
+
 def locate(config: RunConfig) -> Path:
     """Where run.dir is, as an absolute path; it need not be there yet.
 
@@ -50,9 +63,9 @@ def locate(config: RunConfig) -> Path:
     """
     if "://" in config.run.dir:
         raise ConfigError(
-            f"run.dir is '{config.run.dir}', a URL: ranks write their shards with plain file access",
+            f"run.dir is '{config.run.dir}', a URL: what is in it is written line by line",
             where="run.dir",
-            fix="give a folder on storage that all nodes see; a bucket can be mounted, e.g. with gcsfuse or s3fs",
+            fix="give a folder on storage that all nodes see, and the URL as checkpoint.url: the rest is small",
         )
     folder = Path(config.run.dir).absolute()
     refuse_unwritable(folder, "set run.dir to a folder that you may write")
@@ -74,7 +87,7 @@ def prepare(folder: Path, now: dict[str, Any], config: RunConfig) -> None:
     Raises ConfigError with the keys that differ, CheckpointError where the folder's facts cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_changes(folder, now)
+    refuse_changes(folder, now, checkpoints_of(config, folder))
     write_json(folder / "run.json", redacted(now))
     with atomic(folder / "run.yaml") as file:
         file.write(resolved_yaml(config).encode())
@@ -90,10 +103,13 @@ def next_session(folder: Path) -> int:
     return session
 
 
-def refuse_changes(folder: Path, now: dict[str, Any]) -> None:
-    """Raise ConfigError where the folder has checkpoints of a run that learns something else than `now` says."""
+def refuse_changes(folder: Path, now: dict[str, Any], checkpoints: Path) -> None:
+    """Raise ConfigError where there are checkpoints of a run that learns something else than `now` says.
+
+    Behind a URL they may outlive the folder: then it is their manifests that are compared, when they are loaded.
+    """
     path = folder / "run.json"
-    if not whole_steps(folder / "checkpoints"):
+    if not whole_steps(checkpoints) or (is_remote(checkpoints) and not path.exists()):
         return
     try:
         before = json.loads(path.read_bytes())["learned"]

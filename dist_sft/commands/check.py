@@ -58,7 +58,7 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
     wait_for_builds(fresh=0)
     data = RunData.of(config)
     looked = data.train.rows.probe(data.train.steps, rows)
-    run_folder.refuse_changes(run_dir, data.facts(config))
+    run_folder.refuse_changes(run_dir, data.facts(config), run_folder.checkpoints_of(config, run_dir))
     masks, architecture = certify_masks(data.train, looked), load_config(config.model)
     return {
         "rows": [{"source": source.name, "rows": len(source)} for source in data.train.rows.sources],

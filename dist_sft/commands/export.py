@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from dist_sft.checkpoint.consolidate import consolidated
-from dist_sft.checkpoint.layout import newest
+from dist_sft.checkpoint.layout import newest_in
 from dist_sft.checkpoint.starts import starts_in
 from dist_sft.cluster import run_folder
 from dist_sft.config.sections import ModelSection
@@ -20,7 +20,7 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = Fals
     """
     run_dir, out = run_dir.absolute(), out.absolute()
     config = run_folder.read_config(run_dir)
-    checkpoint = newest(run_dir, step)
+    checkpoint = newest_in(run_folder.checkpoints_of(config, run_dir), step)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError("the output is there already", where=str(out), fix="give a new folder, or remove it")
     if merge and config.model.tuning.kind != "lora":

@@ -302,6 +302,13 @@ class EvalSection(Section):
 class CheckpointSection(Section):
     """checkpoint: what survives."""
 
+    url: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9+.-]*://[^@\s]+$",
+        description="keep checkpoints there, not in run.dir: a folder of their own behind any URL that fsspec "
+        "knows, e.g. s3://bucket/run (needs s3fs); credentials are the library's own, by environment",
+        json_schema_extra=EXECUTION,
+    )
     every: PositiveInt = Field(
         default=100, description="steps; the last step is always saved", json_schema_extra=EXECUTION
     )

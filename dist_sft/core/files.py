@@ -1,7 +1,8 @@
-"""Files that are whole or absent: write beside, fsync, rename."""
+"""Files that are whole or absent: write beside, fsync, rename. Behind a URL: one request."""
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -10,12 +11,32 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dist_sft.core.errors import StorageError
+from dist_sft.core.errors import SftError, StorageError
+from dist_sft.core.places import cure, failures, is_remote
+
+
+@contextlib.contextmanager
+def durable(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that is on disk when the block ends without an error. For large ones: it has its name at once."""
+    if is_remote(path):
+        with path.open("wb") as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes its name only when the block ends without an error, and is on disk by then."""
+    if is_remote(path):
+        content = io.BytesIO()
+        yield content
+        path.write_bytes(content.getvalue())
+        return
     partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
@@ -33,16 +54,20 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a StorageError that names the file and the room that is left."""
     try:
         yield
-    except OSError as error:
+    except SftError:
+        raise
+    except failures(path) as error:
         raise StorageError(
-            f"cannot be written: {error.strerror or error} ({room(path.parent)})",
+            f"cannot be written: {getattr(error, 'strerror', None) or error} ({room(path.parent)})",
             where=str(path),
-            fix="make room and run the same command again: it goes on from the newest whole checkpoint",
+            fix=f"{cure(path)}, and run the same command again: it goes on from the newest whole checkpoint",
         ) from error
 
 
 def room(folder: Path) -> str:
     """How much the file system of a folder can still take, for a message."""
+    if is_remote(folder):
+        return f"at {folder}"
     return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB free in {folder}"
 
 
@@ -73,6 +98,8 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder survive a power cut."""
+    if is_remote(folder):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -87,7 +87,7 @@ class _Walk:
         return logits if self.shape == Shape() else logits.copy_(self.shape(logits))
 
     def rooms(self, targets: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Where each block's logits stay for the backward pass, float32[P, B]; None: they are computed again.
+        """Where what is known of each block stays for the backward pass, float32[P, B]; None: it is computed again.
 
         The gradient of a weight, which is written last, lends its memory to the logits of the last words. Backwards
         from the last block, a word's gradient is written where only logits lie that have been used: with n of V words
@@ -103,6 +103,11 @@ class _Walk:
         first = min(fitting, default=vocabulary)
         shifted = [slice(block.start - first, block.stop - first) for block in self.blocks]
         return [_place(room, block, count) if block.start >= 0 else None for block in shifted]
+
+    @property
+    def exponentials(self) -> bool:
+        """Whether exp(logits - the block's most) are kept in place of the logits, which only a cap asks for again."""
+        return self.shape.cap is None
 
     def spare(self, targets: Tensor) -> list[Tensor]:
         """Memory for one block's numbers after another's, float32[P, B] for each."""
@@ -121,16 +126,17 @@ class _Scores(torch.autograd.Function):
         target, total = torch.zeros_like(partition), torch.zeros_like(partition)
         ctx.of_weights = _like(weights, ctx.needs_input_grad[-walk.factors :])
         ctx.kept = walk.rooms(targets, ctx.of_weights) if any(ctx.needs_input_grad) else [None] * len(walk.blocks)
-        for block, kept, *spare in zip(walk.blocks, ctx.kept, walk.spare(targets), walk.spare(targets), strict=True):
-            logits = walk.logits(hidden, weights, bias, block, spare[0] if kept is None else kept)
-            most = logits.amax(1)
-            partition = torch.logaddexp(
-                partition, most + torch.sub(logits, most[:, None], out=spare[1]).exp_().sum(1).log_()
-            )
+        ctx.most = [partition] * len(walk.blocks)
+        for i, (block, kept, spare) in enumerate(zip(walk.blocks, ctx.kept, walk.spare(targets), strict=True)):
+            logits = walk.logits(hidden, weights, bias, block, spare if kept is None else kept)
+            ctx.most[i] = most = logits.amax(1)
             inside, at = _inside(targets, block)
             target = torch.where(inside, logits.gather(1, at[:, None])[:, 0], target)
             if walk.mean:
                 total += logits.sum(1)
+            room = kept if kept is not None and walk.exponentials else spare
+            exponentials = torch.sub(logits, most[:, None], out=room).exp_()
+            partition = torch.logaddexp(partition, most + exponentials.sum(1).log_())
         ctx.walk = walk
         ctx.save_for_backward(targets, bias, partition, *given, *weights)
         return torch.stack([partition, target, total / len(weights[0])], dim=1)
@@ -147,16 +153,19 @@ class _Scores(torch.autograd.Function):
         of_bias = torch.empty_like(bias) if bias_wanted else None
         of_hidden = [torch.zeros_like(h, dtype=torch.float32) for h in given]
         of_weights = ctx.of_weights or _like(weights, wanted[walk.factors :])
-        walked = list(zip(walk.blocks, ctx.kept, walk.spare(targets), walk.spare(targets), strict=True))
+        walked = list(zip(walk.blocks, ctx.kept, ctx.most, walk.spare(targets), walk.spare(targets), strict=True))
         ctx.of_weights, ctx.kept = None, [None] * len(walk.blocks)  # given away, and used up
-        for block, kept, again, part in reversed(walked):
-            logits = walk.logits(hidden, weights, bias, block, again) if kept is None else kept
-            torch.sub(logits, partition[:, None], out=part).exp_().mul_(of_partition[:, None])
+        for block, kept, most, again, part in reversed(walked):
+            known = walk.logits(hidden, weights, bias, block, again) if kept is None else kept
+            if kept is not None and walk.exponentials:
+                torch.mul(known, (torch.exp(most - partition) * of_partition)[:, None], out=part)
+            else:
+                torch.sub(known, partition[:, None], out=part).exp_().mul_(of_partition[:, None])
             inside, at = _inside(targets, block)
             part.scatter_add_(1, at[:, None], (of_target * inside)[:, None])
             if walk.mean:
                 part += (of_mean / len(weights[0]))[:, None]
-            walk.shape.backward_(part, logits)
+            walk.shape.backward_(part, known)
             if of_bias is not None:
                 of_bias[block] = part.sum(0)
             for k, h in enumerate(hidden):

@@ -216,5 +216,5 @@ def test_only_the_newest_checkpoints_are_kept(tiny_run, tmp_path):
 
 
 def test_a_run_folder_without_a_checkpoint_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint in this run folder"):
+    with pytest.raises(CheckpointError, match="this run has no checkpoint"):
         newest(tmp_path)

@@ -377,7 +377,7 @@ def test_a_run_folder_that_cannot_be_made(refused, run):
 @pytest.mark.parametrize("command", ["check", "train"])
 def test_a_run_folder_that_is_a_url(refused, run, command):
     error = refused(command, run.file, "run.dir=s3://bucket/run")
-    assert error.startswith("run.dir: run.dir is 's3://bucket/run', a URL") and "can be mounted" in error
+    assert error.startswith("run.dir: run.dir is 's3://bucket/run', a URL") and "the URL as checkpoint.url" in error
     assert not Path("s3:").exists()
 
 
@@ -410,7 +410,7 @@ def test_an_export_of_a_run_of_another_version(refused, tmp_path):
 def test_an_export_of_a_run_without_a_checkpoint(refused, run, tmp_path):
     shutil.copy(run.dir / "run.json", tmp_path)
     assert refused("export", tmp_path, tmp_path / "out") == (
-        f"{tmp_path}/checkpoints: no checkpoint in this run folder\n  fix: train first: dist-sft train RUN.yaml"
+        f"{tmp_path}/checkpoints: this run has no checkpoint\n  fix: train first: dist-sft train RUN.yaml"
     )
     assert refused("export", run.dir, tmp_path / "out", "--step", 7) == (
         f"{run.dir}/checkpoints: no checkpoint of step 7; there are steps 1\n  fix: name a step that is there"

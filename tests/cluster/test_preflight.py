@@ -208,3 +208,14 @@ def test_no_node_with_enough_gpus_is_said_at_once(refused, run, cluster):
     error = refused("preflight", run.file, f"cluster.address={address}", f"run.dir={run_dir}",
                     "cluster.cpus_per_worker=64")  # fmt: skip
     assert "no node of the cluster has what a worker needs: 0 GPUs and 64 CPUs" in error and "ray status" in error
+
+
+def test_a_url_that_is_not_the_same_storage_for_all_nodes_is_found(sft, run, cluster):
+    address, run_dir, _ = cluster
+    options = (f"cluster.address={address}", f"run.dir={run_dir}", "checkpoint.url=memory://runs/x")
+    (found,) = sft("preflight", run.file, *options, "--json").values
+    said = [one for one in found["findings"] if one["what"].startswith("memory://runs/x: a file that ")]
+    assert said and all(one["fix"].startswith("checkpoint.url must be one storage for all nodes") for one in said)
+    (found,) = sft("preflight", run.file, *options[:2], "checkpoint.url=nothing://x", "--json").values
+    (what,) = {one["what"] for one in found["findings"] if one["check"] == "storage"}
+    assert what.startswith("cannot write 4 MiB into nothing://x: nothing:// cannot be reached")

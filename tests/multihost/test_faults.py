@@ -166,7 +166,7 @@ def test_a_host_that_is_given_notice_is_saved_from_and_one_that_returns_is_taken
 def test_after_the_head_is_lost_the_job_is_submitted_again_and_goes_on(
     hosts, submit, run, desk, learned_alone, tmp_path
 ):
-    job = submit()
+    job = submit("--patience=20")
     wait_for_step(run, 8, job)
     hosts.head.power_cut()
     code, log = ended(job, tmp_path)

@@ -61,7 +61,9 @@ def preflight(config: RunConfig, run_dir: Path, short: bool = False) -> Report:
     report = Report([_timed(facts) for facts in found if facts is not None], findings)
     given = {node["NodeID"]: node["Resources"].get("GPU", 0.0) for node in nodes}
     report.findings += judge(report.nodes, versions(), given, _room(config))
-    report.findings += _storage(report.nodes, str(run_dir))
+    report.findings += _storage(report.nodes, "run.dir", str(run_dir))
+    if config.checkpoint.url:
+        report.findings += _storage(report.nodes, "checkpoint.url", config.checkpoint.url)
     ports = _ports(report.nodes)
     report.findings += ports
     if not short and not ports and len(report.nodes) > 1:
@@ -91,6 +93,8 @@ def nodes_for(config: RunConfig) -> list[dict[str, Any]]:
 
 def _room(config: RunConfig) -> float:
     """Bytes that the checkpoints of a run take in run.dir, with the one that is being written."""
+    if config.checkpoint.url:
+        return 0.0
     trained = count_trained(load_config(config.model), config.model.tuning).total
     keep = config.checkpoint
     return float(trained * state_bytes(config, stage=1) * (keep.keep + keep.keep_best + 1))
@@ -105,30 +109,30 @@ def _timed(facts: NodeFacts) -> NodeFacts:
     return replace(facts, clock=told - (began + time.time()) / 2)
 
 
-def _storage(nodes: Sequence[NodeFacts], run_dir: str) -> list[Finding]:
-    """One file of each node: written, read by all, removed."""
+def _storage(nodes: Sequence[NodeFacts], key: str, place: str) -> list[Finding]:
+    """One file of each node: written, read by all, removed. key: of the setting that names the place."""
     names = {node.node: f"{uuid.uuid4().hex[:12]}-{i}" for i, node in enumerate(nodes)}
-    wrote, findings = ask(nodes, "write into run.dir", storage.write, lambda n: (run_dir, names[n.node]))
+    wrote, findings = ask(nodes, f"write into {key}", storage.write, lambda n: (place, names[n.node]))
     for node, written in zip(nodes, wrote, strict=True):
         if written is not None and written.error:
-            what = f"cannot write {storage.SIZE >> 20} MiB into {run_dir}: {written.error}"
+            what = f"cannot write {storage.SIZE >> 20} MiB into {place}: {written.error}"
             fix = "make room there, or mount the shared storage with the right to write"
+            if key != "run.dir":
+                fix = "let every node reach it, with fsspec's library for it and credentials that may write and remove"
             findings.append(Finding("storage", what, node.name, fix))
     files = {one.name: (node, one) for node, one in zip(nodes, wrote, strict=True) if one is not None and not one.error}
     try:
-        read, failed = ask(
-            nodes, "read run.dir", storage.unseen, lambda n: (run_dir, [one for _, one in files.values()])
-        )
+        read, failed = ask(nodes, f"read {key}", storage.unseen, lambda n: (place, [one for _, one in files.values()]))
     finally:
-        gone, left = ask(nodes, "remove its file", storage.remove, lambda n: (run_dir, names[n.node]))
+        gone, left = ask(nodes, "remove its file", storage.remove, lambda n: (place, names[n.node]))
     findings += [*failed, *left]
-    for node, unseen, problem in zip(nodes, read, gone, strict=True):
+    for node, written, unseen, problem in zip(nodes, wrote, read, gone, strict=True):
         for name, what in (unseen or {}).items():
-            said = f"{run_dir}: a file that {files[name][0].name} wrote {what}"
-            fix = "run.dir must be one storage for all nodes: mount it at the same path everywhere"
+            said = f"{place}: a file that {files[name][0].name} wrote {what}"
+            fix = f"{key} must be one storage for all nodes: mount it at the same path everywhere"
             findings.append(Finding("storage", said, node.name, fix))
-        if problem:
-            said = f"cannot remove its file from {run_dir}: {problem}"
+        if problem and written is not None and not written.error:
+            said = f"cannot remove its file from {place}: {problem}"
             findings.append(Finding("storage", said, node.name, "old checkpoints are removed, too: give the right to"))
     return findings
 

@@ -1,10 +1,18 @@
-"""Is run.dir one file system? Each node writes a file, every other reads it, and removes it again."""
+"""Is a folder one and the same on all nodes? Each writes a file, every other reads it, and removes it again.
 
+where: run.dir, or the URL of checkpoint.url.
+"""
+
+import contextlib
 import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from dist_sft.core.errors import SftError
+from dist_sft.core.files import durable
+from dist_sft.core.places import place
 
 SIZE = 4 << 20
 """Bytes that a node writes: more than a disk that is as good as full still takes."""
@@ -19,28 +27,27 @@ class Written:
     error: str = ""
 
 
-def write(run_dir: str, name: str) -> Written:
+def write(where: str, name: str) -> Written:
     """Write a file of random bytes, to the disk."""
-    token, folder = secrets.token_hex(16), _folder(run_dir)
+    token = secrets.token_hex(16)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("wb") as file:
+        path = _folder(where) / name
+        with durable(path) as file:
             file.write(token.encode())
             file.write(os.urandom(SIZE))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        (folder / name).unlink(missing_ok=True)
-        return Written(name, token, error.strerror or str(error))
+    except Exception as error:  # noqa: BLE001  # the libraries behind URLs have errors of their own
+        with contextlib.suppress(Exception):
+            path.unlink(missing_ok=True)
+        return Written(name, token, _said(error))
     return Written(name, token)
 
 
-def unseen(run_dir: str, files: Sequence[Written]) -> dict[str, str]:
+def unseen(where: str, files: Sequence[Written]) -> dict[str, str]:
     """By name, what is wrong with the files of other nodes as this node sees them; {} where it sees them all."""
     found = {}
     for written in files:
-        path = _folder(run_dir) / written.name
         try:
+            path = _folder(where) / written.name
             with path.open("rb") as file:
                 token = file.read(len(written.token)).decode(errors="replace")
             size = path.stat().st_size - len(token)
@@ -48,20 +55,30 @@ def unseen(run_dir: str, files: Sequence[Written]) -> dict[str, str]:
                 found[written.name] = f"has {size} bytes of other content"
         except FileNotFoundError:
             found[written.name] = "is not there"
-        except OSError as error:
-            found[written.name] = error.strerror or str(error)
+        except Exception as error:  # noqa: BLE001  # see write
+            found[written.name] = _said(error)
     return found
 
 
-def remove(run_dir: str, name: str) -> str:
+def remove(where: str, name: str) -> str:
     """Why the file could not be removed, or ''."""
     try:
-        (_folder(run_dir) / name).unlink(missing_ok=True)
-        _folder(run_dir).rmdir()
-    except OSError as error:
-        return "" if not (_folder(run_dir) / name).exists() else error.strerror or str(error)
+        folder = _folder(where)
+        (folder / name).unlink(missing_ok=True)
+        if (folder / name).exists():
+            return "it is still there"
+    except Exception as error:  # noqa: BLE001  # see write
+        return _said(error)
+    with contextlib.suppress(OSError, NotImplementedError):  # others' files may be there yet
+        folder.rmdir()
     return ""
 
 
-def _folder(run_dir: str) -> Path:
-    return Path(run_dir) / ".preflight"
+def _folder(where: str) -> Path:
+    return place(where) / ".preflight"
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, SftError):
+        return error.what
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -87,7 +87,7 @@ def _as_asked(config: RunConfig, folder: Path, world: int, samples: Sequence[Enc
     }
     settings["data"]["schedule"] = []
     settings["eval"] |= {"source": None, "patience": None}
-    settings["checkpoint"] |= {"every": 1, "keep": STEPS}
+    settings["checkpoint"] |= {"every": 1, "keep": STEPS, "url": None}
     settings["cluster"] |= {"workers": world, "gpus_per_worker": 0, "address": None}
     settings["tracking"] |= {"wandb": None}
     deepspeed_config(RunConfig.model_validate(settings), world, "cpu")

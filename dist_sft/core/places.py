@@ -1,0 +1,86 @@
+"""Folders on a disk or behind a URL, and what the two do otherwise.
+
+One behind a URL is used as a path is, but is no `pathlib.Path`. A file there is whole when it is closed, and not there
+before; it cannot be renamed, only copied; and the libraries behind URLs raise errors of their own.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from dist_sft.core.errors import ConfigError
+
+PAUSES = (1, 4, 16)
+"""Seconds before storage behind a URL is tried again; its library has tried some times by then."""
+
+Returned = TypeVar("Returned")
+
+
+def place(name: str) -> Path:
+    """The folder of a path, or of a URL that fsspec knows, e.g. s3://bucket/runs. Raises ConfigError.
+
+    Listings are never cached: others write there.
+    """
+    scheme, colon, rest = name.partition("://")
+    if not colon or scheme in ("file", "local"):
+        return Path(rest if colon else name)
+    from upath import UPath
+
+    try:
+        found = UPath(name, use_listings_cache=False)
+        assert found.fs  # imports the library that speaks to it
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"{scheme}:// cannot be reached: {error}",
+            where=name,
+            fix="install fsspec's library for it on every node, e.g. s3fs for s3://, gcsfs for gs://, adlfs for az://",
+        ) from error
+    return cast(Path, found)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is behind a URL."""
+    return not isinstance(path, Path)
+
+
+def failures(path: Path) -> type[Exception]:
+    """What storage raises when it fails."""
+    return Exception if is_remote(path) else OSError
+
+
+def cure(path: Path) -> str:
+    """What to do where storage cannot be written, for a message."""
+    return "see that the storage works, and what the credentials may do" if is_remote(path) else "make room"
+
+
+def retried(path: Path, action: Callable[[], Returned]) -> Returned:
+    """What an action on storage returns. Behind a URL it is tried again after a failure: networks have bad moments."""
+    for pause in PAUSES if is_remote(path) else ():
+        with contextlib.suppress(Exception):
+            return action()
+        time.sleep(pause)
+    return action()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, if it is there, with all that is in it."""
+    if is_remote(folder):
+        remote: Any = folder
+        if remote.exists():
+            remote.fs.rm(remote.path, recursive=True)
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def move_tree(folder: Path, to: Path) -> None:
+    """Give a folder another name. Behind a URL it is moved file by file, those at its top before those in folders."""
+    if not is_remote(folder):
+        folder.rename(to)
+        return
+    old: Any = folder
+    new: Any = to
+    for name in sorted(old.fs.find(old.path), key=lambda name: name.count("/")):
+        old.fs.mv(name, f"{new.path}{name.removeprefix(old.path)}")
