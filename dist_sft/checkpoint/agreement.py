@@ -13,7 +13,7 @@ from dist_sft.core.files import writing
 def on_rank_0(folder: Path, action: Callable[[], Any]) -> Any:
     """What `action` returned on rank 0, on every rank; or what it raised. A collective.
 
-    folder: what the action works on; an OSError becomes a StorageError that names it.
+    folder: what the action works on; a failure of its storage becomes a StorageError that names it.
     """
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:

@@ -8,6 +8,7 @@ from torch import Tensor
 from dist_sft.checkpoint.layout import Manifest, verify_shard
 from dist_sft.checkpoint.shards import Pieces
 from dist_sft.core.errors import CheckpointError
+from dist_sft.core.files import reading
 
 
 class Weights(Mapping[str, Tensor]):
@@ -28,9 +29,10 @@ class Weights(Mapping[str, Tensor]):
 
 
 def consolidated(folder: Path) -> Weights:
-    """Raises CheckpointError for a checkpoint that is not as it was saved."""
-    manifest = Manifest.read(folder)
-    for name, shard in manifest.shards.items():
-        if problem := verify_shard(folder, name, shard):
-            raise CheckpointError(problem, where=str(folder), fix="export another step: --step N")
+    """Raises CheckpointError for a checkpoint that is not as it was saved, StorageError for one that cannot be read."""
+    with reading(folder):
+        manifest = Manifest.read(folder)
+        for name, shard in manifest.shards.items():
+            if problem := verify_shard(folder, name, shard):
+                raise CheckpointError(problem, where=str(folder), fix="export another step: --step N")
     return Weights(Pieces(folder, manifest))

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_sft.core.errors import CheckpointError, StorageError
-from dist_sft.core.files import sha256, write_json
-from dist_sft.core.places import failures, move_tree, remove_tree
+from dist_sft.core.errors import CheckpointError
+from dist_sft.core.files import reading, sha256, write_json
+from dist_sft.core.places import move_tree, remove_tree
 
 MANIFEST, WRITER = "manifest.json", "writer"
 FORMAT = 2
@@ -76,7 +76,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Raises CheckpointError for a manifest that is missing or torn; OSError where the storage fails."""
+        """Raises CheckpointError for a manifest that is missing or torn; what its storage raises where that fails."""
         path = folder / MANIFEST
         try:
             fields = json.loads(path.read_bytes())
@@ -100,23 +100,24 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 def whole_steps(checkpoints: Path) -> list[int]:
     """Steps that have a manifest, oldest first. Raises StorageError."""
-    try:
-        names = [path.parent.name.removeprefix("step_") for path in checkpoints.glob(f"step_*/{MANIFEST}")]
-    except failures(checkpoints) as error:
-        raise StorageError(
-            f"cannot be listed: {error}",
-            where=str(checkpoints),
-            fix="see that it is there, and that the credentials may list, read, write and remove",
-        ) from error
-    return sorted(int(name) for name in names if name.isdigit())
+    with reading(checkpoints):
+        found = {path.name.removeprefix("step_"): path for path in checkpoints.glob("step_*")}
+        return sorted(int(name) for name, path in found.items() if name.isdigit() and is_whole(path))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether it has a manifest. Raises what its storage raises: a failure says nothing about the checkpoint."""
+    return (checkpoint / MANIFEST).exists()
 
 
 def verify_shard(folder: Path, name: str, shard: Shard) -> str | None:
-    """What is wrong with a shard, or None."""
+    """What is wrong with a shard, or None. Raises what its storage raises, as `is_whole` does."""
     path = folder / name
-    if not path.is_file():
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
         return f"{name} is missing"
-    if (size := path.stat().st_size) != shard.bytes:
+    if size != shard.bytes:
         return f"{name} has {size} bytes instead of {shard.bytes}"
     return None if sha256(path) == shard.sha256 else f"{name} does not have the content that was saved"
 

@@ -19,7 +19,7 @@ from dist_sft.checkpoint.layout import Manifest, Shard
 from dist_sft.checkpoint.partition import STEP, WEIGHT, Piece
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import durable, room
-from dist_sft.core.places import failures, is_remote
+from dist_sft.core.places import is_remote, read_range
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
 """Of dtypes in a safetensors header (https://huggingface.co/docs/safetensors, format)."""
@@ -27,7 +27,10 @@ DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], pieces: dict[str, tuple[int, int]], rank: int) -> Shard:
-    """Write a safetensors file, on disk when this returns. tensors: on the CPU, contiguous. Raises OSError."""
+    """Write a safetensors file, on disk when this returns. tensors: on the CPU, contiguous.
+
+    Raises what its storage raises, e.g. OSError.
+    """
     digest, size = hashlib.sha256(), 0
     with durable(path) as file:
         for part in (memoryview(_header(tensors)), *(_bytes(tensor) for tensor in tensors.values())):
@@ -65,13 +68,13 @@ def describe(error: Exception, folder: Path) -> str:
 class ShardFile:
     """A shard, of which any stretch of any tensor can be read, on a disk or behind a URL.
 
-    Raises ValueError where it is not what `write_shard` writes.
+    Raises OSError where it cannot be read, ValueError where it is not what `write_shard` writes.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        size = int.from_bytes(self._file.read(8), "little")
-        self._tensors: dict[str, Any] = json.loads(self._file.read(size))
+        self._path, self._file = path, None if is_remote(path) else path.open("rb")
+        size = int.from_bytes(self._bytes(0, 8), "little")
+        self._tensors: dict[str, Any] = json.loads(self._bytes(8, 8 + size))
         self._begin = 8 + size
         self.names = set(self._tensors)
 
@@ -82,11 +85,16 @@ class ShardFile:
         stop = self._begin + end if last is None else self._begin + begin + last * dtype.itemsize
         if start == stop:
             return torch.empty(0, dtype=dtype)
-        self._file.seek(start)
-        content = bytearray(self._file.read(stop - start))
+        content = bytearray(self._bytes(start, stop))
         if len(content) != stop - start:
             raise ValueError(f"it ends inside of {name}")
         return torch.frombuffer(content, dtype=dtype)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        if self._file is None:
+            return read_range(self._path, start, stop)
+        self._file.seek(start)
+        return self._file.read(stop - start)
 
     def tensor(self, name: str) -> Tensor:
         """A whole one, in its own shape."""
@@ -174,5 +182,5 @@ class Pieces:
         path = self.folder / name
         try:
             return ShardFile(path)
-        except (ValueError, failures(path)) as error:
+        except (ValueError, OSError) as error:
             raise CheckpointError(f"the shard cannot be read: {error}", where=str(path)) from error

@@ -11,6 +11,7 @@ from torch import Tensor
 from dist_sft.checkpoint.layout import Manifest, folder_of, verify_shard, whole_steps
 from dist_sft.checkpoint.shards import ShardFile
 from dist_sft.core.errors import CheckpointError
+from dist_sft.core.files import reading
 
 STARTS = "adapter_starts.safetensors"
 
@@ -43,11 +44,11 @@ def newest_starts(checkpoints: Path) -> Path | None:
 
 def starts_in(checkpoint: Path) -> dict[str, Tensor] | None:
     """A0 and B0 by parameter name, on the CPU; None for a checkpoint without."""
-    name = _name(Manifest.read(checkpoint))
-    if name is None:
-        return None
-    file = ShardFile(checkpoint / name)
-    return {parameter: file.tensor(parameter) for parameter in file.names}
+    with reading(checkpoint):
+        if (name := _name(Manifest.read(checkpoint))) is None:
+            return None
+        file = ShardFile(checkpoint / name)
+        return {parameter: file.tensor(parameter) for parameter in file.names}
 
 
 def _name(manifest: Manifest) -> str | None:

@@ -20,13 +20,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_sft.checkpoint.agreement import on_rank_0
-from dist_sft.checkpoint.layout import WRITER, Manifest, UnknownFormat, folder_of, put_aside, verify_shard, whole_steps
+from dist_sft.checkpoint.layout import (
+    WRITER,
+    Manifest,
+    UnknownFormat,
+    folder_of,
+    is_whole,
+    put_aside,
+    verify_shard,
+    whole_steps,
+)
 from dist_sft.checkpoint.partition import STEP, WEIGHT, Partition, partitions, spread_weights
 from dist_sft.checkpoint.shards import Pieces
 from dist_sft.checkpoint.writing import Retention, Writing
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import atomic
-from dist_sft.core.places import cure, failures, is_remote, remove_tree
+from dist_sft.core.places import cure, failures, is_remote, remove_tree, retried
 
 SETTLE = 30.0
 """Seconds that a run which has failed still gives to a checkpoint on its way."""
@@ -80,7 +89,7 @@ class CheckpointStore:
         """
         began = time.monotonic()
         self.finish()
-        on_rank_0(self.folder, lambda: self._clear(step))
+        on_rank_0(self.folder, lambda: retried(self.folder, lambda: self._clear(step)))
         tensors, pieces = self._copied(partitions(engine))
         manifest = Manifest(
             step, dist.get_world_size(), engine.zero_optimization_stage(), self.adapter, self.run, state,
@@ -165,11 +174,10 @@ class CheckpointStore:
 
     def _clear(self, step: int) -> None:
         """Remove what earlier starts left half-written."""
-        whole = {folder_of(self.folder, step) for step in whole_steps(self.folder)}
-        for left in self.folder.glob("step_*"):
-            if left not in whole and left.suffix != ".bad":
+        for left in list(self.folder.glob("step_*")):
+            if left.suffix != ".bad" and not is_whole(left):
                 remove_tree(left)
-        if (final := folder_of(self.folder, step)) in whole:
+        if is_whole(final := folder_of(self.folder, step)):
             put_aside(final, "saved again by a run that had started from an earlier step")
 
     def _copied(self, parts: list[Partition]) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
@@ -219,6 +227,10 @@ class CheckpointStore:
                 _fill(part, number, stored, engine.optimizer)
         except CheckpointError as error:
             problem = error
+        except (ValueError, OSError) as error:
+            problem = CheckpointError(
+                f"it cannot be read: {error}", where=str(folder), fix="see that the storage works"
+            )
         outcomes: list[CheckpointError | None] = [None] * dist.get_world_size()
         dist.all_gather_object(outcomes, problem)
         for failure in filter(None, outcomes):

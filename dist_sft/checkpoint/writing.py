@@ -18,12 +18,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_sft.checkpoint.layout import MANIFEST, WRITER, Manifest, Shard, folder_of, whole_steps
+from dist_sft.checkpoint.layout import MANIFEST, WRITER, Manifest, Shard, folder_of, is_whole, whole_steps
 from dist_sft.checkpoint.shards import describe, write_shard
 from dist_sft.checkpoint.starts import STARTS
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import sync_folder, write_json
-from dist_sft.core.places import failures, is_remote, remove_tree, retried
+from dist_sft.core.places import failures, is_remote, remove_file, remove_tree, retried
 
 POLL, REMOTE_POLL = 0.1, 1.0
 """Seconds between two looks of rank 0 at what has been written; behind a URL each is a request."""
@@ -111,8 +111,8 @@ class Writing:
         self._abandoned.set()
         if self._committer is not None:
             self._committer.join()
-            if self._manifest.step not in whole_steps(self._checkpoints):
-                with contextlib.suppress(failures(self.final)):  # the next save does it
+            with contextlib.suppress(failures(self.final)):  # else the next save does it
+                if not is_whole(self.final):
                     remove_tree(self.final)
 
     def _write(self) -> None:
@@ -159,9 +159,13 @@ class Writing:
                 raise OSError(f"{name} has {size} bytes here, {shard.bytes} where rank {shard.rank} wrote it")
         sync_folder(self.final / self._attempt)
         sync_folder(self._checkpoints)
+        self._refuse_if_taken_over()
+        manifest.write(self.final)
+        self._refuse_if_taken_over()  # the request may have been on its way for long
+        for old in self._retention.surplus(self._checkpoints):
+            remove_file(old / MANIFEST)  # from here on it is not there
+            remove_tree(old)
+
+    def _refuse_if_taken_over(self) -> None:
         if (owner := (self._checkpoints / WRITER).read_text()) != self._attempt:
             raise OSError(f"another start of this run has taken over: {owner}")
-        manifest.write(self.final)
-        for old in self._retention.surplus(self._checkpoints):
-            (old / MANIFEST).unlink(missing_ok=True)  # from here on it is not there
-            remove_tree(old)

@@ -87,7 +87,9 @@ def prepare(folder: Path, now: dict[str, Any], config: RunConfig) -> None:
     Raises ConfigError with the keys that differ, CheckpointError where the folder's facts cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_changes(folder, now, checkpoints_of(config, folder))
+    checkpoints = checkpoints_of(config, folder)
+    _refuse_another_place(folder, checkpoints)
+    refuse_changes(folder, now, checkpoints)
     write_json(folder / "run.json", redacted(now))
     with atomic(folder / "run.yaml") as file:
         file.write(resolved_yaml(config).encode())
@@ -124,6 +126,20 @@ def refuse_changes(folder: Path, now: dict[str, Any], checkpoints: Path) -> None
             "this run has checkpoints, and would learn something else from here on: " + "; ".join(changes),
             where=str(path.parent),
             fix="undo the change, or start a new run in another run.dir",
+        )
+
+
+def _refuse_another_place(folder: Path, checkpoints: Path) -> None:
+    """Raise ConfigError where a run that has checkpoints elsewhere would begin again, and forget its records."""
+    if not (folder / "run.json").exists() or whole_steps(checkpoints):
+        return
+    url = read_facts(folder).get("config", {}).get("checkpoint", {}).get("url")
+    earlier = place(url) if url else folder / "checkpoints"
+    if str(earlier) != str(checkpoints) and whole_steps(earlier):
+        raise ConfigError(
+            f"this run has checkpoints at {earlier}, and none at {checkpoints}: it would begin again",
+            where="checkpoint.url",
+            fix="copy them there first, or start a new run in another run.dir",
         )
 
 

@@ -12,7 +12,7 @@ lora: about ten times as much (LoRA Without Regret, Schulman et al., 2025); 1e-4
 
 def warnings(config: RunConfig) -> list[str]:
     """What a user should look at again before a run, a sentence each; nothing here is an error."""
-    return [*_learning_rate(config), *_noise(config)]
+    return [*_learning_rate(config), *_noise(config), *_patience(config)]
 
 
 def _learning_rate(config: RunConfig) -> list[str]:
@@ -28,6 +28,16 @@ def _learning_rate(config: RunConfig) -> list[str]:
     return [
         f"train.learning_rate is {rate:g}, {side} what is usual with model.tuning.kind={kind} ({low:g} to {high:g}): "
         f"{hint}; train.preset={kind} fills in a published one"
+    ]
+
+
+def _patience(config: RunConfig) -> list[str]:
+    hang, stall = config.cluster.hang, config.service.stall
+    if hang > 3 * stall:
+        return []
+    return [
+        f"cluster.hang is {hang:g} and service.stall is {stall:g}: ranks would be taken for stuck before a frozen member "
+        f"of the data service is replaced; set service.stall to less than {hang / 3:g}"
     ]
 
 

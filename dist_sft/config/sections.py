@@ -304,9 +304,9 @@ class CheckpointSection(Section):
 
     url: str | None = Field(
         default=None,
-        pattern=r"^[a-z][a-z0-9+.-]*://[^@\s]+$",
-        description="keep checkpoints there, not in run.dir: a folder of their own behind any URL that fsspec "
-        "knows, e.g. s3://bucket/run (needs s3fs); credentials are the library's own, by environment",
+        pattern=r"^[a-z][a-z0-9+.-]*://[^@\s*?\[\]]+$",
+        description="keep checkpoints there, not in run.dir: a folder of their own in an object store that "
+        "fsspec knows, e.g. s3://bucket/run (needs s3fs); credentials are the library's own, by environment",
         json_schema_extra=EXECUTION,
     )
     every: PositiveInt = Field(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dist_sft.core.errors import SftError, StorageError
-from dist_sft.core.places import cure, failures, is_remote
+from dist_sft.core.errors import StorageError
+from dist_sft.core.places import MISTAKES, cure, failures, is_remote
 
 
 @contextlib.contextmanager
@@ -51,10 +51,10 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError that names the file and the room that is left."""
+    """Turn a failure of storage in the block into a StorageError that names the file and the room that is left."""
     try:
         yield
-    except SftError:
+    except MISTAKES:
         raise
     except failures(path) as error:
         raise StorageError(
@@ -62,6 +62,17 @@ def writing(path: Path) -> Iterator[None]:
             where=str(path),
             fix=f"{cure(path)}, and run the same command again: it goes on from the newest whole checkpoint",
         ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failure of storage in the block into a StorageError that names the file."""
+    try:
+        yield
+    except MISTAKES:
+        raise
+    except failures(path) as error:
+        raise StorageError(f"cannot be read: {error}", where=str(path), fix="see that the storage works") from error
 
 
 def room(folder: Path) -> str:

@@ -1,7 +1,8 @@
 """Folders on a disk or behind a URL, and what the two do otherwise.
 
-One behind a URL is used as a path is, but is no `pathlib.Path`. A file there is whole when it is closed, and not there
-before; it cannot be renamed, only copied; and the libraries behind URLs raise errors of their own.
+One behind a URL, in an object store, is used as a path is, but is no `pathlib.Path`. A file there is whole when it is
+closed, and not there before; it cannot be renamed, only copied. The libraries behind URLs raise errors of their own.
+What they do not raise is asked for here: s3fs's removal of many files is silent about those that stayed.
 """
 
 import contextlib
@@ -11,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dist_sft.core.errors import ConfigError
+from dist_sft.core.errors import ConfigError, SftError
 
 PAUSES = (1, 4, 16)
 """Seconds before storage behind a URL is tried again; its library has tried some times by then."""
+
+MISTAKES = (SftError, AssertionError, AttributeError, KeyError, TypeError)
+"""What storage does not raise, of what an action on it may."""
 
 Returned = TypeVar("Returned")
 
@@ -47,7 +51,7 @@ def is_remote(path: Path) -> bool:
 
 
 def failures(path: Path) -> type[Exception]:
-    """What storage raises when it fails."""
+    """What storage raises when it fails; behind a URL also what programs raise, see MISTAKES."""
     return Exception if is_remote(path) else OSError
 
 
@@ -65,12 +69,33 @@ def retried(path: Path, action: Callable[[], Returned]) -> Returned:
     return action()
 
 
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """Bytes of a file behind a URL, by one request. Raises OSError."""
+    remote: Any = path
+    try:
+        content: bytes = retried(path, lambda: remote.fs.cat_file(remote.path, start=start, end=stop))
+    except Exception as error:
+        raise OSError(f"{path} cannot be read: {error}") from error
+    return content
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there."""
+    if is_remote(path):
+        remote: Any = path
+        remote.fs.rm_file(remote.path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_tree(folder: Path) -> None:
-    """Remove a folder, if it is there, with all that is in it."""
+    """Remove a folder, if it is there, with all that is in it. Raises OSError, among others, where something stayed."""
     if is_remote(folder):
         remote: Any = folder
         if remote.exists():
             remote.fs.rm(remote.path, recursive=True)
+            if left := remote.fs.find(remote.path):
+                raise OSError(f"{len(left)} files could not be removed, the first {left[0]}")
     elif folder.exists():
         shutil.rmtree(folder)
 
@@ -83,4 +108,5 @@ def move_tree(folder: Path, to: Path) -> None:
     old: Any = folder
     new: Any = to
     for name in sorted(old.fs.find(old.path), key=lambda name: name.count("/")):
-        old.fs.mv(name, f"{new.path}{name.removeprefix(old.path)}")
+        old.fs.cp_file(name, f"{new.path}{name.removeprefix(old.path)}")
+        old.fs.rm_file(name)

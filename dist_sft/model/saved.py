@@ -12,15 +12,15 @@ from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.model.adapters import NAME, is_tied, trained_shapes, with_adapters
 from dist_sft.model.load import load_config
-from dist_sft.model.stored import stored_weights
+from dist_sft.model.stored import stored_weights, untie, untie_as_stored
 from dist_sft.model.streamed import save_streamed
 
 
 def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
     """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
-    dtype = getattr(torch, settings.dtype)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(settings), dtype=dtype)
+    dtype, config = getattr(torch, settings.dtype), load_config(settings)
+    untie_as_stored(config, _skeleton(config, dtype), weights.__getitem__)
+    model = _skeleton(config, dtype)
     _stop_at(model, settings, stop_ids)
     save_streamed(model, lambda name: weights[name].to(dtype), out)
 
@@ -34,7 +34,7 @@ def save_adapter(
     starts: dict[str, Tensor] | None = None,
 ) -> None:
     """A folder that peft loads onto the base model; or the base model with the adapter added to its weights, a layer at
-    a time.
+    a time where `stored_weights` reads them so.
 
     starts: what a PiSSA adapter started from, see `starts_of`. Raises CheckpointError where the weights do not fit.
     """
@@ -42,21 +42,27 @@ def save_adapter(
     dtype, config, tuning = getattr(torch, settings.dtype), load_config(settings), settings.tuning
     if tuning.init == "pissa":
         weights, tuning = _from_zero(weights, starts or {}, tuning)
+    base = _skeleton(config, dtype)
+    base_weight = stored_weights(settings, base)
+    untie_as_stored(config, base, base_weight)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        base_weight = stored_weights(settings, base) if merge else None
-        model = with_adapters(base, tuning, seed=0)
+        model = with_adapters(_skeleton(config, dtype), tuning, seed=0)
     _refuse_misfits(weights, trained_shapes(model))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False, assign=True)
-    if base_weight is None:
+    if not merge:
         model.save_pretrained(out, save_embedding_layers=False)  # those that were trained are saved anyway
         return
     if _parts_ends(model):
-        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    with torch.device("meta"):
-        merged = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        untie(config)
+    merged = _skeleton(config, dtype)
     _stop_at(merged, settings, stop_ids)
     save_streamed(merged, _merged(model, base_weight), out)
+
+
+def _skeleton(config: Any, dtype: torch.dtype) -> Any:
+    """A model without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _merged(model: Any, base_weight: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
@@ -65,12 +71,21 @@ def _merged(model: Any, base_weight: Callable[[str], Tensor]) -> Callable[[str],
     peft merges a layer at a time, which has its weight only meanwhile.
     """
     from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    inner = model.get_base_model()
+    whole = {
+        f"{path}.{name}": value.detach()
+        for path, module in inner.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+        for name, value in module.modules_to_save[NAME].named_parameters()
+    }
 
     def weight(name: str) -> Tensor:
+        if name in whole:
+            return whole[name]
         path, _, leaf = name.rpartition(".")
-        module = model.get_base_model().get_submodule(path)
-        if hasattr(module, "modules_to_save"):
-            return module.modules_to_save[NAME].get_parameter(leaf).detach()
+        module = inner.get_submodule(path)
         if not isinstance(module, LoraLayer) or leaf != "weight":
             return base_weight(name)
         layer: Any = module.get_base_layer()

@@ -19,10 +19,13 @@ from torch.autograd.function import once_differentiable
 
 from dist_sft.model.precision import matmul_dtype
 
-BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
+BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Logits of a block: enough to keep the cores busy, and little beside what else a step holds."""
+ALIGNED = 64
+"""Words of a block are a multiple of this: matrices are multiplied a tenth faster then."""
 KEPT = 1 << 25
-"""Logits that are kept for the backward pass even where no gradient of a weight lends its memory: 128 MiB."""
+"""Logits, or exponentials of them, that are kept for the backward pass even where no gradient of a weight lends its
+memory: 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def token_scores(
     """
     hidden, weights = zip(*factors, strict=True)
     vocabulary = len(weights[0])
-    width = max(128, BLOCK.get(targets.device.type, BLOCK["cuda"]) // len(targets))
+    width = max(2 * ALIGNED, BLOCK.get(targets.device.type, BLOCK["cuda"]) // len(targets) // ALIGNED * ALIGNED)
     blocks = [slice(at, min(at + width, vocabulary)) for at in range(0, vocabulary, width)]
     walk = _Walk(shape, mean, blocks, len(factors))
     scores: Tensor = _Scores.apply(walk, targets, bias, *hidden, *weights)

@@ -1,5 +1,6 @@
-"""The weights of a model on disk, one at a time."""
+"""The weights of a model on disk, one at a time; and whether its head is its embedding, as they say."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,18 +18,34 @@ from dist_sft.config.sections import ModelSection
 def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor]:
     """A function: name in the state dict of a model (which may be on the meta device) -> its weight, as settings.dtype.
 
-    Each is read from its safetensors file when it is asked for. Where files are of another kind, or name weights
-    otherwise than the model does, transformers loads all of them at once.
+    Each is read from its safetensors file when it is asked for, and is the caller's own. Where files are of another
+    kind, or name weights otherwise than the model does, transformers loads all of them at once.
     """
     dtype = getattr(torch, settings.dtype)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     files = {} if get_model_conversion_mapping(model, add_legacy=False) else _files(settings)
     if all(name in files or tied.get(name) in files for name in model.state_dict()):
         return lambda name: _read(files, name if name in files else tied[name]).to(dtype)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        settings.path, revision=settings.revision, dtype=dtype, trust_remote_code=False
-    )
-    return loaded.state_dict().__getitem__
+
+    @functools.cache
+    def loaded() -> dict[str, Tensor]:
+        options: dict[str, Any] = {"revision": settings.revision, "dtype": dtype, "trust_remote_code": False}
+        state: dict[str, Tensor] = AutoModelForCausalLM.from_pretrained(settings.path, **options).state_dict()
+        return state
+
+    return lambda name: loaded()[name].clone()
+
+
+def untie_as_stored(config: Any, model: Any, weight: Callable[[str], Tensor]) -> None:
+    """Write into a config that says "tied" that the weights differ, if they do: transformers has trained two then."""
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    if not all(torch.equal(weight(name), weight(source)) for name, source in tied.items()):
+        untie(config)
+
+
+def untie(config: Any) -> None:
+    """A config whose head is not its embedding."""
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
 def _files(settings: ModelSection) -> dict[str, str]:

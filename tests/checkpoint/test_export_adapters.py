@@ -1,6 +1,7 @@
 """LoRA's relatives are exported as adapters that plain peft loads onto the base as it is, or merged, or not at all."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +74,25 @@ def test_an_adapter_from_pissa_is_one_of_twice_the_rank_for_the_base_as_it_is(ru
     out = export(runs / "pissa", tmp_path / "out")
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 64, True)
+
+
+@pytest.mark.xdist_group("export-adapters")
+@pytest.mark.parametrize("name", ["all", "tied-head", "whole"])
+def test_a_base_in_other_files_is_merged_alike(runs, name, bases, tmp_path):
+    """With pytorch_model.bin, which cannot be read a weight at a time."""
+    other = tmp_path / "bin"
+    shutil.copytree(bases[name], other)
+    weights = AutoModelForCausalLM.from_pretrained(other).state_dict()
+    torch.save(weights, other / "pytorch_model.bin")
+    (other / "model.safetensors").unlink()
+    settings = run_folder.read_config(runs / name).model.model_copy(update={"path": str(other)})
+    weights, starts = consolidated(newest(runs / name)), starts_in(newest(runs / name))
+    out = tmp_path / "merged"
+    out.mkdir()
+    save_adapter(settings, weights, [1], out, merge=True, starts=starts)
+    expected = load_file(export(runs / name, tmp_path / "expected", merge=True) / "model.safetensors")
+    found = load_file(out / "model.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
 
 
 @pytest.mark.xdist_group("export-adapters")

@@ -10,9 +10,9 @@ import urllib.request
 
 import pytest
 
-from dist_sft.checkpoint.layout import Manifest, newest_in, whole_steps
+from dist_sft.checkpoint.layout import Manifest, is_whole, newest_in, verify_shard, whole_steps
 from dist_sft.commands.export import export
-from dist_sft.core.errors import ConfigError
+from dist_sft.core.errors import ConfigError, StorageError
 from dist_sft.core.places import place, remove_tree
 from tests.ranks import losses, records, train_on_ranks, wait_for_step
 
@@ -136,9 +136,44 @@ def test_another_run_does_not_go_on_from_it(tiny_run, runs, tmp_path):
     assert (runs[2] / "writer").read_text() == owner, "that run goes on undisturbed"
 
 
+def test_a_run_with_checkpoints_elsewhere_does_not_begin_again(tiny_run, runs, s3):
+    disk, before = runs[0], losses(runs[0])
+    (error,) = train_on_ranks([settings(tiny_run, disk, f"{s3}/elsewhere")], WORLD, check=False)
+    assert error.startswith("ConfigError: checkpoint.url: this run has checkpoints at ") and "copy them there" in error
+    assert losses(disk) == before and not whole_steps(place(f"{s3}/elsewhere"))
+
+
+def test_a_server_that_fails_says_nothing_about_a_checkpoint(runs, monkeypatch):
+    """Else a good one would be put aside, or removed."""
+    checkpoint = newest_in(runs[2], 2)
+    (name, shard), *_ = Manifest.read(checkpoint).shards.items()
+
+    async def refused(*_, **__):
+        raise PermissionError("the token has expired")
+
+    monkeypatch.setattr(type(checkpoint.fs), "_call_s3", refused)
+    for action in (lambda: verify_shard(checkpoint, name, shard), lambda: is_whole(checkpoint)):
+        with pytest.raises(PermissionError):
+            action()
+    with pytest.raises(StorageError, match="cannot be read"):
+        whole_steps(runs[2])
+
+
+def test_files_that_cannot_be_removed_are_noticed(s3, monkeypatch):
+    folder = place(f"{s3}/stays")
+    (folder / "a").write_bytes(b"1")
+
+    async def ignored(*_, **__):
+        return []
+
+    monkeypatch.setattr(type(folder.fs), "_bulk_delete", ignored)
+    with pytest.raises(OSError, match="1 files could not be removed"):
+        remove_tree(folder)
+
+
 def test_storage_that_is_not_there_or_goes_away_ends_the_run_with_the_reason(tiny_run, s3, tmp_path, monkeypatch):
     (error,) = train_on_ranks([settings(tiny_run, tmp_path / "a", "s3://nobody-made-it/x")], WORLD, check=False)
-    assert error.startswith("StorageError: s3://nobody-made-it/x: cannot be listed: ")
+    assert error.startswith("StorageError: s3://nobody-made-it/x: cannot be read: ")
     with open(tmp_path / "log", "w") as log:
         short = Server(log)
         monkeypatch.setenv("AWS_ENDPOINT_URL", short.address)
@@ -148,8 +183,8 @@ def test_storage_that_is_not_there_or_goes_away_ends_the_run_with_the_reason(tin
         power_cut.start()
         (error,) = train_on_ranks([run], WORLD, check=False)
         power_cut.join()
-    assert error.startswith("CheckpointError: ") and "the checkpoint cannot be written: " in error
-    assert "see that the storage works" in error
+    assert error.startswith(("CheckpointError: s3://bucket/b", "StorageError: s3://bucket/b"))
+    assert "cannot be written: " in error and "see that the storage works" in error
 
 
 @pytest.mark.parametrize(

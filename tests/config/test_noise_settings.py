@@ -136,3 +136,9 @@ def test_sgd_has_other_rates_and_no_preset_is_warned_of(path):
 def test_noise_that_depends_on_the_pack_is_warned_of(path):
     (found,) = warnings(load_config(path, ["model.neftune.scale=row"]))
     assert "depends on packing" in found
+
+
+def test_a_watchdog_that_would_be_faster_than_the_data_service_heals_is_warned_of(path):
+    (found,) = warnings(load_config(path, ["cluster.hang=20"]))
+    assert found.startswith("cluster.hang is 20 and service.stall is 60: ") and found.endswith("less than 6.66667")
+    assert warnings(load_config(path, ["cluster.hang=20", "service.stall=5"])) == []

@@ -35,7 +35,9 @@ class Run:
     said: list = field(default_factory=list)
 
     def submit(self):
-        settings = (f"run.dir={self.folder}", "tracking.wandb.mode=offline", *ELASTIC, "cluster.hang=20")
+        settings = (
+            f"run.dir={self.folder}", "tracking.wandb.mode=offline", *ELASTIC, "cluster.hang=30", "service.stall=5"
+        )  # fmt: skip
         self.job = self.hosts.sft(
             "submit", "run.yaml", *settings, "--address", self.hosts.address, cwd=self.desk, log=self.log
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dist_sft.core.errors import SftError
 from dist_sft.core.files import durable
-from dist_sft.core.places import place
+from dist_sft.core.places import is_remote, place, remove_file
 
 SIZE = 4 << 20
 """Bytes that a node writes: more than a disk that is as good as full still takes."""
@@ -64,13 +64,14 @@ def remove(where: str, name: str) -> str:
     """Why the file could not be removed, or ''."""
     try:
         folder = _folder(where)
-        (folder / name).unlink(missing_ok=True)
+        remove_file(folder / name)
         if (folder / name).exists():
             return "it is still there"
     except Exception as error:  # noqa: BLE001  # see write
         return _said(error)
-    with contextlib.suppress(OSError, NotImplementedError):  # others' files may be there yet
-        folder.rmdir()
+    if not is_remote(folder):
+        with contextlib.suppress(OSError):  # others' files may be there yet
+            folder.rmdir()
     return ""
 
 
