@@ -36,8 +36,8 @@ def _patience(config: RunConfig) -> list[str]:
     if hang > 3 * stall:
         return []
     return [
-        f"cluster.hang is {hang:g} and service.stall is {stall:g}: ranks would be taken for stuck before a frozen member "
-        f"of the data service is replaced; set service.stall to less than {hang / 3:g}"
+        f"cluster.hang is {hang:g} and service.stall is {stall:g}: ranks would be taken for stuck before a frozen "
+        f"member of the data service is replaced; set service.stall to less than {hang / 3:g}"
     ]
 
 
