@@ -22,6 +22,7 @@ from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.precision import multiply_without_emulation
+from dist_sft.model.stored import refuse_two_heads
 
 
 def load_config(settings: ModelSection) -> PretrainedConfig:
@@ -68,6 +69,7 @@ def load(
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
     """
     config = load_config(settings)
+    refuse_two_heads(settings, config)
     attention.register()
     attention_dropout = attention.dropout_of(settings.attention_dropout, config)
     _set_dropout(config, attention_dropout)

@@ -12,14 +12,13 @@ from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.model.adapters import NAME, is_tied, trained_shapes, with_adapters
 from dist_sft.model.load import load_config
-from dist_sft.model.stored import stored_weights, untie, untie_as_stored
+from dist_sft.model.stored import stored_weights
 from dist_sft.model.streamed import save_streamed
 
 
 def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
     """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
     dtype, config = getattr(torch, settings.dtype), load_config(settings)
-    untie_as_stored(config, _skeleton(config, dtype), weights.__getitem__)
     model = _skeleton(config, dtype)
     _stop_at(model, settings, stop_ids)
     save_streamed(model, lambda name: weights[name].to(dtype), out)
@@ -44,16 +43,15 @@ def save_adapter(
         weights, tuning = _from_zero(weights, starts or {}, tuning)
     base = _skeleton(config, dtype)
     base_weight = stored_weights(settings, base)
-    untie_as_stored(config, base, base_weight)
     with torch.device("meta"):
-        model = with_adapters(_skeleton(config, dtype), tuning, seed=0)
+        model = with_adapters(base, tuning, seed=0)
     _refuse_misfits(weights, trained_shapes(model))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False, assign=True)
     if not merge:
         model.save_pretrained(out, save_embedding_layers=False)  # those that were trained are saved anyway
         return
     if _parts_ends(model):
-        untie(config)
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     merged = _skeleton(config, dtype)
     _stop_at(merged, settings, stop_ids)
     save_streamed(merged, _merged(model, base_weight), out)

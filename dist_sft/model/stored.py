@@ -1,4 +1,4 @@
-"""The weights of a model on disk, one at a time; and whether its head is its embedding, as they say."""
+"""The weights of a model on disk, one at a time."""
 
 import functools
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from dist_sft.config.sections import ModelSection
+from dist_sft.core.errors import ModelError
 
 
 def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor]:
@@ -36,16 +37,21 @@ def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor
     return lambda name: loaded()[name].clone()
 
 
-def untie_as_stored(config: Any, model: Any, weight: Callable[[str], Tensor]) -> None:
-    """Write into a config that says "tied" that the weights differ, if they do: transformers has trained two then."""
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    if not all(torch.equal(weight(name), weight(source)) for name, source in tied.items()):
-        untie(config)
+def refuse_two_heads(settings: ModelSection, config: Any) -> None:
+    """Raise ModelError where a config says that the head is the embedding, and the files hold two that differ.
 
-
-def untie(config: Any) -> None:
-    """A config whose head is not its embedding."""
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    transformers then loads both, or, under ZeRO-3, only one: what is learned would depend on the ZeRO stage.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tied, files = dict(getattr(model, "all_tied_weights_keys", None) or {}), _files(settings)
+    for name, source in tied.items():
+        if name in files and source in files and not torch.equal(_read(files, name), _read(files, source)):
+            raise ModelError(
+                f"its config says that {name} is {source}, and its files hold two that differ",
+                where=settings.path,
+                fix="set tie_word_embeddings to false in its config.json, or take the wrong one out of its files",
+            )
 
 
 def _files(settings: ModelSection) -> dict[str, str]:
