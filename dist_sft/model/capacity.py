@@ -41,10 +41,10 @@ class Trained:
         return self.per_rank * self.rank + self.norms + self.whole
 
 
-def laid_out(config: PretrainedConfig) -> Any:
+def laid_out(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Any:
     """The model without weights: on the meta device. The config stays as it is, which transformers would write into."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype or config.dtype)
 
 
 def count_parameters(config: PretrainedConfig) -> int:

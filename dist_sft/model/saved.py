@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.model.adapters import NAME, is_tied, trained_shapes, with_adapters
+from dist_sft.model.capacity import laid_out
 from dist_sft.model.load import load_config
 from dist_sft.model.stored import stored_weights
 from dist_sft.model.streamed import save_streamed
@@ -18,8 +19,8 @@ from dist_sft.model.streamed import save_streamed
 
 def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
     """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
-    dtype, config = getattr(torch, settings.dtype), load_config(settings)
-    model = _skeleton(config, dtype)
+    dtype = getattr(torch, settings.dtype)
+    model = laid_out(load_config(settings), dtype)
     _stop_at(model, settings, stop_ids)
     save_streamed(model, lambda name: weights[name].to(dtype), out)
 
@@ -41,26 +42,19 @@ def save_adapter(
     dtype, config, tuning = getattr(torch, settings.dtype), load_config(settings), settings.tuning
     if tuning.init == "pissa":
         weights, tuning = _from_zero(weights, starts or {}, tuning)
-    base = _skeleton(config, dtype)
-    base_weight = stored_weights(settings, base)
     with torch.device("meta"):
-        model = with_adapters(base, tuning, seed=0)
+        model = with_adapters(laid_out(config, dtype), tuning, seed=0)
     _refuse_misfits(weights, trained_shapes(model))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False, assign=True)
     if not merge:
         model.save_pretrained(out, save_embedding_layers=False)  # those that were trained are saved anyway
         return
+    base_weight = stored_weights(settings, laid_out(config, dtype))
     if _parts_ends(model):
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    merged = _skeleton(config, dtype)
+    merged = laid_out(config, dtype)
     _stop_at(merged, settings, stop_ids)
     save_streamed(merged, _merged(model, base_weight), out)
-
-
-def _skeleton(config: Any, dtype: torch.dtype) -> Any:
-    """A model without weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _merged(model: Any, base_weight: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
+from dist_sft.model.capacity import laid_out
 
 
 def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor]:
@@ -22,8 +23,7 @@ def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor
     Each is read from its safetensors file when it is asked for, and is the caller's own. Where files are of another
     kind, or name weights otherwise than the model does, transformers loads all of them at once.
     """
-    dtype = getattr(torch, settings.dtype)
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    dtype, tied = getattr(torch, settings.dtype), tied_names(model)
     files = {} if get_model_conversion_mapping(model, add_legacy=False) else _files(settings)
     if all(name in files or tied.get(name) in files for name in model.state_dict()):
         return lambda name: _read(files, name if name in files else tied[name]).to(dtype)
@@ -42,9 +42,8 @@ def refuse_two_heads(settings: ModelSection, config: Any) -> None:
 
     transformers then loads both, or, under ZeRO-3, only one: what is learned would depend on the ZeRO stage.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    tied, files = dict(getattr(model, "all_tied_weights_keys", None) or {}), _files(settings)
+    tied = tied_names(laid_out(config))
+    files = _files(settings) if tied else {}
     for name, source in tied.items():
         if name in files and source in files and not torch.equal(_read(files, name), _read(files, source)):
             raise ModelError(
@@ -52,6 +51,11 @@ def refuse_two_heads(settings: ModelSection, config: Any) -> None:
                 where=settings.path,
                 fix="set tie_word_embeddings to false in its config.json, or take the wrong one out of its files",
             )
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Names in a model's state dict that are another's weight, and that one."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def _files(settings: ModelSection) -> dict[str, str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from dist_sft.model.stored import tied_names
+
 FILE = 1 << 30
 """Bytes of one file, unless one weight alone has more."""
 
@@ -26,7 +28,9 @@ def save_streamed(model: Any, weight: Callable[[str], Tensor], out: Path) -> Non
     renamed = get_model_conversion_mapping(model, add_legacy=False)  # files name weights otherwise
     if renamed:
         missing, unexpected = model.load_state_dict({name: weight(name) for name in names}, strict=False, assign=True)
-        assert not unexpected and not set(missing) - _tied(model), f"missing {missing}, unexpected {unexpected}"
+        assert not unexpected and not set(missing) - tied_names(model).keys(), (
+            f"missing {missing}, unexpected {unexpected}"
+        )
         model.tie_weights()
         model.save_pretrained(out)
         return
@@ -48,9 +52,5 @@ def save_streamed(model: Any, weight: Callable[[str], Tensor], out: Path) -> Non
 
 def _own_names(model: Any) -> list[str]:
     """Of the state dict, without those that are another's weights."""
-    ignored = _tied(model) | set(model._keys_to_ignore_on_save or ())
+    ignored = tied_names(model).keys() | set(model._keys_to_ignore_on_save or ())
     return [name for name in model.state_dict() if name not in ignored]
-
-
-def _tied(model: Any) -> set[str]:
-    return set(getattr(model, "all_tied_weights_keys", None) or {})
