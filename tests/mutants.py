@@ -176,10 +176,13 @@ def mutated(name):
 
 @contextmanager
 def silent(rows):
-    """Run with these rows' loss weights all 0. A run file cannot ask for that: such rows are dropped or refused."""
+    """Run with these rows' loss weights all 0, but for the look at the first rows, which would refuse such masks.
+
+    A run file cannot ask for that: such rows are dropped or refused.
+    """
     from dist_sft.data.encoding import Rows
 
-    encode = Rows.encode
+    encode, probe = Rows.encode, Rows.probe
 
     def encoded(self, step, ids):
         found = encode(self, step, ids)
@@ -189,5 +192,9 @@ def silent(rows):
         )
         return dataclasses.replace(found, samples=tuple(samples))
 
-    with mock.patch.object(Rows, "encode", encoded):
+    def probed(self, *given):
+        with mock.patch.object(Rows, "encode", encode):
+            return probe(self, *given)
+
+    with mock.patch.object(Rows, "encode", encoded), mock.patch.object(Rows, "probe", probed):
         yield

@@ -25,7 +25,7 @@ def check(
     with working(as_json):
         from dist_sft.commands.check import as_json as findings_as_json
         from dist_sft.commands.check import check_run, show
-        from dist_sft.commands.proofs.proof import refuse
+        from dist_sft.proofs.proof import refuse
 
         findings = check_run(config, fast, rows)
     if as_json:

@@ -72,22 +72,23 @@ def _start(module: str, spec: Path, rank: int, world: int, log: Path, cwd: Path 
 
 
 def main(spec: dict[str, Any]) -> None:
-    """One rank."""
+    """One rank. Each run has process groups of its own, for DeepSpeed makes some of them only once (hpZ)."""
+    import deepspeed.comm
     import torch.distributed as dist
 
     from dist_sft.cluster.assembly import work
     from dist_sft.core.errors import SftError
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
     errors: list[str | None] = []
-    for settings in spec["runs"]:
+    for number, settings in enumerate(spec["runs"]):
         if spec["rewind"] and settings is spec["runs"][-1]:
             if any(errors):  # there is nothing to go on from
                 errors.append(next(filter(None, errors)))
                 break
             if rank == 0:
                 _rewind(Path(spec["rewind"]), Path(settings["run"]["dir"]))
+        dist.init_process_group("gloo", init_method=f"file://{spec['store']}{number}", rank=rank, world_size=world)
         dist.barrier()
         try:
             work(settings, "rehearsal")
@@ -95,6 +96,7 @@ def main(spec: dict[str, Any]) -> None:
         except SftError as error:
             errors.append(f"{type(error).__name__}: {error}")
         dist.barrier()
+        deepspeed.comm.destroy_process_group()
     if rank == 0:
         Path(spec["out"]).write_text(json.dumps(errors))
 

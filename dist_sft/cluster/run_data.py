@@ -25,6 +25,9 @@ from dist_sft.model.neftune import strengths
 from dist_sft.model.supported import refuse_split, refuse_unsupported
 from dist_sft.model.tokenizer import load_vocabulary
 from dist_sft.model.weights import check_weights, model_fingerprint
+from dist_sft.proofs.masks import certify_masks, prove_masks
+from dist_sft.proofs.noise import prove_noise
+from dist_sft.proofs.proof import refuse
 from dist_sft.service.messages import Feed
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -88,11 +91,17 @@ class RunData:
     def probe(self, config: RunConfig) -> None:
         """Look at the first rows of a run, unless it has checkpoints: then they were learned long ago.
 
-        Raises DataError where they hold nothing to learn, RowError for those that bad_rows forbids.
+        Raises DataError where they hold nothing to learn, RowError for those that bad_rows forbids, and SftError where
+        their masks, or the noise on them, are not what they should be.
         """
-        if not whole_steps(run_folder.checkpoints_of(config, Path(config.run.dir))):
-            for feed in self.feeds.values():
-                feed.rows.probe(feed.steps)
+        if whole_steps(run_folder.checkpoints_of(config, Path(config.run.dir))):
+            return
+        for name, feed in self.feeds.items():
+            looked = feed.rows.probe(feed.steps)
+            refuse(prove_masks(certify_masks(feed, looked)))
+            if config.model.neftune and name == TRAIN:
+                width = load_config(config.model).get_text_config().hidden_size
+                refuse(prove_noise(config.model.neftune, looked.samples, width, config.run.seed))
 
     def brief(self, config: RunConfig) -> Brief:
         return Brief(

@@ -14,13 +14,10 @@ from dist_sft.cluster import run_folder
 from dist_sft.cluster.build_lock import wait_for_builds
 from dist_sft.cluster.run_data import RunData
 from dist_sft.cluster.session import check_resources, is_local
-from dist_sft.commands.proofs.masks import certify_masks, prove_masks
-from dist_sft.commands.proofs.noise import prove_noise
-from dist_sft.commands.proofs.packing import model_to_prove, prove_packing
-from dist_sft.commands.proofs.proof import Proof, table
-from dist_sft.commands.proofs.rehearsal import rehearse
+from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.advice import warnings
 from dist_sft.config.deepspeed import Device, deepspeed_config
+from dist_sft.config.presets import SOURCES
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
 from dist_sft.data.packing import Dealer
@@ -29,6 +26,10 @@ from dist_sft.model.advisor import Advice, DataFacts, advise
 from dist_sft.model.capacity import count_trained
 from dist_sft.model.load import load_config
 from dist_sft.model.memory import estimate
+from dist_sft.proofs.masks import certify_masks, prove_masks
+from dist_sft.proofs.noise import prove_noise
+from dist_sft.proofs.packing import prove_packing
+from dist_sft.proofs.proof import Proof, table
 
 APART = (
     "rows",
@@ -63,15 +64,30 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
     return {
         "rows": [{"source": source.name, "rows": len(source)} for source in data.train.rows.sources],
         "steps": len(data.train.steps),
+        **_preset(config),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
         **_masks(looked, masks),
         **_step_size(looked, data.dealer(config, config.cluster.most), config.train.samples_per_step),
         "tuning": _advice(config, architecture, data, looked),
         "warnings": warnings(config),
-        **_held_out(data),
-        "memory": _memory(config, architecture, merged),
-        "proofs": [*prove_masks(masks), *([] if fast else _proofs(config, architecture, data, looked))],
+        **({"held_out_rows": data.held_out.steps.positions} if data.held_out else {}),
+        "memory": _memory(config, architecture, merged, device, masks.supervised / masks.tokens),
+        "proofs": [
+            *prove_masks(masks),
+            *_of_held_out(data, rows),
+            *([] if fast else _proofs(config, architecture, data, looked)),
+        ],
     }
+
+
+def _preset(config: RunConfig) -> dict[str, str]:
+    """What train.preset left in the run's settings, and where its values are from."""
+    train = config.train
+    if train.preset == "none":
+        return {}
+    chosen = f"learning_rate {train.learning_rate:g}, {train.schedule}, warmup {train.warmup:g}"
+    chosen += f", weight_decay {train.optimizer.weight_decay:g}"
+    return {"preset": f"{train.preset}: {chosen}; what the run file leaves open is from {SOURCES[train.preset]}"}
 
 
 def _advice(config: RunConfig, architecture: PretrainedConfig, data: RunData, looked: EncodedStep) -> list[Advice]:
@@ -90,17 +106,19 @@ def _advice(config: RunConfig, architecture: PretrainedConfig, data: RunData, lo
     return advise(config, architecture, facts)
 
 
-def _memory(config: RunConfig, architecture: PretrainedConfig, deepspeed: dict[str, Any]) -> dict[str, float]:
-    """Estimated bytes of one rank, by what they hold."""
+def _memory(
+    config: RunConfig, architecture: PretrainedConfig, deepspeed: dict[str, Any], device: Device, supervised: float
+) -> dict[str, float]:
+    """Estimated bytes of one rank, by what they hold. supervised: share of all tokens."""
     trained = count_trained(architecture, config.model.tuning)
     adapters = trained.total if config.model.tuning.kind == "lora" else 0
-    memory = estimate(config, architecture, deepspeed, trained.base + adapters, trained.total)
+    parameters = trained.base + adapters
+    memory = estimate(config, architecture, deepspeed, parameters, trained.total, device, supervised=supervised)
     return {"device": memory.device, **asdict(memory)}
 
 
 def _proofs(config: RunConfig, architecture: PretrainedConfig, data: RunData, looked: EncodedStep) -> list[Proof]:
-    with model_to_prove(config, architecture) as (model, which):
-        proofs = prove_packing(config, model, looked.samples, which)
+    proofs = prove_packing(config, architecture, looked.samples)
     if config.model.neftune:
         width = architecture.get_text_config().hidden_size
         proofs += prove_noise(config.model.neftune, looked.samples, width, config.run.seed)
@@ -132,11 +150,11 @@ def _step_size(looked: EncodedStep, dealer: Dealer, samples: int) -> dict[str, A
     return {"micro_steps": plan.micro_steps, "balance": plan.balance, "fill": plan.fill, "advice": plan.advice()}
 
 
-def _held_out(data: RunData) -> dict[str, int]:
+def _of_held_out(data: RunData, rows: int) -> list[Proof]:
+    """Of the masks of held-out rows, where there are any."""
     if (feed := data.held_out) is None:
-        return {}
-    feed.rows.probe(feed.steps)
-    return {"held_out_rows": feed.steps.positions}
+        return []
+    return prove_masks(certify_masks(feed, feed.rows.probe(feed.steps, rows)), ", held-out rows")
 
 
 def as_json(findings: dict[str, Any]) -> dict[str, Any]:

@@ -241,6 +241,13 @@ def _noise(config: RunConfig) -> Iterator[Problem]:
     if settings.scale == "row" and settings.where != "all":
         what = f"model.neftune.scale is row, as transformers' hook, which knows no where: {settings.where}"
         yield Problem((*path, "scale"), what, "set scale: sample, or where: all")
+    others = sorted(role for role, weight in config.data.loss.roles.items() if weight and role != "assistant")
+    if settings.where != "all" and others:
+        what = (
+            f"model.neftune.where is {settings.where}, which tells answers by their loss weight, and data.loss.roles "
+            f"gives one to {', '.join(others)}: it would count as an answer"
+        )
+        yield Problem((*path, "where"), what, "set where: all, or leave the weight to assistant alone")
     if settings.where == "prompt" and all(source.format == "text" for source in config.data.sources):
         what = "model.neftune.where is prompt, and all of a text is learned: there is no prompt"
         yield Problem((*path, "where"), what, "set where: all")

@@ -49,6 +49,14 @@ def deepspeed_config(config: RunConfig, world: int, device: Device) -> dict[str,
     return result
 
 
+def transferable(config: RunConfig) -> dict[str, Any]:
+    """The content of the DeepSpeed JSON without what the run decides, and without precision: for a run in float32."""
+    given = _without_auto(_document(config).value)
+    for path, *_ in _decided(config, 1, _stage(given)):
+        _remove(given, path)
+    return {key: value for key, value in given.items() if key not in ("bf16", "fp16", "data_types")}
+
+
 def portable(config: RunConfig) -> RunConfig:
     """The same config with the content of the DeepSpeed JSON in place of its path: what travels to other nodes."""
     return config.model_copy(update={"deepspeed": copy.deepcopy(_document(config).value)})
@@ -140,3 +148,9 @@ def _put(value: dict[str, Any], path: Key, new: Any) -> None:
     for part in path[:-1]:
         value = value.setdefault(str(part), {})
     value[str(path[-1])] = new
+
+
+def _remove(value: Any, path: Key) -> None:
+    inside = _get(value, path[:-1])
+    if isinstance(inside, dict):
+        inside.pop(path[-1], None)

@@ -28,6 +28,12 @@ _DISTILL: dict[Path, Any] = {
     ("train", "optimizer", "weight_decay"): 0.0,
 }
 PRESETS = {"full": _FULL, "lora": _FULL, "distill": _DISTILL}
+SOURCES = {
+    "full": "Tülu 3 8B (Lambert et al., 2024), at 128 samples per step",
+    "lora": "Tülu 3 8B (Lambert et al., 2024) with ten times its rate (LoRA Without Regret, Schulman et al., 2025)",
+    "distill": "OpenThinker 7B and 32B (OpenThoughts, Guha et al., 2025), at 96 and more samples per step",
+}
+"""Where the values of each preset are from, in short."""
 
 
 def apply_preset(document: Document) -> Document:

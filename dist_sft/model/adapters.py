@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dist_sft.config.sections import LoraTuning
 from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
+from dist_sft.model.capacity import refuse_absent_targets
 
 NAME = "default"
 """What peft calls an adapter that nobody named."""
@@ -29,20 +30,25 @@ def with_adapters(model: Any, tuning: LoraTuning, seed: int, starts: dict[str, T
     starts: A0 and B0 of an earlier start of the run, see `starts_of`; none: they are found anew. Raises ModelError.
     """
     from peft import get_peft_model
+    from peft.tuners.lora import LoraLayer
 
-    if "lm_head" in tuning.targets and tuning.dropout:  # it runs on supervised positions only, unknown to dropout
-        raise ModelError("LoRA on lm_head cannot have dropout", fix="set model.tuning.dropout=0, or leave lm_head out")
+    refuse_absent_targets(model, tuning)
     tied = is_tied(model)
     torch.manual_seed(seeds.key(seed, "lora") % 2**63)
     try:
         adapted = get_peft_model(model, _peft_config(model, tuning), autocast_adapter_dtype=False)
     except ValueError as error:
-        linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
             f"LoRA cannot be put there: {str(error).strip().splitlines()[0]}",
             where=f"model.tuning.targets={tuning.targets}",
-            fix=f"use all-linear, or some of: {', '.join(linear)}",
+            fix="use all-linear",
         ) from error
+    if tuning.dropout and isinstance(adapted.get_output_embeddings(), LoraLayer):
+        raise ModelError(  # the head runs on supervised positions only, unknown to dropout
+            "an adapter on the head cannot have dropout",
+            where="model.tuning.dropout",
+            fix="set model.tuning.dropout=0, or leave the head out of model.tuning.targets",
+        )
     if tied and not is_tied(adapted):  # two copies would be trained, and a merged model has but one (peft issue 2777)
         raise ModelError(
             "its head is its embedding, and peft cannot train them as one",

@@ -16,6 +16,7 @@ from typing import Literal
 
 from transformers import PretrainedConfig
 
+from dist_sft.config.advice import RATES
 from dist_sft.config.sections import LoraTuning, RunConfig
 from dist_sft.model.capacity import Trained, count_trained
 
@@ -193,10 +194,14 @@ def _rate(config: RunConfig, model_type: str, width: int, data: DataFacts) -> Ad
         )
     fix = f"train.learning_rate={float(f'{math.sqrt(low * high):.1g}'):g}"
     kind = "an adapter" if isinstance(tuning, LoraTuning) else "full tuning"
+    lowest, highest = RATES[tuning.kind]
+    level: Literal["consider", "change"] = "consider" if lowest <= rate <= highest else "change"
+    if level == "consider":
+        why += f"; published runs have from {lowest:g} to {highest:g}"
     if rate < low / TOLERANCE:
-        return Advice("learning rate", "change", f"low for {kind}", figures, why, fix)
+        return Advice("learning rate", level, f"low for {kind}", figures, why, fix)
     if rate > high * TOLERANCE:
-        return Advice("learning rate", "change", f"high for {kind}", figures, why, fix)
+        return Advice("learning rate", level, f"high for {kind}", figures, why, fix)
     return Advice("learning rate", "fine", f"usual for {kind}", figures, why)
 
 

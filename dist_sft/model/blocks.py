@@ -14,7 +14,7 @@ def blocks_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
 
 
 def recompute_activations(model: Any, share: float, zero3: bool, frozen: bool) -> int:
-    """Keep only the inputs of a share of the blocks, spread evenly; how many recompute.
+    """Keep only the inputs of a share of the blocks, spread evenly, of at least one; how many recompute.
 
     zero3: re-entrant, for a partitioned parameter has no shape between two uses. frozen: the embeddings are not
     trained, so their output must be made to need a gradient.
@@ -22,8 +22,9 @@ def recompute_activations(model: Any, share: float, zero3: bool, frozen: bool) -
     model.gradient_checkpointing_enable({"use_reentrant": zero3})
     if frozen:
         model.enable_input_require_grads()
-    count = 0
-    for number, block in enumerate(blocks_of(model)):
+    count, blocks = 0, blocks_of(model)
+    share = max(share, 1 / max(len(blocks), 1))
+    for number, block in enumerate(blocks):
         block.gradient_checkpointing = int((number + 1) * share + 1e-9) > int(number * share + 1e-9)
         count += block.gradient_checkpointing
     return count

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from dist_sft.config.sections import FullTuning, LoraTuning
+from dist_sft.core.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,12 @@ def count_parameters(config: PretrainedConfig) -> int:
 
 
 def count_trained(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> Trained:
-    """Exact, for the layers are laid out as the model lays them out, on the meta device."""
+    """Exact, for the layers are laid out as the model lays them out, on the meta device. Raises ModelError."""
     model = laid_out(config)
     base = sum(p.numel() for p in model.parameters())
     if isinstance(tuning, FullTuning):
         return Trained(base, 0, 0, 0, base, 1.0)
+    refuse_absent_targets(model, tuning)
     head = model.get_output_embeddings()
     saved = [name for name, _ in model.named_modules() if any(_ends_in(name, end) for end in tuning.modules_to_save)]
     whole = {id(p): p.numel() for name in saved for p in model.get_submodule(name).parameters()}
@@ -72,6 +74,20 @@ def count_trained(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> 
             linear += sizes[0] * sizes[1]
             covered += sizes[0] * sizes[1] * (adapted or inside)
     return Trained(base, per_rank, tuning.rank, norms, sum(whole.values()), covered / max(linear, 1))
+
+
+def refuse_absent_targets(model: Any, tuning: LoraTuning) -> None:
+    """Raise ModelError where a target of the adapter is no layer of the model: peft would leave it out in silence."""
+    head, layers = model.get_output_embeddings(), list(_layers(model))
+    for target in (tuning.targets,) if isinstance(tuning.targets, str) else tuning.targets:
+        wanted = target if isinstance(tuning.targets, str) else (target,)
+        if not any(_is_target(name, module, module is head, wanted) for name, module, _ in layers):
+            known = sorted({name.rpartition(".")[2] for name, _, _ in layers})
+            raise ModelError(
+                f"LoRA cannot be put there: the model has no layer {target}",
+                where="model.tuning.targets",
+                fix=f"use all-linear, or some of: {', '.join(known)}",
+            )
 
 
 def tensor_sizes(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> tuple[list[int], list[int]]:

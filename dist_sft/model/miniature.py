@@ -13,12 +13,15 @@ from dist_sft.model.capacity import count_parameters
 LARGEST = 200_000_000
 """Parameters up to which the copy keeps the width of the original."""
 WIDTH = 64
+WINDOW = 8
+"""Tokens of a sliding window in a copy: fewer than its samples have."""
 
 
 def miniature(config: PretrainedConfig) -> PretrainedConfig:
     """The same architecture with two blocks, or one of each kind that it has; narrower where it is still too large.
 
-    Vocabulary, size of heads, windows, caps and scales stay.
+    Vocabulary, size of heads, caps and scales stay; a sliding window becomes one of WINDOW tokens, so that samples of a
+    proof are longer than it.
     """
     small = copy.deepcopy(config)
     text = small.get_text_config()
@@ -29,9 +32,17 @@ def miniature(config: PretrainedConfig) -> PretrainedConfig:
     text.num_hidden_layers = len(kept)
     if getattr(text, "max_window_layers", None) is not None:  # Qwen2: blocks below it have no window
         text.max_window_layers = min(text.max_window_layers, len(kept) - 1)
+    if slides(text):
+        text.sliding_window = WINDOW
     if count_parameters(small) > LARGEST:
         _narrow(text)
     return small
+
+
+def slides(config: PretrainedConfig) -> bool:
+    """Whether a model has blocks in which a token sees only so many before it."""
+    text = config.get_text_config()
+    return bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
 
 
 def _kept_blocks(kinds: Sequence[str], count: int) -> list[int]:

@@ -45,10 +45,8 @@ def refuse_split(config: PretrainedConfig, neighbours: int, where: str) -> None:
     if neighbours == 1:
         return
     text = config.get_text_config()
-    heads = text.num_attention_heads
-    groups = getattr(text, "num_key_value_heads", None) or heads
-    possible = [n for n in range(1, heads + 1) if heads % n == 0 and (groups % n == 0 or n % groups == 0)]
-    if neighbours not in possible:
+    heads, groups = _heads(text)
+    if neighbours not in (possible := splits(config)):
         raise ModelError(
             f"{heads} heads with {groups} heads of keys cannot be split between {neighbours} ranks",
             where=f"{where}/config.json",
@@ -61,6 +59,17 @@ def refuse_split(config: PretrainedConfig, neighbours: int, where: str) -> None:
             where=where,
             fix="set train.sequence_parallel=1",
         )
+
+
+def splits(config: PretrainedConfig) -> list[int]:
+    """Into how many ranks attention can be split by heads, 1 among them."""
+    heads, groups = _heads(config.get_text_config())
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (groups % n == 0 or n % groups == 0)]
+
+
+def _heads(text: PretrainedConfig) -> tuple[int, int]:
+    """Of queries, and of keys and values."""
+    return text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
 
 
 def _refuse_rope_by_length(text: PretrainedConfig, context_length: int, packing: bool, place: str) -> None:

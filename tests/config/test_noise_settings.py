@@ -142,3 +142,9 @@ def test_a_watchdog_that_would_be_faster_than_the_data_service_heals_is_warned_o
     (found,) = warnings(load_config(path, ["cluster.hang=20"]))
     assert found.startswith("cluster.hang is 20 and service.stall is 60: ") and found.endswith("less than 6.66667")
     assert warnings(load_config(path, ["cluster.hang=20", "service.stall=5"])) == []
+
+
+def test_noise_on_answers_is_refused_where_prompts_have_a_loss_weight(path):
+    weights = ["data.loss.roles={assistant: 1, user: 0.1}", "model.neftune.where=prompt"]
+    with pytest.raises(ConfigError, match=r"data\.loss\.roles gives one to user: it would count as an answer"):
+        load_config(path, weights)

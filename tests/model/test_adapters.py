@@ -121,7 +121,9 @@ def test_what_cannot_be_adapted_is_refused():
         ({"modules_to_save": ["head"]}, "no module head with weights of its own"),
         ({"modules_to_save": ["mlp"]}, "no module mlp with weights of its own"),
         ({"targets": ["qq"]}, "LoRA cannot be put there"),
-        ({"targets": ["lm_head"], "dropout": 0.1}, "lm_head cannot have dropout"),
+        ({"targets": ["q_proj", "v_porj"]}, "the model has no layer v_porj"),
+        ({"targets": ["lm_head"], "dropout": 0.1}, "an adapter on the head cannot have dropout"),
+        ({"targets": ".*_(head|proj)", "dropout": 0.1}, "an adapter on the head cannot have dropout"),
         ({"targets": ["embed_tokens"], "init": "pissa"}, "PiSSA is for linear layers"),
         ({"init": "pissa", "rank": 17}, "16 x 32, and has no 17 principal components"),
     ):

@@ -4,7 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
 
+from dist_sft.config.document import Document
+from dist_sft.config.presets import apply_preset
 from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
+from dist_sft.core.errors import ModelError
 from dist_sft.model.adapters import with_adapters
 from dist_sft.model.advisor import DataFacts, advise, change_of, lines, usual_rates
 from dist_sft.model.capacity import count_trained
@@ -122,11 +125,29 @@ def test_a_second_pass_adds_no_information():
 
 
 def test_the_learning_rate_is_held_against_the_method():
-    low, high = say(run(learning_rate=1e-5), CHATS), say(run(FULL, learning_rate=5e-4), CHATS)
+    low, high = say(run(learning_rate=5e-6), CHATS), say(run(FULL, learning_rate=5e-4), CHATS)
     assert (low["learning rate"].level, low["learning rate"].verdict) == ("change", "low for an adapter")
     assert low["learning rate"].set == "train.learning_rate=0.0003"
     assert (high["learning rate"].level, high["learning rate"].set) == ("change", "train.learning_rate=3e-05")
     assert say(run(FULL, learning_rate=2e-5), CHATS)["learning rate"].level == "fine"
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-0.6b", "gemma-3-1b"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("preset", ["full", "lora", "distill"])
+def test_the_learning_rate_of_a_published_recipe_is_not_to_be_changed(preset, tuning, model):
+    if (preset, tuning) == ("lora", "full"):
+        return
+    filled = apply_preset(Document({"model": {"tuning": {"kind": tuning}}, "train": {"preset": preset}}, {}))
+    rate = filled.value["train"]["learning_rate"]
+    advice = say(run({"kind": tuning}, learning_rate=rate), CHATS, CONFIGS[model])["learning rate"]
+    assert advice.level != "change", advice
+
+
+def test_a_layer_that_the_model_does_not_have_is_no_target():
+    with pytest.raises(ModelError, match="the model has no layer q_porj") as error:
+        say(run({"kind": "lora", "targets": ["q_porj"]}), CHATS)
+    assert "q_proj" in error.value.fix
 
 
 def test_a_larger_scale_wants_a_lower_learning_rate():

@@ -14,6 +14,7 @@ from transformers import (
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention
 from dist_sft.model.attention.interface import KERNELS
+from dist_sft.model.context import PackContext
 from dist_sft.model.isolation import check_isolation, prove_isolation
 from dist_sft.model.miniature import miniature
 from tests.model.test_attention import CONFIGS, SMALL, build
@@ -35,6 +36,36 @@ def test_a_model_that_keeps_a_cache_is_refused():
     with pytest.raises(ModelError, match="keeps a cache") as error:
         check_isolation(model, Calls(model.module, use_cache=True), 97, 128)
     assert "use_cache=False" in error.value.fix
+
+
+def test_a_model_that_keeps_a_cache_unless_it_is_told_not_to_is_refused():
+    """As transformers' models do, where a caller leaves use_cache out."""
+    model = build(CONFIGS["llama"])
+    model.module.config.use_cache = True
+
+    def call(use_cache, **given):
+        return model.module(**given)
+
+    with pytest.raises(ModelError, match="keeps a cache"):
+        check_isolation(model, call, 97, 128)
+
+
+@pytest.mark.parametrize("back_end", ["segments", "flex"])
+@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "gemma3-sliding"])
+def test_a_model_whose_samples_leak_is_refused(name, back_end, monkeypatch):
+    """Through its window, too, where it has one."""
+    model = build(CONFIGS[name], attention.choose(back_end, "cpu", "float32", CONFIGS[name], 0.0))
+    enter = PackContext.enter
+
+    def leak(self, *rest):
+        enter(self, *rest)
+        self.ends = [0, self.ends[-1]]
+        self.cu_seqlens = self.cu_seqlens[[0, -1]]
+
+    monkeypatch.setattr(PackContext, "enter", leak)
+    with pytest.raises(ModelError, match="samples of a pack see each other") as error:
+        check_isolation(model, model.module, 97, 128)
+    assert "mix tokens by attention alone" in error.value.fix
 
 
 @pytest.mark.parametrize("shape", [2, 4])

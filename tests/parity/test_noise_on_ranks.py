@@ -25,6 +25,7 @@ TUNING = {
         "tuning": {"kind": "lora", "rank": 4, "dropout": 0.2},
         "neftune": {"layers": {"shape": "linear", "first": 5, "last": 1}, "distribution": "gaussian"},
         "residual_dropout": 0.2,
+        "attention_dropout": 0.1,
     },
 }
 OFF = {
@@ -104,14 +105,15 @@ def test_losses_and_parameters_are_the_same_with_noise_in_blocks_and_residual_dr
 
 
 @pytest.mark.xdist_group("noise")
-def test_a_resumed_run_draws_the_bits_that_were_left(tiny_run, runs, tmp_path):
-    """And nothing else differs, to the last bit of the losses."""
-    whole = runs["full", "sharded"]
+@pytest.mark.parametrize("tuning", TUNING)
+def test_a_resumed_run_draws_the_bits_that_were_left(tiny_run, runs, tmp_path, tuning):
+    """And nothing else differs, to the last bit of the losses: dropout in adapters and attention neither."""
+    whole = runs[tuning, "sharded"]
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     for later in range(STOPPED + 1, STEPS + 1):
         shutil.rmtree(run / "checkpoints" / f"step_{later:08d}")
-    train_on_ranks([settings(tiny_run, run, "full", "sharded")], 2)
+    train_on_ranks([settings(tiny_run, run, tuning, "sharded")], 2)
     assert losses(run) == losses(whole)
     left = {name: bits for name, bits in drawn(whole).items() if int(name.split()[3]) >= STOPPED}
     assert drawn(run) == left and len(left) < len(drawn(whole))

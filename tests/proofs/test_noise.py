@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.commands.proofs.noise import prove_noise
 from dist_sft.config.noise import Neftune
 from dist_sft.model.context import PackContext
+from dist_sft.proofs import noise as proof
+from dist_sft.proofs.noise import prove_noise
 
 
 def samples():
@@ -36,6 +37,11 @@ def test_noise_that_is_scaled_by_the_pack_is_found(monkeypatch):
     assert [proof.holds for proof in prove_noise(Neftune(), samples(), 64, seed=0)] == [False, False]
 
 
+def test_noise_that_is_no_number_is_found(monkeypatch):
+    monkeypatch.setattr(proof, "noise", lambda context, *rest: torch.full((len(context.lengths), 64), torch.nan))
+    assert [one.holds for one in prove_noise(Neftune(), samples(), 64, seed=0)] == [False, False]
+
+
 def test_noise_by_the_row_is_said_to_depend_on_the_pack():
-    (proof,) = prove_noise(Neftune(scale="row"), samples(), 64, seed=0)
-    assert proof.holds is None and "depends on the pack" in proof.detail
+    (one,) = prove_noise(Neftune(scale="row"), samples(), 64, seed=0)
+    assert one.holds is None and "depends on the pack" in one.detail

@@ -1,17 +1,21 @@
 """The proofs of `check` on the run's own model and samples."""
 
+import math
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
 from dist_sft.cluster.run_data import RunData
-from dist_sft.commands.proofs import packing
-from dist_sft.commands.proofs.packing import model_to_prove, prove_packing
-from dist_sft.commands.proofs.proof import Proof, refuse
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import SftError
 from dist_sft.model import head
+from dist_sft.model.attention import segments
 from dist_sft.model.context import PackContext
 from dist_sft.model.load import load_config
+from dist_sft.proofs import packing
+from dist_sft.proofs.packing import prove_packing
+from dist_sft.proofs.proof import Proof, largest, refuse
 
 
 @pytest.fixture
@@ -21,8 +25,7 @@ def config(tiny_run):
 
 def proofs_of(config):
     data = RunData.of(config)
-    with model_to_prove(config, load_config(config.model)) as (model, which):
-        return prove_packing(config, model, data.train.rows.probe(data.train.steps).samples, which)
+    return prove_packing(config, load_config(config.model), data.train.rows.probe(data.train.steps).samples)
 
 
 def test_a_sound_model_is_proved(config):
@@ -80,3 +83,43 @@ def test_a_figure_that_is_no_number_does_not_hold():
     assert not Proof.measured("it", float("nan"), 1.0).holds
     with pytest.raises(SftError, match=r"this does not hold: it \(nan, at most 1\)"):
         refuse([Proof.measured("it", float("nan"), 1.0)])
+
+
+def test_a_difference_that_is_no_number_is_not_lost():
+    one, none = torch.ones(2), torch.full((2,), torch.nan)
+    for found in ([one, none], [none, one]):
+        assert math.isnan(packing._difference(found, [one, one])) and math.isnan(packing._difference([one, one], found))
+    assert math.isnan(largest([1.0, math.nan])) and largest([]) == 0
+
+
+@pytest.mark.parametrize("name", ["flash", "varlen"])
+def test_attention_that_needs_a_gpu_is_stood_in_for(config, name):
+    kernel = config.model.model_copy(update={"attention": name})
+    proofs = proofs_of(config.model_copy(update={"model": kernel}))
+    refuse(proofs)
+    assert all(f"segments in place of {name}" in proof.detail for proof in proofs)
+
+
+@pytest.fixture
+def sliding(config, tiny_model, tmp_path):
+    """The run with a Mistral whose window is longer than any sample of a proof."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    mistral = MistralConfig(**size, num_key_value_heads=2, vocab_size=len(tokenizer), sliding_window=200)
+    AutoModelForCausalLM.from_config(mistral).save_pretrained(tmp_path / "mistral")
+    tokenizer.save_pretrained(tmp_path / "mistral")
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(tmp_path / "mistral")})})
+
+
+def test_a_sliding_window_is_proved_on_a_copy_in_which_it_slides(sliding, monkeypatch):
+    proofs = proofs_of(sliding)
+    refuse(proofs)
+    assert [proof.name for proof in proofs[:2]] == ["no sample sees another, no token the future"] * 2
+    assert proofs[0].detail == "the model" and proofs[1].detail.endswith("windows of 8 tokens")
+    exact = segments._fused
+
+    def all_of_the_band(query, key, value, call, near):
+        return exact(query, key, value, call, near if near is None else torch.ones_like(near))
+
+    monkeypatch.setattr(segments, "_fused", all_of_the_band)
+    assert [proof.holds for proof in proofs_of(sliding)[:2]] == [True, False]

@@ -3,11 +3,11 @@
 import pytest
 
 from dist_sft.cluster.run_data import RunData
-from dist_sft.commands.proofs.proof import refuse
-from dist_sft.commands.proofs.rehearsal import rehearse
+from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import SftError
 from dist_sft.model.load import load_config
+from dist_sft.proofs.proof import refuse
 
 pytestmark = pytest.mark.xdist_group("rehearsal")
 
@@ -16,6 +16,13 @@ MUTANTS = {
 from dist_sft.train import loss
 exact = loss.step_loss
 loss.step_loss = lambda losses, weights, step_weight, world: exact(losses, weights, float(weights.sum()) or 1.0, 1)
+""",
+    "all gradients of a step but the last pack's are lost": """
+from deepspeed.runtime.engine import DeepSpeedEngine
+backward = DeepSpeedEngine.backward
+def lost(self, loss, **more):
+    return backward(self, loss if self.is_gradient_accumulation_boundary() else 0 * loss, **more)
+DeepSpeedEngine.backward = lost
 """,
     "samples of a pack see each other": """
 from dist_sft.model.context import PackContext
@@ -51,18 +58,18 @@ def run(tiny_run):
     )
 
 
-def proofs_of(config):
-    data = RunData.of(config)
-    return rehearse(
-        config, load_config(config.model), data.train.rows.probe(data.train.steps).samples, data.encoder.template.source
-    )
+def proofs_of(config, rows_of=None):
+    """rows_of: settings that the tiny model's rows are read with; the same unless they are given."""
+    data = RunData.of(rows_of or config)
+    looked = data.train.rows.probe(data.train.steps)
+    return rehearse(config, load_config(config.model), looked.samples, data.encoder.template.source)
 
 
 def test_a_sound_run_is_proved(run):
     proofs = proofs_of(run)
     refuse(proofs)
     assert [proof.holds for proof in proofs] == [True] * 3, proofs
-    assert "2 ranks, ZeRO-3" in proofs[0].detail and proofs[2].figure == 0
+    assert "2 ranks, 2 micro-steps, ZeRO-3" in proofs[0].detail and proofs[2].figure == 0
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -75,6 +82,26 @@ def test_a_run_that_would_learn_otherwise_is_refused(run, name, tmp_path, monkey
         refuse(proofs)
     failed = [proof.name for proof in proofs if proof.holds is False]
     assert any(each.startswith("resumed" if "checkpoint" in name else "ranks, ZeRO and packing") for each in failed)
+
+
+def test_what_the_run_decides_for_gpus_is_decided_anew(run):
+    """Precision and batch sizes that the DeepSpeed JSON repeats, and hpZ of more ranks than there are here."""
+    zero = {"stage": 3, "zero_hpz_partition_size": 8, "overlap_comm": True}
+    written = {"bf16": {"enabled": True}, "train_batch_size": 64, "data_types": {"grad_accum_dtype": "bf16"}}
+    model = run.model.model_copy(update={"dtype": "bfloat16"})
+    proofs = proofs_of(run.model_copy(update={"model": model, "deepspeed": {"zero_optimization": zero, **written}}))
+    refuse(proofs)
+    assert [proof.holds for proof in proofs] == [True] * 3, proofs
+
+
+def test_what_a_small_copy_on_a_cpu_cannot_have_is_replaced_and_said(run):
+    """Eight ranks that share its four heads, 8-bit AdamW; and a warm-up in which nothing would be learned."""
+    optimizer = run.train.optimizer.model_copy(update={"name": "adamw8bit"})
+    more = {"sequence_parallel": 8, "optimizer": optimizer, "warmup": 100.0}
+    proofs = proofs_of(run.model_copy(update={"train": run.train.model_copy(update=more)}), run)
+    refuse(proofs)
+    assert [proof.holds for proof in proofs] == [True] * 3, proofs
+    assert "sequence_parallel 4 in place of 8, adamw in place of adamw8bit" in proofs[0].detail
 
 
 def test_settings_that_cannot_run_on_a_cpu_are_not_rehearsed_and_say_so(run):

@@ -1,6 +1,7 @@
 """A real model on real data, with every check on: SmolLM2-135M on GSM8K, all weights and LoRA, two ranks ZeRO-3.
 
-Trains through `dist-sft train` (which goes on where it was stopped), and draws the losses.
+Proves each run with `dist-sft check`, trains it with `dist-sft train` (which goes on where it was stopped), and draws
+the losses.
 """
 
 import argparse
@@ -34,8 +35,9 @@ def main() -> None:
     curves = {}
     for kind, (title, overrides) in KINDS.items():
         folder = options.runs / kind
-        command = [Path(sys.executable).with_name("dist-sft"), "train", run_file, f"run.dir={folder}", *overrides]
-        subprocess.run(list(map(str, command)), check=True)
+        for command in ("check", "train"):
+            words = [Path(sys.executable).with_name("dist-sft"), command, run_file, f"run.dir={folder}", *overrides]
+            subprocess.run(list(map(str, words)), check=True)
         curves[title] = read(folder)
         steps, held_out = curves[title]
         early, late = mean(steps, 1, 5), mean(steps, options.steps - 4, options.steps)

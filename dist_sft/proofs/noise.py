@@ -6,38 +6,40 @@ import numpy as np
 import torch
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.commands.proofs.proof import Proof
 from dist_sft.config.noise import Neftune
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.model.context import PackContext
 from dist_sft.model.neftune import noise
+from dist_sft.proofs.proof import Proof, largest
 
-SAMPLES, ALPHA = 4, 5.0
+SAMPLES, TOKENS, ALPHA = 4, 2048, 5.0
+"""Samples in the pack, the most tokens that are taken of one, and the strength."""
 
 
 def prove_noise(settings: Neftune, samples: Sequence[EncodedSample], width: int, seed: int) -> list[Proof]:
     """Of the settings' distribution, on the shortest and longest of some samples in one pack, and a sample alone.
 
-    The limit is four standard deviations of the norm of as many independent numbers as the smallest sample has.
+    The limit is six standard deviations of the norm of as many independent numbers as the smallest sample has.
     """
     if settings.scale == "row":
         why = "scale is row: the noise depends on the pack, on purpose"
         return [Proof("noise of a sample: its own norm, in any pack", None, detail=why)]
-    ordered = sorted(samples, key=len)
+    ordered = sorted((EncodedSample(one.tokens[:TOKENS], one.weights[:TOKENS]) for one in samples), key=len)
     parts = [*ordered[: SAMPLES // 2], *ordered[-SAMPLES // 2 :]] if len(ordered) > SAMPLES else ordered
     whole = _drawn(settings, parts, range(len(parts)), width, seed).split([len(part) for part in parts])
     alone = _drawn(settings, parts[-1:], [len(parts) - 1], width, seed)
-    off, fewest = 0.0, len(parts[0]) * width
+    off: list[float] = []
+    fewest = len(parts[0]) * width
     for part, drawn in zip(parts, whole, strict=True):
         learned = float(np.mean(part.weights > 0))
         share = {"all": 1.0, "answer": learned, "prompt": 1 - learned}[settings.where]
         if share:
-            off = max(off, abs(float(drawn.norm()) / (ALPHA * (share / 3) ** 0.5) - 1))
+            off.append(abs(float(drawn.norm()) / (ALPHA * (share / 3) ** 0.5) - 1))
             fewest = min(fewest, round(share * len(part)) * width)
     detail = f"{len(parts)} samples of {len(parts[0])} to {len(parts[-1])} tokens in one pack, {settings.distribution}"
     return [
-        Proof.measured("noise of a sample: norm alpha / sqrt(3)", off, 4 * (0.5 / fewest) ** 0.5, detail),
+        Proof.measured("noise of a sample: norm alpha / sqrt(3)", largest(off), 6 * (0.5 / fewest) ** 0.5, detail),
         Proof.measured("noise of a sample: same bits alone", float((whole[-1] - alone).abs().max()), 0.0, detail),
     ]
 

@@ -8,7 +8,7 @@ All three must learn the same.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,19 @@ from transformers import PretrainedConfig
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.cluster.local_ranks import work_on_ranks
-from dist_sft.commands.proofs.proof import Proof
-from dist_sft.config.deepspeed import deepspeed_config, portable
+from dist_sft.config.deepspeed import deepspeed_config, transferable
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
-from dist_sft.model.miniature import save_miniature
+from dist_sft.model.miniature import miniature, save_miniature
+from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
+from dist_sft.proofs.proof import Proof, largest
 from dist_sft.tracking.json_lines import records_in
 
 STEPS, SAMPLES, TOKENS = 3, 6, 512
 """Of a rehearsal: its steps, their samples, and their longest sample at most."""
+MOST = 4
+"""Ranks at most, where several share a pack."""
 TIMEOUT = 900.0
 EPSILON = 1e-3
 """Of AdamW, in place of 1e-8, which would magnify the rounding of gradients near 0 into whole updates."""
@@ -41,11 +44,14 @@ def rehearse(
     samples: some of the run's, to choose a length by. template: Jinja source.
     """
     names = ("ranks, ZeRO and packing as one rank alone", "resumed from its checkpoint as never stopped")
-    world = max(2, config.train.sequence_parallel)
+    small = miniature(architecture)
+    near = max(n for n in splits(small) if config.train.sequence_parallel % n == 0 and n <= MOST)
+    world = max(2, near)
     with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name:
         folder = Path(name)
+        asked = _as_asked(config, folder, world, near, samples)
         try:
-            asked = _as_asked(config, folder, world, samples)
+            merged = deepspeed_config(RunConfig.model_validate(asked), world, "cpu")
         except ConfigError as error:
             return [Proof(each, None, detail=f"not on CPU: {error.what}") for each in names]
         parameters = save_miniature(architecture, folder / "model", config.run.seed)
@@ -60,8 +66,10 @@ def rehearse(
         if failed := [error for error in ended if error]:
             return [Proof(each, False, detail=failed[0]) for each in names]
         plain, wanted, resumed = (records_in(folder / each / "metrics.jsonl", "step") for each in settings)
-        stage = deepspeed_config(config, world, "cpu").get("zero_optimization", {}).get("stage", 0)
-        detail = f"{STEPS} steps of {SAMPLES} samples, {world} ranks, ZeRO-{stage}, {parameters / 1e6:.1f} M parameters"
+        packs = max(record["micro_steps"] for record in wanted)
+        stage = merged.get("zero_optimization", {}).get("stage", 0)
+        detail = f"{STEPS} steps of {SAMPLES} samples, {world} ranks, {packs} micro-steps, ZeRO-{stage}, "
+        detail += f"{parameters / 1e6:.1f} M parameters{''.join(_replaced(config, near))}"
         return [
             Proof.measured(names[0], _difference(plain, wanted, "loss"), LOSSES, f"loss; {detail}"),
             Proof.measured(names[0], _difference(plain, wanted, "grad_norm"), NORMS, f"gradient norm; {detail}"),
@@ -69,28 +77,45 @@ def rehearse(
         ]
 
 
-def _as_asked(config: RunConfig, folder: Path, world: int, samples: Sequence[EncodedSample]) -> dict[str, Any]:
-    """The run's settings, made small. Raises ConfigError where its DeepSpeed JSON cannot run on CPU."""
+def _replaced(config: RunConfig, near: int) -> Iterator[str]:
+    """What a run has and its rehearsal has not."""
+    if near != config.train.sequence_parallel:
+        yield f", sequence_parallel {near} in place of {config.train.sequence_parallel}"
+    if config.train.optimizer.name == "adamw8bit":
+        yield ", adamw in place of adamw8bit"
+
+
+def _as_asked(
+    config: RunConfig, folder: Path, world: int, near: int, samples: Sequence[EncodedSample]
+) -> dict[str, Any]:
+    """The run's settings, made small, for ranks on CPU. Rates do not warm up, so that a lost update shows."""
     lengths = sorted(len(sample) for sample in samples)
     length = min(config.data.context_length, max(TOKENS, lengths[len(lengths) // 2]))
-    settings: dict[str, Any] = portable(config).model_dump(mode="json")
+    settings: dict[str, Any] = config.model_dump(mode="json")
+    optimizer = settings["train"]["optimizer"]
     settings["run"] |= {"name": "rehearsal"}
     settings["model"] |= {"path": str(folder / "model"), "revision": None, "dtype": "float32", "attention": "auto"}
+    if settings["model"]["neftune"]:
+        settings["model"]["neftune"]["schedule"] = {}
     settings["data"] |= {"context_length": length, "bad_rows": "drop", "max_bad_share": 1.0, "cache": None}
     settings["train"] |= {
         "samples_per_step": SAMPLES,
-        "tokens_per_pack": max(length, 2 * TOKENS),
+        "tokens_per_pack": 2 * length,
         "pad_to_multiple_of": 1,
+        "micro_steps": 2,
+        "sequence_parallel": near,
         "steps": STEPS,
         "epochs": None,
-        "optimizer": settings["train"]["optimizer"] | {"eps": EPSILON},
+        "schedule": "constant",
+        "warmup": 0,
+        "optimizer": optimizer | {"eps": EPSILON, "name": optimizer["name"].removesuffix("8bit")},
     }
     settings["data"]["schedule"] = []
     settings["eval"] |= {"source": None, "patience": None}
     settings["checkpoint"] |= {"every": 1, "keep": STEPS, "url": None}
     settings["cluster"] |= {"workers": world, "gpus_per_worker": 0, "address": None}
     settings["tracking"] |= {"wandb": None}
-    deepspeed_config(RunConfig.model_validate(settings), world, "cpu")
+    settings["deepspeed"] = transferable(config)
     return settings
 
 
@@ -108,4 +133,4 @@ def _difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str
     if [record["step"] for record in one] != [record["step"] for record in other]:
         return float("inf")
     pairs = [(a[key], b[key]) for a, b in zip(one, other, strict=True) if a[key] is not None]
-    return max((abs(a - b) / max(abs(a), 1e-12) for a, b in pairs), default=float("inf"))
+    return largest(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs) if pairs else float("inf")

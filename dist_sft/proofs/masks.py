@@ -2,8 +2,8 @@
 
 from dist_sft.chat.certificate import Certificate, certify
 from dist_sft.chat.witness import Witness
-from dist_sft.commands.proofs.proof import Proof
 from dist_sft.data.encoding import EncodedStep
+from dist_sft.proofs.proof import Proof
 from dist_sft.service.messages import Feed
 
 CHANGE = "look at the row with `dist-sft preview`; change it, or choose another data.template; and report this one"
@@ -20,12 +20,14 @@ def certify_masks(feed: Feed, looked: EncodedStep) -> Certificate:
     return certify(witness, samples, dropped)
 
 
-def prove_masks(masks: Certificate) -> list[Proof]:
-    """That both ways agree, and that every learned answer ends with a learned stop token."""
+def prove_masks(masks: Certificate, of: str = "") -> list[Proof]:
+    """That both ways agree, and that every learned answer ends with a learned stop token. of: which rows, for names."""
     on = f"{masks.agreed + masks.disagreed} samples, {masks.supervised} of {masks.tokens} tokens learned"
     first = next((str(one) for one in masks.disagreements), on)
     unstopped = next((f"{where}: a stop token is not learned" for where in masks.unstopped), f"{masks.answers} answers")
     return [
-        Proof.measured("two ways agree on each learned token", masks.disagreed, 0, first, CHANGE),
-        Proof.measured("every answer's stop token is learned", masks.answers - masks.stopped, 0, unstopped, CHANGE),
+        Proof.measured(f"two ways agree on each learned token{of}", masks.disagreed, 0, first, CHANGE),
+        Proof.measured(
+            f"every answer's stop token is learned{of}", masks.answers - masks.stopped, 0, unstopped, CHANGE
+        ),
     ]

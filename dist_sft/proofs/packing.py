@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.commands.proofs.proof import Proof
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
@@ -21,8 +20,9 @@ from dist_sft.model.capacity import count_parameters
 from dist_sft.model.head import check_head
 from dist_sft.model.isolation import Isolation, prove_isolation
 from dist_sft.model.load import load
-from dist_sft.model.miniature import LARGEST, save_miniature
+from dist_sft.model.miniature import LARGEST, WINDOW, save_miniature, slides
 from dist_sft.model.packed import PackedModel
+from dist_sft.proofs.proof import Proof, largest
 
 SAMPLES, TOKENS = 4, 64
 """Of the pack that is looked at."""
@@ -31,29 +31,48 @@ ROUNDING = 1e-5
 CHANGE = "choose another model or another model.attention, and report this one"
 
 
+def prove_packing(config: RunConfig, architecture: PretrainedConfig, samples: Sequence[EncodedSample]) -> list[Proof]:
+    """Isolation, the head, and packs against samples alone. samples: some of the run's.
+
+    On the run's model in float32 on the CPU, or on a small copy of it where it is too large. Where it has a sliding
+    window, isolation also on a copy in which it slides.
+    """
+    whole = count_parameters(architecture) <= LARGEST
+    with _loaded(config, None if whole else architecture) as (model, which):
+        proofs = [_isolation(config, model, which), *_of_packs(model, samples, which)]
+    if whole and slides(architecture):
+        with _loaded(config, architecture) as (model, which):
+            proofs.insert(1, _isolation(config, model, f"{which}, windows of {WINDOW} tokens"))
+    return proofs
+
+
 @contextmanager
-def model_to_prove(config: RunConfig, architecture: PretrainedConfig) -> Iterator[tuple[PackedModel, str]]:
-    """The run's model in float32 on the CPU, or a small copy of it where it is too large; and which it is."""
+def _loaded(config: RunConfig, copied: PretrainedConfig | None) -> Iterator[tuple[PackedModel, str]]:
+    """The run's model, or a miniature of an architecture; and which it is, with the attention that computes it here."""
+    settings, which = config.model.model_copy(update={"dtype": "float32", "compile": False}), "the model"
+    if settings.attention in ("flash", "varlen"):
+        which += f" (segments in place of {settings.attention})"
+        settings = settings.model_copy(update={"attention": "segments"})
     with TemporaryDirectory(prefix="dist_sft_proof_") as folder:
-        settings, which = config.model.model_copy(update={"dtype": "float32", "compile": False}), "the model"
-        if count_parameters(architecture) > LARGEST:
-            small = save_miniature(architecture, Path(folder), config.run.seed)
+        if copied:
+            small = save_miniature(copied, Path(folder), config.run.seed)
             settings = settings.model_copy(update={"path": folder, "revision": None})
-            which = f"a copy of {small / 1e6:.1f} M parameters"
+            which = which.replace("the model", f"a copy of {small / 1e6:.1f} M parameters")
         yield load(settings, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1), which
 
 
-def prove_packing(config: RunConfig, model: PackedModel, samples: Sequence[EncodedSample], which: str) -> list[Proof]:
-    """Isolation, the head, and packs against samples alone. samples: some of the run's."""
-    vocabulary = model.module.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
-    proofs = [
-        _tried(
-            "no sample sees another, no token the future",
-            lambda: _largest(prove_isolation(model, vocabulary, config.data.context_length)),
-            which,
-        ),
-        _tried("loss by the head as by all logits", lambda: check_head(model, model.module, vocabulary), which),
-    ]
+def _isolation(config: RunConfig, model: PackedModel, which: str) -> Proof:
+    return _tried(
+        "no sample sees another, no token the future",
+        lambda: _largest(prove_isolation(model, _vocabulary(model), config.data.context_length)),
+        which,
+    )
+
+
+def _of_packs(model: PackedModel, samples: Sequence[EncodedSample], which: str) -> list[Proof]:
+    """The head; packs of the data's samples against samples alone."""
+    vocabulary = _vocabulary(model)
+    head = _tried("loss by the head as by all logits", lambda: check_head(model, model.module, vocabulary), which)
     parts = [_shortened(sample) for sample in sorted(samples, key=len)[-SAMPLES:]]
     detail = f"{len(parts)} samples of the data, {sum(map(len, parts))} tokens, {which}"
     whole = _pack(parts)
@@ -62,13 +81,18 @@ def prove_packing(config: RunConfig, model: PackedModel, samples: Sequence[Encod
         alone = [_logits(model, _pack([part])) for part in parts]
         poisoned = _logits(model, _pack([_poisoned(parts[0], vocabulary), *parts[1:]])).split([len(p) for p in parts])
     return [
-        *proofs,
+        head,
         Proof.measured("packed as alone: logits", _difference(packed, alone), ROUNDING, detail, CHANGE),
         Proof.measured("packed as alone: gradients", _gradients(model, parts), ROUNDING, detail, CHANGE),
         Proof.measured(
             "poisoning a sample moves no other", _difference(packed[1:], poisoned[1:]), 1e-6, detail, CHANGE
         ),
     ]
+
+
+def _vocabulary(model: PackedModel) -> int:
+    size: int = model.module.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
+    return size
 
 
 def _tried(name: str, proof: Callable[[], float], which: str) -> Proof:
@@ -79,7 +103,7 @@ def _tried(name: str, proof: Callable[[], float], which: str) -> Proof:
 
 
 def _largest(found: Isolation) -> float:
-    return max(value for value in astuple(found) if value is not None)
+    return largest(value for value in astuple(found) if value is not None)
 
 
 def _shortened(sample: EncodedSample) -> EncodedSample:
@@ -119,6 +143,7 @@ def _gradients(model: PackedModel, parts: Sequence[EncodedSample]) -> float:
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    largest = max((float(tensor.abs().max()) for tensor in expected), default=0.0)
+    """The largest difference, over the largest value that was expected."""
+    size = largest(float(tensor.abs().max()) for tensor in expected)
     pairs = zip(found, expected, strict=True)
-    return max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / max(largest, 1e-12)
+    return largest(float((a - b).abs().max()) for a, b in pairs) / max(size, 1e-12)
