@@ -8,8 +8,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from dist_sft.cluster.kubernetes.manifest import render, render_cluster
 from dist_sft.cluster.kubernetes.text import as_documents
+from dist_sft.config.kubernetes import mebibytes
 from dist_sft.config.load import load_config
 from tests.kubernetes.cases import ROOT
+from tests.kubernetes.parts import container
 from tests.kubernetes.strict import complaints
 
 CLUSTER = ROOT / "cluster"
@@ -19,6 +21,16 @@ OVERRIDES = ("kubernetes.name=shared", "kubernetes.queue=null")
 
 def objects(name):
     return list(yaml.safe_load_all((CLUSTER / f"{name}.yaml").read_text()))
+
+
+def has_room(flavor, wanted, count):
+    """Whether so many pods fit into a flavor's quota: Kueue takes the first that has room."""
+    quota = {entry["name"]: amount(entry["nominalQuota"]) for entry in flavor["resources"]}
+    return all(amount(size) * count <= quota[name] for name, size in wanted.items())
+
+
+def amount(text):
+    return int(text) if str(text).isdigit() else mebibytes(text)
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -61,14 +73,17 @@ def test_ray_in_the_image_is_the_version_that_the_example_tells_the_operator():
     assert f"ray=={load_config(CLUSTER / 'run.yaml').kubernetes.ray_version}" in pins
 
 
-def test_the_queue_covers_every_resource_that_a_pod_asks_for_and_has_room_for_the_example():
-    (group,) = objects("kueue")[2]["spec"]["resourceGroups"]
-    quota = {entry["name"]: entry["nominalQuota"] for entry in group["flavors"][0]["resources"]}
-    workers = objects("rayjob")[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-    wanted = workers["template"]["spec"]["containers"][0]["resources"]["requests"]
-    assert set(wanted) <= set(group["coveredResources"]) == set(quota)
-    assert int(wanted["nvidia.com/gpu"]) * workers["replicas"] <= quota["nvidia.com/gpu"]
-    assert int(wanted["cpu"]) * workers["replicas"] <= quota["cpu"]
+def test_the_queue_has_room_for_the_example_and_puts_only_workers_on_nodes_with_gpus():
+    (group,), job = objects("kueue")[2]["spec"]["resourceGroups"], objects("rayjob")[-1]
+    pods = {"submitter": 1, "head": 1, "worker": job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"]}
+    for flavor in group["flavors"]:
+        assert {entry["name"] for entry in flavor["resources"]} == set(group["coveredResources"])
+    given = {}
+    for kind, count in pods.items():
+        wanted = container(job, kind)["resources"]["requests"]
+        assert set(wanted) <= set(group["coveredResources"])
+        given[kind] = next((flavor["name"] for flavor in group["flavors"] if has_room(flavor, wanted, count)), None)
+    assert given == {"submitter": "cpu", "head": "cpu", "worker": "gpu"}
 
 
 def test_the_network_policy_is_about_the_pods_of_a_run():
