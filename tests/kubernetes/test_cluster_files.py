@@ -64,8 +64,17 @@ def test_the_run_of_the_example_finds_namespace_claim_and_queue():
     assert settings.storage.claim == claim["metadata"]["name"] and claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert settings.queue == local["metadata"]["name"] and local["metadata"]["namespace"] == settings.namespace
     assert local["spec"]["clusterQueue"] == queue["metadata"]["name"]
-    (shell,) = objects("shell")
-    assert shell["spec"]["containers"][0]["image"] == settings.image
+
+
+def test_the_shell_has_the_image_and_finds_the_hub_as_the_pods_of_the_example_do():
+    shell, head = objects("shell")[0]["spec"]["containers"][0], container(objects("rayjob")[-1], "head")
+    assert shell["image"] == head["image"]
+    ours, theirs = ({variable["name"]: variable for variable in made["env"]} for made in (shell, head))
+    assert ours["HF_HOME"] == theirs["HF_HOME"]
+    secret = theirs["HF_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert ours["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == secret | {"optional": True}
+    writable = tuple(mount["mountPath"] for mount in shell["volumeMounts"])
+    assert ours["HOME"]["value"].startswith(writable) and ours["HF_HOME"]["value"].startswith(writable)
 
 
 def test_ray_in_the_image_is_the_version_that_the_example_tells_the_operator():
