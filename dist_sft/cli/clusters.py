@@ -211,8 +211,11 @@ def rayjob(
     with working(as_json):
         from dist_sft.cluster.kubernetes.manifest import render, render_cluster
         from dist_sft.cluster.kubernetes.text import as_documents, as_list
+        from dist_sft.commands.rayjob import short_of_memory
 
         objects = render_cluster(config) if cluster else render(config)
+        if warning := short_of_memory(config):
+            say(f"warning: {warning}", "yellow")
     if as_json:
         print_json(as_list(objects))
     else:

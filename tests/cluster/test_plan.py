@@ -7,7 +7,7 @@ from transformers import LlamaConfig
 
 from dist_sft.commands.planning.changes import changes
 from dist_sft.commands.planning.machine import Machine
-from dist_sft.commands.planning.plan import make_plan
+from dist_sft.commands.planning.plan import main_memory, make_plan
 from dist_sft.commands.planning.shown import recommended
 from dist_sft.commands.planning.workload import Workload
 from dist_sft.config.sections import RunConfig
@@ -106,3 +106,4 @@ def test_offloading_and_checkpoints_are_counted_on_the_host_and_the_disk():
     assert plan.disk == 3 * plan.checkpoint_size
     assert plan.host.checkpoints == plan.checkpoint_size / 2
     assert plan.memory.optimizer == plan.memory.gradients == 0 and plan.host.offloaded > 12 * 8e9 / 2
+    assert main_memory(eight_b(deepspeed={"zero_optimization": zero}), EIGHT_B, machine) == plan.host

@@ -1,9 +1,12 @@
 """`dist-sft rayjob`, as a user and as a script see it."""
 
 import json
+import re
 
 import pytest
 import yaml
+
+from tests.cluster.test_plan import EIGHT_B
 
 RUN = {
     "run": {"name": "gsm8k"},
@@ -64,3 +67,17 @@ def test_a_cluster_that_stays_has_the_pods_of_the_job_and_no_run(sft, run_file):
     assert [made["kind"] for made in budgets] == ["PodDisruptionBudget"] and cluster["kind"] == "RayCluster"
     assert cluster["spec"]["workerGroupSpecs"] == job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert "configMap" not in json.dumps(cluster)
+
+
+def test_a_pod_with_less_memory_than_the_plan_wants_is_warned_of_with_the_setting(sft, run_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    EIGHT_B.save_pretrained("models/8b")
+    zero = "deepspeed={zero_optimization: {stage: 3, offload_optimizer: {device: cpu}}}"
+    command = ("rayjob", run_file, "model.path=models/8b", "cluster.workers=8", zero)
+    little = sft(*command, "kubernetes.worker.memory=8Gi")
+    assert little.code == 0 and list(yaml.safe_load_all(little.out))[-1]["kind"] == "RayJob"
+    assert little.error.startswith("warning: a worker pod has 72.0 GiB of memory, and the plan wants ")
+    said = re.search(r"set kubernetes.worker.memory, .* to (\d+)Gi or more", little.error)
+    assert sft(*command, f"kubernetes.worker.memory={said[1]}Gi").error == ""
+    assert sft(*command, f"kubernetes.worker.memory={int(said[1]) - 1}Gi").error.startswith("warning: ")
+    assert sft(*command, "cluster.gpus_per_worker=0", "kubernetes.worker.memory=1Gi").error == ""

@@ -34,6 +34,16 @@ class Host:
     service: float
     loading: float
 
+    @classmethod
+    def of(cls, config: RunConfig, sizes: Sizes, offloaded: float, machine: Machine) -> "Host":
+        """offloaded: by each rank."""
+        return cls(
+            offloaded=offloaded * machine.gpus,
+            checkpoints=_checkpoint(config, sizes) / machine.nodes if config.checkpoint.behind else 0.0,
+            service=float(config.service.budget),
+            loading=float(sizes.all * BYTES[config.model.dtype]),
+        )
+
     @property
     def total(self) -> float:
         return max(self.offloaded + self.checkpoints, self.loading) + self.service
@@ -123,8 +133,7 @@ def make_plan(config: RunConfig, architecture: PretrainedConfig, work: Workload,
     collectives = traffic(config, merged, sizes, round(fmean(micro_steps)))
     text = architecture.get_text_config()
     flops = work.flops(cost, text.vocab_size * text.hidden_size)
-    one = sizes.trained * state_bytes(config, stage=1)  # a checkpoint is the same at any ZeRO stage
-    keep = config.checkpoint
+    one, keep = _checkpoint(config, sizes), config.checkpoint
     return Plan(
         machine=machine,
         zero_stage=stage,
@@ -142,15 +151,23 @@ def make_plan(config: RunConfig, architecture: PretrainedConfig, work: Workload,
         collectives=collectives,
         between_nodes=sum(one.between_nodes(machine.gpus) for one in collectives),
         seconds_per_step=_seconds(config, flops, dealt, machine),
-        host=Host(
-            offloaded=memory.host * machine.gpus,
-            checkpoints=one / machine.nodes if keep.behind else 0.0,
-            service=float(config.service.budget),
-            loading=float(sizes.all * BYTES[config.model.dtype]),
-        ),
+        host=Host.of(config, sizes, memory.host, machine),
         checkpoint_size=one,
         disk=one * (keep.keep + keep.keep_best + 1),
     )
+
+
+def main_memory(config: RunConfig, architecture: PretrainedConfig, machine: Machine) -> Host:
+    """The plan's of a node, for which no row needs to be looked at. Raises ConfigError as `make_plan`."""
+    config = on_machine(config, machine)
+    merged = deepspeed_config(config, machine.ranks, "cuda")
+    sizes = Sizes.of(config, architecture, merged)
+    return Host.of(config, sizes, estimate(config, architecture, merged, sizes.all, sizes.trained).host, machine)
+
+
+def _checkpoint(config: RunConfig, sizes: Sizes) -> float:
+    """Bytes of one, the same at any ZeRO stage."""
+    return float(sizes.trained * state_bytes(config, stage=1))
 
 
 def dealer_of(config: RunConfig, ranks: int, quadratic: float) -> Dealer:

@@ -1,0 +1,57 @@
+"""What `dist-sft rayjob` says beside the manifest: whether the pods have the main memory that the plan wants.
+
+RunConfig, the model's config.json -> a sentence.   No row and no weight is read, and nobody is contacted.
+"""
+
+import math
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from dist_sft.cluster.kubernetes.shape import shape
+from dist_sft.config.sections import ModelSection, RunConfig
+from dist_sft.core.errors import ModelError
+
+
+def short_of_memory(config: RunConfig) -> str | None:
+    """What a worker pod lacks and which setting gives it; None where it has enough, and where nobody can tell here:
+    the model is not on this machine, or the run is one on CPU, which `plan` knows nothing about.
+
+    Raises:
+        ConfigError: the DeepSpeed settings do not go with the workers.
+    """
+    settings, folder = config.kubernetes, _folder(config.model)
+    if settings is None or folder is None or config.cluster.gpus_per_worker == 0:
+        return None
+    from dist_sft.commands.planning import Machine  # transformers: seconds, for which most manifests need not wait
+    from dist_sft.commands.planning.plan import main_memory
+    from dist_sft.commands.planning.shown import gib
+    from dist_sft.model.load import load_config
+
+    try:
+        architecture = load_config(config.model.model_copy(update={"path": str(folder)}))
+    except ModelError:
+        return None
+    size = shape(config, settings)
+    wanted = main_memory(config, architecture, Machine.of(size.pods, size.ranks, None, None, 1.0)).total
+    there = size.worker.memory << 20
+    if wanted <= there:
+        return None
+    least = math.ceil((wanted / 2**20 - size.worker.shared_memory) / size.ranks / 1024)
+    return (
+        f"a worker pod has {gib(there)} of memory, and the plan wants {gib(wanted)} of main memory on its node, beside "
+        f"what the processes themselves take: set kubernetes.worker.memory, which counts for each of a pod's "
+        f"{size.ranks} workers, to {least}Gi or more (dist-sft plan says what for)"
+    )
+
+
+def _folder(model: ModelSection) -> Path | None:
+    """Where config.json is on this machine: in the model's folder, or in the hub's cache."""
+    if (Path(model.path) / "config.json").is_file():
+        return Path(model.path)
+    try:
+        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    except HFValidationError:  # a folder, or a URL
+        return None
+    return Path(found).parent if isinstance(found, str) else None
