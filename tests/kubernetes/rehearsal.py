@@ -19,7 +19,8 @@ class Pod:
     folders      where in the pod -> ("claim", name), ("memory", MiB), ("disk", MiB) or ("files", {name: text})
     start        parameters of `ray start`, without the address of the head
     stop         the command before it is stopped, if there is one
-    user         id of user and group
+    group        id of the group to which the kubelet gives the claims
+    rights       words to be put before a command: as whom it runs, and what it may never do
     """
 
     component: str
@@ -28,7 +29,8 @@ class Pod:
     folders: dict
     start: dict
     stop: list
-    user: int
+    group: int
+    rights: tuple
 
     def ray_start(self, address=None, **more):
         """Words of KubeRay's command; address: of a worker's head."""
@@ -49,6 +51,8 @@ class Pod:
                 lines += [f"printf %s {shlex.quote(text)} > {here}/{name}" for name, text in what.items()]
             elif kind == "claim":
                 here = claims[what]
+                lines.append(f"chgrp -R {self.group} {here}; chmod -R g+rwX {here}")
+                lines.append(f"find {here} -type d -exec chmod g+s {{}} +")
             lines.append(f"mkdir -p {place}")
             if kind == "memory":
                 lines.append(f"mount -t tmpfs -o size={what}m,mode=1777 tmpfs {place}")
@@ -86,8 +90,16 @@ def _pod(component, group, files):
         {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]},
         start | params,
         hook.get("command", []),
-        spec["securityContext"]["runAsUser"],
+        spec["securityContext"]["fsGroup"],
+        _rights(spec["securityContext"], container["securityContext"]),
     )
+
+
+def _rights(pod, container):
+    words = ["setpriv", f"--reuid={pod['runAsUser']}", f"--regid={pod['runAsGroup']}", f"--groups={pod['fsGroup']}"]
+    dropped = ",".join(f"-{name.lower()}" for name in container["capabilities"]["drop"])
+    words += [f"--inh-caps={dropped}", f"--bounding-set={dropped}"]
+    return (*words, *([] if container["allowPrivilegeEscalation"] else ["--no-new-privs"]))
 
 
 def _volume(volume, files):

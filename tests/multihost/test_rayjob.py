@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -26,6 +27,7 @@ pytestmark = [
 
 STEPS = 30
 BIN = Path(sys.executable).parent
+DASHBOARD = ("--address", "http://127.0.0.1:8265")
 
 
 @pytest.fixture
@@ -61,19 +63,33 @@ def manifest(tiny_run, tmp_path):
     return render(load_config(path))
 
 
+def image(inside):
+    """The script `inside`, and around it what leaves of this machine only what the image has: Python, packages and the
+    checkout, where every user may read them; no home, and nothing that can be written."""
+    home, places = Path.home(), sorted({Path(sys.base_prefix), Path(sys.prefix), ROOT})
+    built = home / ".cache" / "torch_extensions"  # else each pod compiles them, for minutes
+    take = f"cp -a {built} /tmp/.cache/; find /tmp/.cache -name lock -delete; chmod -R a+rwX /tmp/.cache"
+    return "\n".join([
+        *(f"exec {number}< {place}" for number, place in enumerate(places, 10)),
+        inside,
+        f"if [ -d {built} ]; then mkdir /tmp/.cache; {take}; fi",
+        f"mount -t tmpfs -o mode=755 tmpfs {home}",
+        *(f"mkdir -p {place}; mount --no-canonicalize --bind /proc/self/fd/{number} {place}; "
+          f"mount -o remount,bind,ro {place}" for number, place in enumerate(places, 10)),
+        "mount -o remount,bind,ro /",
+    ])  # fmt: skip
+
+
 class Played:
-    """A pod that a host plays; its root file system is read-only, as the manifest wants it."""
+    """A pod that a host plays."""
 
     def __init__(self, pod, host, claim, head):
         self.pod, self.host, self.head = pod, host, head
-        built = Path("~/.cache/torch_extensions").expanduser()  # else each pod compiles them, for minutes
-        keep = f"if [ -d {built} ]; then mkdir -p /tmp/.cache; cp -a {built} /tmp/.cache/; fi"
-        folders = pod.set_up({"dist-sft": claim}, host.folder / "pod")
-        done = host.run("bash", "-c", f"{folders}\n{keep}\nmount -o remount,bind,ro /")
+        done = host.run("bash", "-c", image(pod.set_up({"dist-sft": claim}, host.folder / "pod")))
         assert done.returncode == 0, done.stderr
 
     def command(self, *words):
-        """Out here, what runs `words` in the pod: with its variables, KubeRay's and this machine's, and no other."""
+        """Out here, what runs `words` in the pod: with its rights, its variables, KubeRay's and this machine's."""
         kuberay = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": "made-by-the-operator",
@@ -81,16 +97,19 @@ class Played:
         }
         machine = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         variables = self.pod.variables | kuberay | machine
-        return self.host.command("env", "-i", *(f"{name}={value}" for name, value in variables.items()), *words)
+        given = (f"{name}={value}" for name, value in variables.items())
+        return self.host.command(*self.pod.rights, "env", "-i", *given, *words)
 
     def run(self, *words, timeout=120):
         return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, check=False)
 
-    def trains(self):
-        found = self.host.processes("RayTrainWorker")
-        if found and "head" in self.host.name:
-            print("DEBUG", self.host.name, [(p.pid, p.cmdline()) for p in found])
-        return bool(found)
+    def training(self):
+        """The users of its processes that train."""
+        found = set()
+        for process in self.host.processes("RayTrainWorker"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.add(process.uids().real)
+        return found
 
 
 @contextlib.contextmanager
@@ -118,14 +137,14 @@ def test_what_the_manifest_says_trains_a_model_to_its_end(manifest, claim, tmp_p
     with played(manifest, claim) as everyone, (tmp_path / "log").open("w+") as log:
         head, worker, _ = everyone
         entrypoint = shlex.split(manifest[-1]["spec"]["entrypoint"])
-        submit = ["ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--", *entrypoint]
+        submit = ["ray", "job", "submit", *DASHBOARD, "--submission-id", "rehearsal", "--", *entrypoint]
         job = subprocess.Popen(head.command(*submit), stdout=log, stderr=log)
         training = set()
         while job.poll() is None:
-            training |= {each.host.name for each in everyone if each.trains()}
+            training |= {(each.host.name, user) for each in everyone for user in each.training()}
             time.sleep(0.5)
         assert job.returncode == 0, (tmp_path / "log").read_text()
-        assert training == {"worker1", "worker2"}
+        assert training == {("worker1", 1000), ("worker2", 1000)}
         assert learned(claim) == list(range(1, STEPS + 1))
         assert (claim / "runs" / "rehearsal" / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").exists()
         stopped = worker.run(*worker.pod.stop, timeout=60)  # trains nothing any more: at once
