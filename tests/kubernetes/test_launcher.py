@@ -17,6 +17,7 @@ KUBECTL = """\
 cd {folder}
 echo "$*" >> calls
 case "$*" in
+    *jobId*) printf gsm8k-x7f2k ;;
     *"get rayjob"*)
         line=$(head -n 1 statuses)
         [ "$(wc -l < statuses)" -gt 1 ] && sed -i 1d statuses
@@ -27,7 +28,10 @@ case "$*" in
         printf '%s' "$line"
         ;;
     *apply*) cp "${{@: -1}}" applied ;;
-    *logs*) cat log ;;
+    *logs*)
+        [ -s cut ] && head -c "$(<cut)" log && : > cut && exit 1
+        cat log
+        ;;
 esac
 """
 
@@ -55,7 +59,11 @@ def launcher(tmp_path):
         out, error = process.communicate(timeout=60)
         return process.returncode, out, error, (tmp_path / "calls").read_text().splitlines()
 
-    run.start, run.folder = start, tmp_path
+    def submission(mode):
+        settings = BASE["kubernetes"] | {"submission": mode}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(BASE | {"kubernetes": settings}))
+
+    run.start, run.folder, run.submission = start, tmp_path, submission
     return run
 
 
@@ -92,6 +100,28 @@ def test_a_retry_of_the_job_is_followed_to_its_end(launcher):
     statuses = ["", *["Running|RUNNING|"] * 9, "Retrying||", "Initializing||", *["Running|RUNNING|"] * 9]
     code, out, _, _ = launcher([*statuses, "Complete|SUCCEEDED|"])
     assert code == 0 and out.count("step 1/2") == 2
+
+
+@pytest.mark.parametrize("mode", ["HTTPMode", "SidecarMode"])
+def test_a_run_without_a_submitters_pod_is_followed_on_the_head(launcher, mode):
+    launcher.submission(mode)
+    code, out, error, calls = launcher(["", *["Running|RUNNING|"] * 9, "Complete|SUCCEEDED|"])
+    assert code == 0, error
+    assert out == "step 1/2 loss 1.5\nstep 2/2 loss 1.2\n"
+    (asked,) = [call for call in calls if "logs" in call]
+    assert asked == (
+        "--namespace dist-sft exec service/gsm8k-head-svc --container ray-head -- "
+        "ray job logs --follow --address http://127.0.0.1:8265 gsm8k-x7f2k"
+    )
+
+
+def test_a_log_that_is_cut_is_gone_on_with_and_no_line_is_shown_twice(launcher):
+    (launcher.folder / "cut").write_text("18")  # after the first line
+    launcher.submission("HTTPMode")
+    code, out, error, calls = launcher(["", *["Running|RUNNING|"] * 20, "Complete|SUCCEEDED|"])
+    assert code == 0, error
+    assert out == "step 1/2 loss 1.5\nstep 2/2 loss 1.2\n"
+    assert len([call for call in calls if "job logs" in call]) == 2
 
 
 def test_an_ended_job_is_not_taken_for_a_new_one(launcher):

@@ -147,5 +147,7 @@ def test_what_the_manifest_says_trains_a_model_to_its_end(manifest, claim, tmp_p
         assert training == {("worker1", 1000), ("worker2", 1000)}
         assert learned(claim) == list(range(1, STEPS + 1))
         assert (claim / "runs" / "rehearsal" / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").exists()
+        followed = head.run("ray", "job", "logs", "--follow", *DASHBOARD, "rehearsal")  # as launchers/k8s_rayjob does
+        assert followed.returncode == 0 and f"step {STEPS}/{STEPS}" in followed.stdout, followed.stderr
         stopped = worker.run(*worker.pod.stop, timeout=60)  # trains nothing any more: at once
         assert stopped.returncode == 0, stopped.stderr
