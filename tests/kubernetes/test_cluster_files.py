@@ -105,6 +105,10 @@ def test_the_network_policy_is_about_the_pods_of_a_run():
     (operator,) = [rule for rule in policy["ingress"] if "namespaceSelector" in rule["from"][0]]
     assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
     assert not [rule for rule in policy["ingress"] if not rule.get("from")], "a rule without from is for everyone"
+    assert not [rule for rule in policy["egress"] if not rule.get("to")], "a rule without to is for everywhere"
+    (world,) = [rule for rule in policy["egress"] if "ipBlock" in rule["to"][0]]
+    assert world["ports"] == [{"port": 443, "protocol": "TCP"}]
+    assert "169.254.0.0/16" in world["to"][0]["ipBlock"]["except"], "the cloud's credentials"
 
 
 def test_ray_up_takes_its_file_and_the_head_trains_nothing_and_shows_its_dashboard_to_nobody():
