@@ -4,7 +4,9 @@ Three nodes on this machine: a head, one that is sound, and one whose run.dir, s
 clock, GPUs and network interface are not as they should be: in a mount namespace of its own, which takes root.
 """
 
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,6 +22,8 @@ import pytest
 
 from dist_sft.cluster.preflight import network
 from dist_sft.cluster.preflight.network import Listener
+from dist_sft.cluster.preflight.run import _room
+from dist_sft.config.load import load_config
 
 pytestmark = [
     pytest.mark.xdist_group("cluster"),
@@ -219,3 +223,42 @@ def test_a_url_that_is_not_the_same_storage_for_all_nodes_is_found(sft, run, clu
     (found,) = sft("preflight", run.file, *options[:2], "checkpoint.url=nothing://x", "--json").values
     (what,) = {one["what"] for one in found["findings"] if one["check"] == "storage"}
     assert what.startswith("cannot write 4 MiB into nothing://x: nothing:// cannot be reached")
+
+
+LOOK = """
+import json, sys
+from pathlib import Path
+from dist_sft.cluster.preflight.facts import look
+from dist_sft.cluster.preflight.judge import judge
+
+def said(room):
+    facts = look("node", "127.0.0.1", sys.argv[1])
+    return [found.what for found in judge([facts], facts.versions, {}, room) if found.check == "disk"]
+
+size, last = float(sys.argv[2]), Path(sys.argv[1], "checkpoints", "step_00000003")
+found = [said(4 * size), said(5 * size)]
+last.rename(last.with_suffix(".bad"))
+print(json.dumps([*found, said(4 * size)]))
+"""
+
+
+def test_a_run_that_goes_on_is_asked_for_no_more_room_than_one_that_begins(run, tmp_path):
+    """On a disk of its own, with room for four checkpoints and a half: three are there, and one will be written.
+
+    One that was put aside stays there, and is in the way.
+    """
+    size = _room(load_config(run.file, ["checkpoint.keep=3"])) / 4
+    disk, checkpoints = tmp_path / "disk", tmp_path / "disk" / "run" / "checkpoints"
+    disk.mkdir()
+    script = f"""
+        set -e; mount -t tmpfs -o size={int(4.5 * size)} tmpfs {disk}; mkdir -p {checkpoints}
+        for step in 1 2 3; do cp -r {run.dir}/checkpoints/step_00000001 {checkpoints}/step_0000000$step; done
+        exec {shlex.join([sys.executable, "-c", LOOK, str(disk / "run"), str(size)])}
+    """
+    ended = subprocess.run(["unshare", "--mount", "bash", "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    fits, one_too_many, put_aside = json.loads(ended.stdout)
+    assert fits == [] and len(put_aside) == 1
+    assert re.fullmatch(
+        r"\d+ MiB free in run.dir, and checkpoints take \d+ MiB, of which \d+ MiB are there", *one_too_many
+    )

@@ -1,5 +1,6 @@
 """What one node says of itself. Runs in a Ray task that is pinned to it, and without Ray in tests."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -21,6 +22,7 @@ class NodeFacts:
     """name: how a person calls it, host name and address; node: how Ray does.
 
     storage   free bytes where run.dir is, or will be; None: it cannot be looked at, and `storage_error` says why
+    held      bytes of checkpoints that lie there already: new ones will take their place
     shm       bytes of shared memory: NCCL, data loaders and Ray's object store live there
     gpus      names of the GPUs that the driver sees
     files     open files that a process may have
@@ -33,6 +35,7 @@ class NodeFacts:
     versions: dict[str, str]
     storage: int | None
     storage_error: str
+    held: int
     shm: int
     gpus: tuple[str, ...]
     files: int
@@ -49,6 +52,7 @@ def look(node: str, address: str, run_dir: str) -> NodeFacts:
         versions=versions(),
         storage=storage,
         storage_error=error,
+        held=_held(Path(run_dir) / "checkpoints"),
         shm=shutil.disk_usage(SHM).total if SHM.exists() else 0,
         gpus=_gpus(),
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -66,6 +70,16 @@ def _free(folder: Path) -> tuple[int | None, str]:
         return shutil.disk_usage(there).free, ""
     except OSError as error:
         return None, str(error)
+
+
+def _held(checkpoints: Path) -> int:
+    """Bytes that a run frees as it goes on; checkpoints that were put aside stay."""
+    held = 0
+    for folder in checkpoints.glob("step_*"):
+        for path in folder.rglob("*") if folder.suffix != ".bad" else ():
+            with contextlib.suppress(OSError):  # removed meanwhile
+                held += path.stat().st_size
+    return held
 
 
 def versions() -> dict[str, str]:

@@ -68,9 +68,10 @@ def _disk(nodes: Sequence[NodeFacts], room: float) -> Iterator[Finding]:
             yield Finding(
                 "disk", f"run.dir cannot be looked at: {node.storage_error}", node.name, "mount the storage there"
             )
-        elif node.storage < room:
+        elif node.storage + node.held < room:
+            there = f", of which {_mib(node.held)} are there" if node.held else ""
             yield Finding(
-                "disk", f"{_mib(node.storage)} free in run.dir, and checkpoints take {_mib(room)}", node.name,
+                "disk", f"{_mib(node.storage)} free in run.dir, and checkpoints take {_mib(room)}{there}", node.name,
                 "make room, lower checkpoint.keep, or set run.dir to a larger disk",
             )  # fmt: skip
 
