@@ -163,7 +163,7 @@ class Jobs:
         return Unreachable(f"the cluster cannot answer: {_last_line(str(error))}", where=self.address)
 
     def _silent(self, error: Exception) -> ClusterError:
-        if "Connection aborted" in str(error.__context__):
+        if "BadStatusLine" in str(error.__context__):  # words, but not of HTTP
             return self._not_ray()
         return Unreachable(
             "nobody answers",

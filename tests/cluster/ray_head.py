@@ -131,21 +131,24 @@ def _free_ports(count):
 
 
 class Line:
-    """A TCP connection to `address` through a port of its own, until it is cut, or dies without a word."""
+    """A TCP connection to `address` through a port of its own, until it is cut, hung up, or dies without a word."""
 
     def __init__(self, address):
         self.target = ("127.0.0.1", int(address.rpartition(":")[2]))
         (self.port,) = _free_ports(1)
         self.address = f"http://127.0.0.1:{self.port}"
         self._sockets = []
-        self._listener = None
+        self._listener = socket.socket()
         self._alive = threading.Event()
         self._alive.set()
         self.mend()
 
     def mend(self):
-        self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=True)
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._listen(self._connect)
+
+    def hang_up(self):
+        """What a tunnel does whose far end is away: whoever is connected, or connects, is thrown out."""
+        self._listen(_hear_and_close)
 
     def cut(self):
         """Nobody listens any more, and whoever was connected is thrown out."""
@@ -161,16 +164,31 @@ class Line:
         self._alive = threading.Event()
         self._alive.set()
 
-    def _accept(self, listener):
-        while True:
-            try:
-                near, _ = listener.accept()
-                far = socket.create_connection(self.target)
-            except OSError:
-                return
-            self._sockets += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(one, other, self._alive), daemon=True).start()
+    def _listen(self, receive):
+        self.cut()
+        self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=True)
+        threading.Thread(target=_accept, args=(self._listener, receive), daemon=True).start()
+
+    def _connect(self, near):
+        far = socket.create_connection(self.target)
+        self._sockets += [near, far]
+        for one, other in ((near, far), (far, near)):
+            threading.Thread(target=_pump, args=(one, other, self._alive), daemon=True).start()
+
+
+def _accept(listener, receive):
+    while True:
+        try:
+            near, _ = listener.accept()
+        except OSError:
+            return
+        with contextlib.suppress(OSError):
+            receive(near)
+
+
+def _hear_and_close(near):
+    with near:
+        near.recv(65536)
 
 
 def _pump(one, other, alive):

@@ -170,13 +170,14 @@ def test_ctrl_c_leaves_the_job_and_a_stopped_job_is_no_success(head):
     assert code == 1 and json.loads(out)["status"] == "STOPPED"
 
 
-def test_a_connection_that_is_lost_and_comes_back_loses_and_repeats_nothing(head):
-    count = 150
-    head.start("chatty", f"for i in $(seq {count}); do echo line $i äöü; sleep 0.05; done; exit 5")
+@pytest.mark.parametrize("lose", [Line.cut, Line.hang_up])
+def test_a_connection_that_is_lost_and_comes_back_loses_and_repeats_nothing(head, lose):
+    count, job_id = 150, f"chatty-{lose.__name__}"
+    head.start(job_id, f"for i in $(seq {count}); do echo line $i äöü; sleep 0.05; done; exit 5")
     line = Line(head.address)
-    watching = Command(head, "job", "logs", "chatty", "--follow", "--address", line.address)
+    watching = Command(head, "job", "logs", job_id, "--follow", "--address", line.address)
     watching.wait_until_it_shows("line 40")
-    line.cut()
+    lose(line)
     time.sleep(2)
     line.mend()
     code, out, err = watching.end()
