@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,13 @@ from dist_sft.core.errors import ClusterError, StorageError
 
 PATIENCE = 60
 """Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
+
+
+LEASE = 120.0
+"""Seconds that a job waits for its run folder: a server of NFSv4 keeps the lock of a lost machine for 90, usually."""
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this for what was submitted as a job. Whoever types `train` is told at once that a folder is taken."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +198,16 @@ def _lock(run_dir: Path) -> Any:
     """One driver per run folder: two would write the same checkpoints. The kernel drops the lock with the process."""
     import filelock
 
+    lock, wait = filelock.FileLock(run_dir / ".lock"), LEASE if JOB in os.environ else 0.0
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(run_dir / ".lock", timeout=0).acquire()
+        try:
+            return lock.acquire(timeout=0)
+        except filelock.Timeout:
+            if wait:
+                said = f"{run_dir} is locked; waiting for {wait:.0f} s, for that may be by a machine which was lost"
+                print(said, file=sys.stderr, flush=True)  # noqa: T201
+            return lock.acquire(timeout=wait, poll_interval=1.0)
     except filelock.Timeout:
         raise ClusterError(
             "another dist-sft is training in this folder", where=str(run_dir), fix="wait for it, or use another run.dir"

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 
+import filelock
 import psutil
 import pytest
 import yaml
@@ -145,6 +146,15 @@ def test_a_run_that_is_running_is_not_started_twice(head, here, tmp_path):
     )
     assert sft(head, "job", "stop", f"{tmp_path.name}-7", "--json")[0] == 0
     assert head.job(f"{tmp_path.name}-7")["status"] == "STOPPED"
+
+
+def test_a_job_waits_a_while_for_the_lock_that_a_lost_machine_may_still_hold(head, here, tmp_path):
+    (tmp_path / "run").mkdir()
+    with filelock.FileLock(tmp_path / "run" / ".lock"):
+        job = Command(head, "submit", "run.yaml", "cluster.cpus_per_worker=64", cwd=here)
+        job.wait_until_it_shows(f"{tmp_path / 'run'} is locked; waiting for 120 s")
+    code, out, err = job.end()
+    assert code == 1 and "2 workers with 64 CPUs each" in out, "it went on, and asked the cluster: " + out + err
 
 
 def test_ctrl_c_leaves_the_job_and_a_stopped_job_is_no_success(head):
