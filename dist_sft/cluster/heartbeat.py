@@ -21,17 +21,17 @@ class Heartbeat:
 
     def __init__(self, watchdog: "Watchdog") -> None:
         self.watchdog = watchdog
-        self._answered = False
+        self._answered: set[str] = set()
 
     def __call__(self, done: int) -> bool:
-        """A step is done. True once, on all ranks at the same step, where a node has been given notice."""
+        """A step is done. True once for each node that has been given notice, on all ranks at the same step."""
         from ray.train import get_preemption_info
 
         self.watchdog.beat()
-        if self._answered or get_preemption_info() is None:
-            return False
-        self._answered = True
-        return True
+        notice = get_preemption_info()
+        new = set(notice.preempted_node_ids if notice else ()) - self._answered
+        self._answered |= new
+        return bool(new)
 
 
 class Watchdog:
