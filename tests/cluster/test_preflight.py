@@ -21,9 +21,12 @@ from pathlib import Path
 import pytest
 
 from dist_sft.cluster.preflight import network
+from dist_sft.cluster.preflight.facts import look
 from dist_sft.cluster.preflight.network import Listener
-from dist_sft.cluster.preflight.run import _room
+from dist_sft.cluster.preflight.run import _reduce, _room, _timed
 from dist_sft.config.load import load_config
+from tests.multihost.hosts import Switch, why_not
+from tests.ranks import ROOT
 
 pytestmark = [
     pytest.mark.xdist_group("cluster"),
@@ -97,7 +100,7 @@ def cluster(forged, tmp_path_factory):
             wait_for(lambda: listening(port), log)
             join = ("--address", address, *small, "--node-ip-address", "127.0.0.1")
             ray.init(address=address, log_to_driver=False)
-            nodes.append(start_node(out, "hostname sound", *join))
+            nodes.append(start_node(out, "hostname sound", *join, "--resources", '{"trainer": 1}'))
             wait_for(lambda: alive() == 2, log)  # two that start at once would take the same name for a socket
             faults = (
                 f"hostname broken; mount -t tmpfs -o size=1m tmpfs {run_dir}; "
@@ -186,6 +189,29 @@ def test_training_does_not_start_on_such_a_cluster(refused, run, cluster):
     assert [path.name for path in run_dir.iterdir()] == [".lock"]
 
 
+def test_only_nodes_that_could_hold_a_worker_are_asked(sft, run, cluster):
+    address, run_dir, _ = cluster
+    options = (f"cluster.address={address}", f"run.dir={run_dir}", "cluster.resource=trainer", "--json")
+    ended = sft("preflight", run.file, *options)
+    assert ended.code == 0, ended.error
+    assert [node["name"].split()[0] for node in ended.values[0]["nodes"]] == ["sound"]
+
+
+def test_files_that_a_node_may_write_and_not_remove_are_found(sft, run, cluster, tmp_path):
+    address, _, _ = cluster
+    folder = tmp_path / "run" / ".preflight"
+    folder.mkdir(parents=True)
+    options = (f"cluster.address={address}", f"run.dir={folder.parent}", "cluster.resource=trainer", "--json")
+    subprocess.run(["chattr", "+a", folder], check=True)  # append only: files can be made there, and stay
+    try:
+        (found,) = sft("preflight", run.file, *options).values
+    finally:
+        subprocess.run(["chattr", "-a", folder], check=True)
+    (finding,) = found["findings"]
+    assert finding["what"] == f"cannot remove its file from {folder.parent}: Operation not permitted"
+    assert finding["where"].startswith("sound (") and "give the right to" in finding["fix"]
+
+
 def test_a_sound_cluster_passes_with_its_bandwidth(sft, run, cluster):
     address, run_dir, remove_broken = cluster
     remove_broken()
@@ -201,6 +227,39 @@ def test_a_sound_cluster_passes_with_its_bandwidth(sft, run, cluster):
     assert "head (" in shown.out and "sound (" in shown.out and "GB/s" in shown.out
 
 
+def test_a_node_that_is_lost_while_it_is_looked_at_is_a_finding(cluster):
+    """Lost after it has looked at itself: before it tells the time, or where all others are to meet."""
+    import ray
+
+    _, run_dir, remove_broken = cluster
+    remove_broken()
+    (gone,) = [look(node["NodeID"], "127.0.0.1", str(run_dir)) for node in ray.nodes() if not node["Alive"]]
+    timed, (finding,) = _timed([gone])
+    assert timed == [] and finding.where == gone.name and finding.what.startswith("it could not tell the time: ")
+    reduced, (finding,) = _reduce([gone, gone], "gloo")
+    assert [one.error for one in reduced] == ["no answer"] * 2 and finding.what.startswith("it could not open a port: ")
+
+
+@pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
+def test_a_port_that_is_silent_is_given_up_after_a_while():
+    """Between two hosts: packets are dropped, as by a firewall, and nobody is told."""
+    listen = "from dist_sft.cluster.preflight.network import Listener; here = Listener(sys.argv[1])"
+    wait = f"import sys, time; {listen}; print(here.port(), flush=True); time.sleep(60)"
+    knock = f"import sys; {listen}; print(here.reach([(sys.argv[2], int(sys.argv[3]))], 1.0))"
+    with Switch() as switch, switch.host("a") as a, switch.host("b") as b:
+        path = str(ROOT)
+        waiting = subprocess.Popen(
+            a.command(sys.executable, "-c", wait, a.address, PYTHONPATH=path), stdout=subprocess.PIPE, text=True
+        )
+        port = waiting.stdout.readline().strip()
+        knocking = (sys.executable, "-c", knock, b.address, a.address, port)
+        assert b.run(*knocking, PYTHONPATH=path).stdout == "['']\n"
+        a.unplug()
+        assert b.run(*knocking, PYTHONPATH=path).stdout == "['timed out']\n"
+        a.power_cut()
+        waiting.communicate(timeout=30)
+
+
 def test_a_port_that_does_not_answer_is_told_from_one_that_does():
     here = Listener("127.0.0.1")
     refused = free_port()
@@ -210,8 +269,8 @@ def test_a_port_that_does_not_answer_is_told_from_one_that_does():
 def test_no_node_with_enough_gpus_is_said_at_once(refused, run, cluster):
     address, run_dir, _ = cluster
     error = refused("preflight", run.file, f"cluster.address={address}", f"run.dir={run_dir}",
-                    "cluster.cpus_per_worker=64")  # fmt: skip
-    assert "no node of the cluster has what a worker needs: 0 GPUs and 64 CPUs" in error and "ray status" in error
+                    "cluster.cpus_per_worker=64", "cluster.resource=trainer")  # fmt: skip
+    assert "no node of the cluster has what a worker needs: 64 CPU, 1 trainer" in error and "ray status" in error
 
 
 def test_a_url_that_is_not_the_same_storage_for_all_nodes_is_found(sft, run, cluster):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_sft.cluster.preflight import network, storage
-from dist_sft.cluster.preflight.ask import ANSWER, answers, ask, pinned, task
+from dist_sft.cluster.preflight.ask import answers, ask, pinned, task
 from dist_sft.cluster.preflight.facts import NodeFacts, clock, look, versions
 from dist_sft.cluster.preflight.judge import Finding, judge
 from dist_sft.cluster.preflight.network import Reduced
+from dist_sft.cluster.session import worker_resources
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.model.capacity import count_trained
@@ -58,7 +59,8 @@ def preflight(config: RunConfig, run_dir: Path, short: bool = False) -> Report:
     names = [f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in nodes]
     asked = [task(look, id_).remote(id_, address, str(run_dir)) for id_, address in ids]
     found, findings = answers(names, "look at itself", asked)
-    report = Report([_timed(facts) for facts in found if facts is not None], findings)
+    timed, failed = _timed([facts for facts in found if facts is not None])
+    report = Report(timed, findings + failed)
     given = {node["NodeID"]: node["Resources"].get("GPU", 0.0) for node in nodes}
     report.findings += judge(report.nodes, versions(), given, _room(config))
     report.findings += _storage(report.nodes, "run.dir", str(run_dir))
@@ -76,7 +78,7 @@ def nodes_for(config: RunConfig) -> list[dict[str, Any]]:
     """Living nodes with what a worker needs, sorted by address. Raises ClusterError where there is none."""
     import ray
 
-    wanted = {"CPU": config.cluster.cpus_per_worker, "GPU": config.cluster.gpus_per_worker}
+    wanted = worker_resources(config)
     found = [
         node
         for node in ray.nodes()
@@ -84,8 +86,9 @@ def nodes_for(config: RunConfig) -> list[dict[str, Any]]:
     ]
     if not found:
         raise ClusterError(
-            f"no node of the cluster has what a worker needs: {wanted['GPU']:g} GPUs and {wanted['CPU']:g} CPUs",
-            where="cluster.gpus_per_worker, cluster.cpus_per_worker",
+            "no node of the cluster has what a worker needs: "
+            + ", ".join(f"{count:g} {kind}" for kind, count in wanted.items()),
+            where="cluster.gpus_per_worker, cluster.cpus_per_worker, cluster.resource",
             fix="see ray status; lower them, or add nodes",
         )
     return sorted(found, key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
@@ -100,13 +103,19 @@ def _room(config: RunConfig) -> float:
     return float(trained * state_bytes(config, stage=1) * (keep.keep + keep.keep_best + 1))
 
 
-def _timed(facts: NodeFacts) -> NodeFacts:
-    """With its clock against ours, half of the way there and back taken off; by now the node's Python is running."""
-    import ray
+def _timed(nodes: Sequence[NodeFacts]) -> tuple[list[NodeFacts], list[Finding]]:
+    """With their clocks against ours, half of the way there and back taken off; by now each node's Python is running.
 
-    began = time.time()
-    told = float(ray.get(task(clock, facts.node).remote(), timeout=ANSWER))
-    return replace(facts, clock=told - (began + time.time()) / 2)
+    Nodes that do not answer any more are left out.
+    """
+    timed, findings = [], []
+    for node in nodes:
+        began = time.time()
+        (told,), failed = ask([node], "tell the time", clock, lambda _: ())
+        if told is not None:
+            timed.append(replace(node, clock=told - (began + time.time()) / 2))
+        findings += failed
+    return timed, findings
 
 
 def _storage(nodes: Sequence[NodeFacts], key: str, place: str) -> list[Finding]:
@@ -162,11 +171,11 @@ def _ports(nodes: Sequence[NodeFacts]) -> list[Finding]:
 
 def _reduce(nodes: Sequence[NodeFacts], backend: str) -> tuple[list[Reduced], list[Finding]]:
     """A process group with one task of each node. NCCL needs a GPU of each, for a moment."""
-    import ray
-
     options = {"num_gpus": 1} if backend == "nccl" else {}
     first, world = nodes[0].address, len(nodes)
-    port = ray.get(task(network.free_port, nodes[0].node).remote(first), timeout=ANSWER)
+    (port,), failed = ask(nodes[:1], "open a port", network.free_port, lambda n: (n.address,))
+    if port is None:
+        return [Reduced(0.0, "no answer")] * world, failed
     asked = [
         task(network.all_reduce, node.node, **options).remote(i, world, first, port, backend, network.PATIENCE)
         for i, node in enumerate(nodes)
