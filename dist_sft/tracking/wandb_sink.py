@@ -7,6 +7,7 @@ from typing import Any
 
 from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.errors import TrackingError
+from dist_sft.core.files import atomic, writing
 
 
 class Wandb:
@@ -55,8 +56,10 @@ class Wandb:
 
 
 def _run_id(folder: Path) -> str:
-    """The id that this run folder has at W&B, made at the first start."""
+    """The id that this run folder has at W&B, made at the first start. An empty file is none. Raises StorageError."""
     path = folder / "run_id"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:12])
-    return path.read_text().strip()
+    if not (known := path.read_text().strip() if path.exists() else ""):
+        known = uuid.uuid4().hex[:12]
+        with writing(path), atomic(path) as file:
+            file.write(known.encode())
+    return known

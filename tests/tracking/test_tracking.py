@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 from dataclasses import replace
 
 import pytest
 
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import RunSection, WandbSection
+from dist_sft.core.errors import StorageError
 from dist_sft.core.results import EvalResult, StepResult
 from dist_sft.data.ledger import Entry, Ledger
 from dist_sft.tracking.console import Console
@@ -101,7 +103,7 @@ def test_wandb_gets_facts_and_figures_goes_on_with_its_run_and_holds_no_secret(t
         tracker.step(result(step))
         tracker.note(step, "finished", ledger={"overlong": 3}, lost=41, token_shares=tracker.token_shares)
         sink.close(failed=False)
-    names = sorted(path.name.split("-")[-1] for path in tmp_path.glob("wandb/offline-run-*"))
+    names = sorted(path.name.split("-")[3] for path in tmp_path.glob("wandb/offline-run-*"))
     assert len(names) == 2 and len(set(names)) == 1 and names[0] == (tmp_path / "run_id").read_text()
     content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"tracked" in content and b"9.9" in content and b"step/loss" in content
@@ -109,6 +111,28 @@ def test_wandb_gets_facts_and_figures_goes_on_with_its_run_and_holds_no_secret(t
     for secret in (b"hunter2", b"k3y", b"hf_topsecret", b"0123456789012345678901234567890123456789"):
         assert secret not in content
     assert os.environ["HF_TOKEN"]
+
+
+@pytest.mark.xdist_group("wandb")
+def test_the_id_at_wandb_is_whole_or_made_anew(tmp_path):
+    """An empty file is what a power cut leaves of one that was not written atomically."""
+
+    def start():
+        return Wandb(WandbSection(mode="offline"), RunSection(name="cut"), tmp_path, {})
+
+    path, (soft, hard) = tmp_path / "run_id", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no byte can be written
+    try:
+        with pytest.raises(StorageError, match="run_id: cannot be written"):
+            start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    path.touch()
+    for _ in range(2):
+        start().close(failed=False)
+    (name,) = {run.name.split("-")[3] for run in tmp_path.glob("wandb/offline-run-*")}
+    assert name == path.read_text() and len(name) == 12
 
 
 def test_goodput_counts_steps_once_and_all_the_time_since_the_first_start(tmp_path):
