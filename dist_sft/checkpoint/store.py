@@ -67,7 +67,7 @@ class CheckpointStore:
     starts     what the adapter started from, see `checkpoint.starts`
     behind     write while training goes on; False: training waits, and no second copy of the states is held
     versions   of packages, for the manifest
-    say        on rank 0, takes (step, text, figures) about a checkpoint that has become whole
+    tell       on rank 0, takes (step, seconds that training stood still, seconds until it was whole) of a checkpoint
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class CheckpointStore:
     starts: dict[str, Tensor] = field(default_factory=dict)
     behind: bool = True
     versions: dict[str, str] = field(default_factory=dict)
-    say: Callable[..., None] | None = None
+    tell: Callable[[int, float, float], None] | None = None
     _writing: Writing | None = None
     _copies: dict[str, Tensor] = field(default_factory=dict)
 
@@ -116,10 +116,9 @@ class CheckpointStore:
                 raise _cannot_save(f"rank {rank}: {error}", writing.final)
         if error := on_rank_0(self.folder, writing.committed):
             raise _cannot_save(error, writing.final)
-        if self.say:
+        if self.tell:
             stall = writing.seconds if writing.stall is None else writing.stall
-            text = f"checkpoint of step {writing.step}: training stood still for {stall:.1f} s, whole after"
-            self.say(writing.step, f"{text} {writing.seconds:.1f} s", stall=stall, seconds=writing.seconds)
+            self.tell(writing.step, stall, writing.seconds)
 
     def settle(self) -> None:
         """Not a collective: let what is on its way become whole, if the other ranks can do so as well."""

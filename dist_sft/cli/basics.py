@@ -72,7 +72,6 @@ def train(
     dropped = ", ".join(f"{count} {reason}" for reason, count in result.ledger.items()) or "none"
     resumed = f", resumed after step {result.resumed_at}" if result.resumed_at else ""
     print(f"{result.outcome}: {result.steps} steps{resumed}; rows dropped or cut: {dropped}")
-    print(f"goodput: {result.goodput:.0%} of the time since the first start went into steps that count")
     print(f"run folder: {result.run_dir}\nnext: dist-sft export {result.run_dir} OUT")
 
 

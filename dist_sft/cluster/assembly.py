@@ -38,7 +38,7 @@ from dist_sft.model.isolation import check_isolation
 from dist_sft.model.load import load
 from dist_sft.model.neighbours import Neighbours
 from dist_sft.model.tokenizer import save_tokenizer
-from dist_sft.tracking.json_lines import JsonLines, goodput, tokens_so_far
+from dist_sft.tracking.json_lines import Goodput, JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
 from dist_sft.tracking.wandb_sink import Wandb
 from dist_sft.train.clock import StepClock
@@ -76,7 +76,7 @@ def work(
     try:
         last, outcome = train(rank.run, rank.done, rank.state)
         dropped = dict(rank.ledger.counts)
-        good = goodput(Path(rank.run.config.run.dir) / "metrics.jsonl", time.time())
+        good = rank.tracker.goodput.share(time.time())
         more = {"lost": rank.ledger.lost, "token_shares": rank.tracker.token_shares, "goodput": good}
         rank.tracker.note(last, outcome, ledger=dropped, **more)
         failed = False
@@ -125,15 +125,17 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     progress = checkpoints.load(engine)
     done = progress.step
 
-    on_rank_0(folder, lambda: sinks.append(JsonLines(folder / "metrics.jsonl", done)))
-    so_far = tokens_so_far(folder / "metrics.jsonl", done if rank == 0 else 0, len(brief.sources))
+    metrics, now = folder / "metrics.jsonl", time.time()
+    on_rank_0(folder, lambda: sinks.append(JsonLines(metrics, done)))
+    so_far = tokens_so_far(metrics, done if rank == 0 else 0, len(brief.sources))
+    good = Goodput.so_far(metrics, now) if rank == 0 else Goodput(now)
     ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
-    tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger)
+    tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger, good)
     attention = name_of(model.module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
     tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
     for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
-    checkpoints.say = tracker.note
+    checkpoints.tell = tracker.checkpoint
     clock = StepClock(brief.cost.flops)
     run = Training(config, engine, model, supply.training(ledger, tracker.note), held_out, checkpoints, tracker, clock)
     return Rank(run, done, progress.state, ledger, tracker, checkpoints)

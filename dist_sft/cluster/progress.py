@@ -1,7 +1,9 @@
 """What the driver shows while the ranks train: it reads metrics.jsonl, which rank 0 writes."""
 
+import contextlib
 import json
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,10 +12,11 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dist_sft.tracking.console import Console
+from dist_sft.tracking.json_lines import Goodput
 
 
 class Follower:
-    """A progress bar and a line per record, for as long as the block lasts.
+    """A progress bar and a line per record, for as long as the block lasts; at its end, however that came, the goodput.
 
     path     metrics.jsonl
     attempt  only what follows the start record of this attempt is shown
@@ -46,6 +49,8 @@ class Follower:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+        with contextlib.suppress(OSError):  # where storage fails, that is what the block ended with
+            self._show_goodput()
         self._bar.stop()
 
     def _run(self) -> None:
@@ -65,6 +70,11 @@ class Follower:
         self._offset += sum(len(line) + 1 for line in lines)
         for line in lines:
             self._show(json.loads(line))
+
+    def _show_goodput(self) -> None:
+        if self._started:
+            share = Goodput.so_far(self.path, now := time.time()).share(now)
+            self._print(f"goodput: {share:.0%} of the time since the first start went into steps that count")
 
     def _print(self, line: str) -> None:
         self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Console:
-    """One line per `every` steps, and one per evaluation."""
+    """One line per `every` steps, and one per evaluation, checkpoint and note."""
 
     def __init__(self, steps: int, every: int, emit: Callable[[str], None]) -> None:
         self.steps, self.every, self.emit = steps, every, emit
@@ -34,6 +34,9 @@ def describe(record: dict[str, Any], steps: int) -> str:
             return line + (f"  mfu {record['mfu']:.1%}" if "mfu" in record else "")
         case "eval":
             return f"eval step {record['step']}/{steps}  loss {record['loss']:.4f}  {_short(record['tokens'])} tokens"
+        case "checkpoint":
+            stood, whole = f"{record['stall']:.1f} s", f"{record['seconds']:.1f} s"
+            return f"checkpoint of step {record['step']}: training stood still for {stood}, whole after {whole}"
         case _:
             return str(record["text"])
 

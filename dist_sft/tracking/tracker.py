@@ -1,15 +1,17 @@
 """The tracker that the loop talks to."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from dist_sft.core.results import EvalResult, StepResult
+from dist_sft.tracking.json_lines import Goodput
 
 
 class Sink(Protocol):
-    """Takes one record: {"kind": "step" | "eval" | "note", "step": int, figures ...}."""
+    """Takes one record: {"kind": "step" | "eval" | "checkpoint" | "note", "step": int, figures ...}."""
 
     def write(self, record: dict[str, Any]) -> None: ...
 
@@ -32,6 +34,7 @@ class RankZeroTracker:
     sources     name of each source
     so_far      tokens of each source in the steps before
     ledger      rows that were dropped or cut so far
+    goodput     of the run so far
     """
 
     sinks: Sequence[Sink]
@@ -40,12 +43,15 @@ class RankZeroTracker:
     sources: Sequence[str]
     so_far: list[int]
     ledger: DroppedRows
+    goodput: Goodput
 
     def step(self, result: StepResult) -> None:
         record = {"kind": "step", **asdict(result)}
         record["tokens_per_second_per_rank"] = result.tokens / result.seconds / self.world
         record["supervised_per_second"] = result.supervised / result.seconds
         self.so_far = [before + now for before, now in zip(self.so_far, result.source_tokens, strict=True)]
+        self.goodput.useful += result.seconds
+        record["goodput"] = self.goodput.share(time.time())
         if len(self.so_far) > 1:
             record["token_shares"] = self.token_shares
         if self.ledger.counts:
@@ -62,6 +68,10 @@ class RankZeroTracker:
 
     def evaluation(self, result: EvalResult) -> None:
         self._write({"kind": "eval", **asdict(result)})
+
+    def checkpoint(self, step: int, stall: float, seconds: float) -> None:
+        """One of `step` updates is whole, seconds after it was begun; training stood still for the first `stall`."""
+        self._write({"kind": "checkpoint", "step": step, "stall": stall, "seconds": seconds})
 
     def note(self, step: int, text: str, **more: Any) -> None:
         """Something that is not a figure: the start and the end of an attempt."""

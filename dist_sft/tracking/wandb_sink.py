@@ -41,7 +41,7 @@ class Wandb:
                 where="tracking.wandb",
                 fix="log in (wandb login, or WANDB_API_KEY on every node), or set tracking.wandb.mode=offline",
             ) from error
-        for kind in ("step", "eval"):
+        for kind in ("step", "eval", "checkpoint"):
             self._run.define_metric(f"{kind}/*", step_metric="step")
 
     def write(self, record: dict[str, Any]) -> None:

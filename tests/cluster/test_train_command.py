@@ -13,6 +13,7 @@ from tests.cluster.commands import chat, process, start
 from tests.ranks import records, wait_for_step
 
 pytestmark = pytest.mark.xdist_group("ray")
+GOODPUT = r"(?m)^goodput: \d+% of the time since the first start went into steps that count$"
 
 
 def test_an_error_of_a_worker_reaches_the_terminal_as_itself(run):
@@ -48,6 +49,7 @@ def test_steps_do_not_wait_for_data_that_is_encoded_while_they_train(run, tmp_pa
     assert ended.returncode == 0, ended
     waits = [record["waited"] for record in records(folder)]
     assert len(waits) == 12
+    assert re.search(GOODPUT, ended.stdout)
     assert statistics.median(waits[1:]) < 0.05
     said = re.findall(r"step \d+/12 .* wait (\d+\.\d)s", ended.stdout + ended.stderr)
     assert said == [f"{wait:.1f}" for wait in waits] and said.count("0.0") >= 9
@@ -72,7 +74,7 @@ def test_ctrl_c_ends_a_run_cleanly_and_a_second_run_in_its_folder_is_refused(run
     assert text.endswith(
         f"the same command goes on from the newest checkpoint in {folder}, if there is one\ninterrupted\n"
     )
-    assert "Traceback" not in text and "error" not in text
+    assert "Traceback" not in text and "error" not in text and re.search(GOODPUT, text)
     assert Manifest.read(newest(folder)).step >= 10
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr == (

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import yaml
 
-from dist_sft.tracking.json_lines import goodput
+from dist_sft.tracking.json_lines import Goodput
 from tests.ranks import ROOT, losses, records, wait_for_step
 
 MINUTES = 5
@@ -38,7 +38,7 @@ def test_a_run_with_a_kill_every_minute_keeps_four_fifths_of_its_steps(tiny_run,
             lost.append(made - starts[-1])
         driver.terminate()
         driver.wait(60)
-    kept, share = max(losses(run)), goodput(run / "metrics.jsonl", time.time())
+    kept, share = max(losses(run)), Goodput.so_far(run / "metrics.jsonl", now := time.time()).share(now)
     print(f"{kept} steps kept, {lost} lost; {share:.0%} of the time went into steps that were kept")
     assert kept > 5 * MINUTES and kept / (kept + sum(lost)) >= 0.8, (kept, lost)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from dist_sft.core.errors import StorageError
 from dist_sft.core.results import EvalResult, StepResult
 from dist_sft.data.ledger import Entry, Ledger
 from dist_sft.tracking.console import Console
-from dist_sft.tracking.json_lines import JsonLines, goodput, tokens_so_far
+from dist_sft.tracking.json_lines import Goodput, JsonLines, records_in, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker
 from dist_sft.tracking.wandb_sink import Wandb
 
@@ -25,8 +26,11 @@ def result(step):
     )  # fmt: skip
 
 
-def tracker_of(sink, world=1, peak_flops=None, so_far=(0, 0), ledger=None):
-    return RankZeroTracker([sink], world, peak_flops, ("chats.jsonl", "c4.jsonl"), list(so_far), ledger or Ledger())
+def tracker_of(sink, world=1, peak_flops=None, so_far=(0, 0), ledger=None, goodput=None):
+    sources = ("chats.jsonl", "c4.jsonl")
+    return RankZeroTracker(
+        [sink], world, peak_flops, sources, list(so_far), ledger or Ledger(), goodput or Goodput(time.time())
+    )
 
 
 def test_throughput_is_derived_from_tokens_and_seconds(tmp_path):
@@ -82,10 +86,12 @@ def test_the_console_says_what_a_person_and_grep_need():
     for step in range(1, 11):
         tracker.step(result(step))
     tracker.evaluation(EvalResult(10, 1.25, 4000))
+    tracker.checkpoint(10, stall=0.14, seconds=3.06)
     assert [line.split(" ", 1)[1] for line in lines] == [
         "step 5/10  loss 1.5000  grad 0.70  lr 1.0e-05  400 tok/s/rank  balance 1.01  wait 0.1s",
         "step 10/10  loss 1.5000  grad 0.70  lr 1.0e-05  400 tok/s/rank  balance 1.01  wait 0.1s",
         "eval step 10/10  loss 1.2500  4.0k tokens",
+        "checkpoint of step 10: training stood still for 0.1 s, whole after 3.1 s",
     ]
 
 
@@ -101,6 +107,7 @@ def test_wandb_gets_facts_and_figures_goes_on_with_its_run_and_holds_no_secret(t
         sink = Wandb(WandbSection(mode="offline"), RunSection(name="tracked"), tmp_path, redacted(facts))
         tracker = tracker_of(sink)
         tracker.step(result(step))
+        tracker.checkpoint(step, stall=0.14, seconds=3.06)
         tracker.note(step, "finished", ledger={"overlong": 3}, lost=41, token_shares=tracker.token_shares)
         sink.close(failed=False)
     names = sorted(path.name.split("-")[3] for path in tmp_path.glob("wandb/offline-run-*"))
@@ -108,6 +115,7 @@ def test_wandb_gets_facts_and_figures_goes_on_with_its_run_and_holds_no_secret(t
     content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"tracked" in content and b"9.9" in content and b"step/loss" in content
     assert b"overlong" in content and b"0 chats.jsonl" in content
+    assert b"step/goodput" in content and b"checkpoint/stall" in content
     for secret in (b"hunter2", b"k3y", b"hf_topsecret", b"0123456789012345678901234567890123456789"):
         assert secret not in content
     assert os.environ["HF_TOKEN"]
@@ -149,5 +157,32 @@ def test_goodput_counts_steps_once_and_all_the_time_since_the_first_start(tmp_pa
     kept.write({"kind": "note", "step": 1, "text": "start"})
     kept.write({"kind": "step", "step": 2, "seconds": 3.0})
     kept.close(False)
-    assert goodput(path, now=120.0) == pytest.approx(0.3)
-    assert goodput(tmp_path / "none", now=1.0) == 0.0
+    assert Goodput.so_far(path, now=120.0).share(now=120.0) == pytest.approx(0.3)
+    assert Goodput.so_far(tmp_path / "none", now=1.0) == Goodput(began=1.0, useful=0.0)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_remembers_when_it_was_started(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = tracker_of(JsonLines(path, 0))
+    first.note(0, "start")
+    first.evaluation(EvalResult(0, 2.0, 4000))
+    first.step(result(1))
+    first.close()
+    (began,) = [record["time"] for record in records_in(path, "note")]
+    sink = JsonLines(path, 0)
+    goodput = Goodput.so_far(path, now=began + 100)
+    assert goodput == Goodput(began, useful=0.0), "step 1 was lost"
+    again = tracker_of(sink, goodput=goodput)
+    again.evaluation(EvalResult(0, 2.0, 4000))
+    again.step(result(1))
+    assert goodput.share(now=began + 100) == pytest.approx(2.0 / 100)
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+    assert kinds == ["note", "eval", "step"]
+
+
+def test_each_step_says_the_goodput_so_far(tmp_path):
+    tracker = tracker_of(JsonLines(tmp_path / "m.jsonl", 0), goodput=Goodput(time.time() - 40, useful=8.0))
+    tracker.step(result(1))
+    tracker.step(result(2))
+    shares = [record["goodput"] for record in records_in(tmp_path / "m.jsonl", "step")]
+    assert shares == pytest.approx([10 / 40, 12 / 40], rel=0.01)
