@@ -52,8 +52,8 @@ def test_code_beside_a_model_is_never_run(tmp_path, monkeypatch):
 
 
 def manifest(folder, name, content, parameter="w"):
-    shard = Shard(len(content), sha256(folder / Path(name).name), 0, {parameter: (0, 4)})
-    return Manifest(1, 1, 0, False, "run", {}, {parameter: (4,)}, {}, None, {name: shard}, {})
+    shard = Shard(len(content), sha256(folder / Path(name).name), 0, {parameter: (0, 4)}, {})
+    return Manifest(1, 1, 0, False, {}, {}, {parameter: (4,)}, {}, None, {name: shard}, {})
 
 
 def test_a_pickle_in_the_place_of_a_shard_is_refused_and_runs_no_code(tmp_path):

@@ -19,7 +19,8 @@ class Weights(Mapping[str, Tensor]):
         self._saved = {name: name for name in pieces.manifest.parameters} | pieces.manifest.shared
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._pieces.weight(self._saved[name])
+        with reading(self._pieces.folder):
+            return self._pieces.weight(self._saved[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._saved)

@@ -7,10 +7,10 @@ RUN_DIR/checkpoints/, or checkpoint.url
         7-3f9a/                    what one start of the run wrote, so that none can touch another's files
             rank00000.safetensors  what one rank updates: weights and states of the optimizer
             rank00000.json         size, SHA-256 and content of it, for rank 0
-    step_00000150.bad/             failed verification; put aside, with reason.txt
+    step_00000150.bad/             failed verification; put aside, with reason.txt, until a newer one is
 
 A manifest is put in place by one rename, behind a URL by one request, and names every other file with its size and
-SHA-256.
+SHA-256. It has a SHA-256 of its own: of its content without it, as `stable_hash` takes it.
 """
 
 import json
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import reading, sha256, write_json
-from dist_sft.core.places import move_tree, remove_tree
+from dist_sft.core.files import reading, sha256, stable_hash, write_json
+from dist_sft.core.places import failures, listed, move_tree, remove_file, remove_tree
 
 MANIFEST, WRITER = "manifest.json", "writer"
-FORMAT = 2
+ASIDE = ".bad"
+FORMAT = 3
 
 
 class UnknownFormat(CheckpointError):
@@ -35,12 +36,14 @@ class Shard:
     """One file of a checkpoint: bytes long, written by a rank.
 
     pieces  by parameter, (first number, how many) of its flattened weight that are in this file
+    dtypes  by column (see `checkpoint.shards`), of its tensors in this file
     """
 
     bytes: int
     sha256: str
     rank: int
     pieces: dict[str, tuple[int, int]]
+    dtypes: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Manifest:
     step        updates done
     world       ranks that wrote it; zero_stage: of DeepSpeed. Any other number and stage can go on from it.
     adapter     only trained parameters are in it (LoRA)
-    run         hash of what the run learns, and from which data: another run's checkpoint is not this one's
+    run         hashes of its config, as far as it decides what is learned, and of what it reads (e.g. sources)
     state       what the run keeps besides, e.g. early stopping
     parameters  shape of each, by name; shared: other names of some of them, e.g. of a tied head
     held_out    loss on held-out rows at this step, if it was computed
@@ -62,7 +65,7 @@ class Manifest:
     world: int
     zero_stage: int
     adapter: bool
-    run: str
+    run: dict[str, str]
     state: dict[str, Any]
     parameters: dict[str, tuple[int, ...]]
     shared: dict[str, str]
@@ -71,21 +74,29 @@ class Manifest:
     versions: dict[str, str]
     format: int = FORMAT
 
+    def unlike(self, run: dict[str, str]) -> str:
+        """What tells it from a checkpoint of another run, by name; '' where it is of this run."""
+        return ", ".join(name for name in {**self.run, **run} if self.run.get(name) != run.get(name))
+
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, asdict(self), indent=None)
+        content = asdict(self)
+        write_json(folder / MANIFEST, {"sha256": stable_hash(content), **content}, indent=None)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Raises CheckpointError for a manifest that is missing or torn; what its storage raises where that fails."""
+        """Raises CheckpointError for one that is missing or damaged; what its storage raises where that fails."""
         path = folder / MANIFEST
         try:
             fields = json.loads(path.read_bytes())
-            if fields["format"] != FORMAT:
+            digest, sound = fields.pop("sha256", None), stable_hash(fields)
+            if fields["format"] != FORMAT and digest in (sound, None):  # older formats have none
                 raise UnknownFormat(
                     f"format {fields['format']} is not known to this version",
                     where=str(path),
                     fix="use the version of dist-sft that wrote it: run.json of the run folder names it",
                 )
+            if digest != sound:
+                raise ValueError("it does not have the content that was saved")
             shards = {name: Shard(**shard) for name, shard in fields.pop("shards").items()}
             if outside := [name for name in shards if name.startswith("/") or ".." in Path(name).parts]:
                 raise ValueError(f"it names a file outside of the checkpoint, {outside[0]}")
@@ -101,7 +112,7 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 def whole_steps(checkpoints: Path) -> list[int]:
     """Steps that have a manifest, oldest first. Raises StorageError."""
     with reading(checkpoints):
-        found = {path.name.removeprefix("step_"): path for path in checkpoints.glob("step_*")}
+        found = {path.name.removeprefix("step_"): path for path in listed(checkpoints, "step_")}
         return sorted(int(name) for name, path in found.items() if name.isdigit() and is_whole(path))
 
 
@@ -122,9 +133,19 @@ def verify_shard(folder: Path, name: str, shard: Shard) -> str | None:
     return None if sha256(path) == shard.sha256 else f"{name} does not have the content that was saved"
 
 
+def remove(checkpoint: Path) -> str | None:
+    """Remove a checkpoint, whole or not; what went wrong, or None."""
+    try:
+        remove_file(checkpoint / MANIFEST)  # from here on it is not there
+        remove_tree(checkpoint)
+    except failures(checkpoint) as error:
+        return f"{checkpoint.name} cannot be removed, the next save tries again: {error}"
+    return None
+
+
 def put_aside(folder: Path, reason: str) -> Path:
     """Rename a checkpoint that cannot be trusted, so that nobody finds it again."""
-    aside = folder.with_name(f"{folder.name}.bad")
+    aside = folder.with_name(f"{folder.name}{ASIDE}")
     remove_tree(aside)
     move_tree(folder, aside)
     (aside / "reason.txt").write_text(reason + "\n")

@@ -37,7 +37,14 @@ def write_shard(path: Path, tensors: dict[str, Tensor], pieces: dict[str, tuple[
             digest.update(part)
             file.write(part)
             size += len(part)
-    return Shard(size, digest.hexdigest(), rank, pieces)
+    dtypes: dict[str, set[str]] = {}
+    for name, tensor in tensors.items():
+        dtypes.setdefault(_column(name), set()).add(NAMES[tensor.dtype])
+    return Shard(size, digest.hexdigest(), rank, pieces, {column: sorted(found) for column, found in dtypes.items()})
+
+
+def _column(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _header(tensors: dict[str, Tensor]) -> bytes:
@@ -68,13 +75,14 @@ def describe(error: Exception, folder: Path) -> str:
 class ShardFile:
     """A shard, of which any stretch of any tensor can be read, on a disk or behind a URL.
 
+    No file stays open: one that is removed while open goes on lying in its folder, on NFS, and the folder with it.
     Raises OSError where it cannot be read, ValueError where it is not what `write_shard` writes.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file = path, None if is_remote(path) else path.open("rb")
-        size = int.from_bytes(self._bytes(0, 8), "little")
-        self._tensors: dict[str, Any] = json.loads(self._bytes(8, 8 + size))
+        self._path = path
+        size = int.from_bytes(read_range(path, 0, 8), "little")
+        self._tensors: dict[str, Any] = json.loads(read_range(path, 8, 8 + size))
         self._begin = 8 + size
         self.names = set(self._tensors)
 
@@ -85,16 +93,10 @@ class ShardFile:
         stop = self._begin + end if last is None else self._begin + begin + last * dtype.itemsize
         if start == stop:
             return torch.empty(0, dtype=dtype)
-        content = bytearray(self._bytes(start, stop))
+        content = bytearray(read_range(self._path, start, stop))
         if len(content) != stop - start:
             raise ValueError(f"it ends inside of {name}")
         return torch.frombuffer(content, dtype=dtype)
-
-    def _bytes(self, start: int, stop: int) -> bytes:
-        if self._file is None:
-            return read_range(self._path, start, stop)
-        self._file.seek(start)
-        return self._file.read(stop - start)
 
     def tensor(self, name: str) -> Tensor:
         """A whole one, in its own shape."""
@@ -110,7 +112,7 @@ class Pieces:
         for name, shard in manifest.shards.items():
             for parameter, (start, count) in shard.pieces.items():
                 self._where.setdefault(parameter, []).append((start, start + count, name))
-        self._open = functools.lru_cache(maxsize=256)(self._opened)
+        self._open = functools.lru_cache(maxsize=256)(functools.partial(_opened, folder))
 
     def read(self, column: str, piece: Piece, into: Tensor) -> bool:
         """Fill into[piece.at:][:piece.count], float32; False where no shard has this column.
@@ -142,17 +144,15 @@ class Pieces:
     @functools.cached_property
     def columns(self) -> set[str]:
         """The weight and those states of the optimizer that can be cut anew."""
-        return {column for column in self._columns if not column.isdecimal()} - {STEP}
+        return {column for column in self._columns() if not column.isdecimal()} - {STEP}
 
     @property
     def rounds(self) -> bool:
         """Whether there are states that cannot be."""
-        return any(column.isdecimal() for column in self._columns)
+        return any(column.isdecimal() for column in self._columns())
 
-    @functools.cached_property
     def _columns(self) -> set[str]:
-        keys = (key for name, shard in self.manifest.shards.items() if shard.pieces for key in self._open(name).names)
-        return {key.partition("/")[0] for key in keys}
+        return {column for shard in self.manifest.shards.values() if shard.pieces for column in shard.dtypes}
 
     def of_rank(self, rank: int) -> tuple[str, Shard]:
         """The file that a rank wrote its pieces to."""
@@ -178,9 +178,9 @@ class Pieces:
         self.read(WEIGHT, Piece(parameter, 0, len(values), 0), values)
         return values.view(shape)
 
-    def _opened(self, name: str) -> ShardFile:
-        path = self.folder / name
-        try:
-            return ShardFile(path)
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"the shard cannot be read: {error}", where=str(path)) from error
+
+def _opened(folder: Path, name: str) -> ShardFile:
+    try:
+        return ShardFile(folder / name)
+    except ValueError as error:
+        raise CheckpointError(f"the shard cannot be read: {error}", where=str(folder / name)) from error

@@ -21,21 +21,23 @@ from torch import Tensor
 
 from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.layout import (
+    ASIDE,
     WRITER,
     Manifest,
     UnknownFormat,
     folder_of,
     is_whole,
     put_aside,
+    remove,
     verify_shard,
     whole_steps,
 )
 from dist_sft.checkpoint.partition import STEP, WEIGHT, Partition, partitions, spread_weights
 from dist_sft.checkpoint.shards import Pieces
 from dist_sft.checkpoint.writing import Retention, Writing
-from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import atomic
-from dist_sft.core.places import cure, failures, is_remote, remove_tree, retried
+from dist_sft.core.errors import CheckpointError, SftError, StorageError
+from dist_sft.core.files import atomic, reading
+from dist_sft.core.places import is_remote, retried
 
 SETTLE = 30.0
 """Seconds that a run which has failed still gives to a checkpoint on its way."""
@@ -63,27 +65,29 @@ class CheckpointStore:
     retention  which survive a save
     adapter    save only the parameters that are trained
     attempt    names this start of the run: ranks left over from another can touch nothing of it
-    run        hash of what the run learns
+    run        hashes by which its checkpoints know it
     starts     what the adapter started from, see `checkpoint.starts`
     behind     write while training goes on; False: training waits, and no second copy of the states is held
     versions   of packages, for the manifest
     tell       on rank 0, takes (step, seconds that training stood still, seconds until it was whole) of a checkpoint
+    say        on rank 0, takes (step, text) about old checkpoints that cannot be removed
     """
 
     folder: Path
     retention: Retention
     adapter: bool
     attempt: str
-    run: str
+    run: dict[str, str]
     starts: dict[str, Tensor] = field(default_factory=dict)
     behind: bool = True
     versions: dict[str, str] = field(default_factory=dict)
     tell: Callable[[int, float, float], None] | None = None
+    say: Callable[[int, str], None] | None = None
     _writing: Writing | None = None
     _copies: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, engine: Any, step: int, state: dict[str, Any], held_out: float | None = None) -> None:
-        """Begin a checkpoint of `step` updates; raises CheckpointError where the one before could not be written.
+        """Begin a checkpoint of `step` updates; raises what `finish` raises, about the one before.
 
         Training may go on when this returns. held_out: loss on held-out rows after this step.
         """
@@ -104,21 +108,25 @@ class CheckpointStore:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until what was begun is whole. Raises CheckpointError on all ranks if it cannot be."""
+        """Wait until what was begun is whole. Raises on all ranks if it cannot be: StorageOutage where that may pass,
+        else CheckpointError.
+        """
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
-        outcomes: list[str | None] = [None] * dist.get_world_size()
+        outcomes: list[SftError | None] = [None] * dist.get_world_size()
         dist.all_gather_object(outcomes, writing.written())
-        for rank, error in enumerate(outcomes):
-            if error:
-                writing.abandon()
-                raise _cannot_save(f"rank {rank}: {error}", writing.final)
+        for error in filter(None, outcomes):
+            writing.abandon()
+            raise error
         if error := on_rank_0(self.folder, writing.committed):
-            raise _cannot_save(error, writing.final)
+            raise error
         if self.tell:
             stall = writing.seconds if writing.stall is None else writing.stall
             self.tell(writing.step, stall, writing.seconds)
+        if self.say:
+            for problem in writing.stayed:
+                self.say(writing.step, problem)
 
     def settle(self) -> None:
         """Not a collective: let what is on its way become whole, if the other ranks can do so as well."""
@@ -160,22 +168,22 @@ class CheckpointStore:
 
     def _refuse_others(self) -> None:
         """A URL is easily left in a run file that is copied, and the run that it belongs to may be running."""
-        runs = set()
-        for step in whole_steps(self.folder):
+        others = []
+        for step in reversed(whole_steps(self.folder)):
             with contextlib.suppress(CheckpointError):
-                runs.add(Manifest.read(folder_of(self.folder, step)).run)
-        if runs and self.run not in runs:
+                others.append(Manifest.read(folder_of(self.folder, step)).unlike(self.run))
+        if others and all(others):
             raise CheckpointError(
-                "the checkpoints there are of another run: what was learned, or from which data, is not the same",
+                f"the checkpoints there are of another run; not the same: {others[0]}",
                 where=str(self.folder),
                 fix="give each run a checkpoint.url of its own",
             )
 
     def _clear(self, step: int) -> None:
-        """Remove what earlier starts left half-written."""
+        """Remove what earlier starts left half-written, and what an earlier save could not remove."""
         for left in list(self.folder.glob("step_*")):
-            if left.suffix != ".bad" and not is_whole(left):
-                remove_tree(left)
+            if left.suffix != ASIDE and not is_whole(left) and (problem := remove(left)) and self.say:
+                self.say(step, problem)
         if is_whole(final := folder_of(self.folder, step)):
             put_aside(final, "saved again by a run that had started from an earlier step")
 
@@ -222,15 +230,14 @@ class CheckpointStore:
                 )
         stored, problem = Pieces(folder, manifest), None
         try:
-            for number, part in enumerate(partitions(engine)):
-                _fill(part, number, stored, engine.optimizer)
-        except CheckpointError as error:
+            with reading(folder, f"rank {dist.get_rank()}: "):
+                for number, part in enumerate(partitions(engine)):
+                    _fill(part, number, stored, engine.optimizer)
+        except SftError as error:
             problem = error
-        except (ValueError, OSError) as error:
-            problem = CheckpointError(
-                f"it cannot be read: {error}", where=str(folder), fix="see that the storage works"
-            )
-        outcomes: list[CheckpointError | None] = [None] * dist.get_world_size()
+        except ValueError as error:
+            problem = CheckpointError(f"it cannot be read: {error}", where=str(folder))
+        outcomes: list[SftError | None] = [None] * dist.get_world_size()
         dist.all_gather_object(outcomes, problem)
         for failure in filter(None, outcomes):
             raise failure
@@ -291,42 +298,30 @@ def _shared(engine: Any) -> dict[str, str]:
     return {name: known for name, known in names if name != known}
 
 
-def _verify(folder: Path, run: str) -> tuple[Manifest | None, str]:
+def _verify(folder: Path, run: dict[str, str]) -> tuple[Manifest | None, str]:
     """The manifest of a whole checkpoint, or None and what is wrong; the same on every rank, each reads its part.
 
-    Raises CheckpointError where the storage fails: that says nothing about the checkpoint.
+    Raises StorageError where the storage fails: that says nothing about the checkpoint.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     manifest, found, failed = None, [], None
     try:
-        manifest = Manifest.read(folder)
-        mine = list(manifest.shards.items())[rank::world]
-        found = [problem for name, shard in mine if (problem := verify_shard(folder, name, shard))]
-        if manifest.run != run:
-            found.append("it is of another run: what was learned, or from which data, is not the same")
+        with reading(folder, f"rank {rank}: "):
+            manifest = Manifest.read(folder)
+            mine = list(manifest.shards.items())[rank::world]
+            found = [problem for name, shard in mine if (problem := verify_shard(folder, name, shard))]
+        if other := manifest.unlike(run):
+            found.append(f"it is of another run; not the same: {other}")
         if folder_of(folder.parent, manifest.step) != folder:
             found.append(f"its manifest is that of step {manifest.step}")
-    except UnknownFormat as error:
-        failed = error.what
+    except (UnknownFormat, StorageError) as error:
+        failed = error
     except CheckpointError as error:
         found = [error.what]
-    except failures(folder) as error:
-        failed = f"rank {rank} cannot read it: {error}"
     outcomes: list[Any] = [None] * world
     dist.all_gather_object(outcomes, (found, failed))
     for _, failure in outcomes:
         if failure:
-            raise CheckpointError(
-                failure, where=str(folder), fix="see that the storage works, and run.json for the version that wrote it"
-            )
+            raise failure
     problem = next((problem for problems, _ in outcomes for problem in problems), "")
     return (None, problem) if problem else (manifest, "")
-
-
-def _cannot_save(problem: str, path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint cannot be written: {problem}",
-        where=str(path),
-        fix=f"{cure(path)} (or lower checkpoint.keep), and run the same command again: "
-        "it goes on from the newest whole checkpoint, which is untouched",
-    )

@@ -3,6 +3,8 @@
 every rank: shard, fsync ─> its record ─┐
 rank 0:                     waits for all records ─> sizes are right ─> nobody has taken over ─> manifest ─> retention
 
+What fails in the retention is tried again after the next save: the new checkpoint is whole all the same.
+
 Ranks tell rank 0 by files beside their shards, for the process group is busy with training.
 """
 
@@ -18,12 +20,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_sft.checkpoint.layout import MANIFEST, WRITER, Manifest, Shard, folder_of, is_whole, whole_steps
+from dist_sft.checkpoint.layout import ASIDE, WRITER, Manifest, Shard, folder_of, is_whole, remove, whole_steps
 from dist_sft.checkpoint.shards import describe, write_shard
 from dist_sft.checkpoint.starts import STARTS
-from dist_sft.core.errors import CheckpointError
+from dist_sft.core.errors import CheckpointError, SftError, StorageOutage
 from dist_sft.core.files import sync_folder, write_json
-from dist_sft.core.places import failures, is_remote, remove_file, remove_tree, retried
+from dist_sft.core.places import cure, failures, is_remote, lasts, listed, remove_tree, retried
 
 POLL, REMOTE_POLL = 0.1, 1.0
 """Seconds between two looks of rank 0 at what has been written; behind a URL each is a request."""
@@ -31,19 +33,24 @@ POLL, REMOTE_POLL = 0.1, 1.0
 
 @dataclass(frozen=True)
 class Retention:
-    """Which whole checkpoints stay: the newest, and those with the lowest loss on held-out rows."""
+    """Which whole checkpoints stay: the newest, and those with the lowest loss on held-out rows.
+
+    Of those that were put aside, the newest stays.
+    """
 
     newest: int
     best: int = 0
 
     def surplus(self, checkpoints: Path) -> list[Path]:
-        """Whole checkpoints that can go. The newest never can."""
+        """Checkpoints that can go. The newest whole one never can."""
         steps = whole_steps(checkpoints)
         kept = set(steps[-self.newest :])
         if self.best:
             judged = sorted((loss, -step) for step in steps if (loss := _held_out(checkpoints, step)) is not None)
             kept |= {-step for _, step in judged[: self.best]}
-        return [folder_of(checkpoints, step) for step in steps if step not in kept]
+        surplus = [folder_of(checkpoints, step) for step in steps if step not in kept]
+        aside = sorted(path.name for path in listed(checkpoints, "step_") if path.suffix == ASIDE)
+        return surplus + [checkpoints / name for name in aside[:-1]]
 
 
 def _held_out(checkpoints: Path, step: int) -> float | None:
@@ -58,6 +65,7 @@ class Writing:
 
     seconds  from the beginning of the save until the checkpoint was whole (on rank 0)
     stall    of these, that training stood still; None: all of them
+    stayed   on rank 0, why old checkpoints that could go are still there
     """
 
     def __init__(
@@ -77,9 +85,10 @@ class Writing:
         self._retention, self._began = retention, began
         self.step, self.seconds = manifest.step, 0.0
         self.stall: float | None = None
+        self.stayed: list[str] = []
         self._abandoned = threading.Event()
-        self._write_error: str | None = None
-        self._commit_error: str | None = None
+        self._write_error: SftError | None = None
+        self._commit_error: SftError | None = None
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._writer = self._start(self._write)
         self._committer = self._start(self._commit) if self._rank == 0 else None
@@ -90,12 +99,12 @@ class Writing:
         thread.start()
         return thread
 
-    def written(self) -> str | None:
+    def written(self) -> SftError | None:
         """Wait for this rank's files; what went wrong, or None."""
         self._writer.join()
         return self._write_error
 
-    def committed(self) -> str | None:
+    def committed(self) -> SftError | None:
         """On rank 0: wait until the checkpoint is whole; what went wrong, or None."""
         assert self._committer is not None
         self._committer.join()
@@ -127,7 +136,7 @@ class Writing:
             record = {file: asdict(shard) for file, shard in shards.items()}
             retried(path, lambda: write_json(folder / f"{name}.json", record, indent=None))
         except Exception as error:  # noqa: BLE001  # a thread that dies tells nobody; `written` does
-            self._write_error = describe(error, folder)
+            self._write_error = _cannot_save(error, self.final, f"rank {self._rank}: ")
 
     def _commit(self) -> None:
         try:
@@ -139,7 +148,9 @@ class Writing:
             manifest = replace(self._manifest, shards=shards)
             retried(self.final, lambda: self._put(manifest))
         except Exception as error:  # noqa: BLE001  # likewise; `committed` tells
-            self._commit_error = describe(error, self._checkpoints)
+            self._commit_error = _cannot_save(error, self.final)
+        else:
+            self.stayed = self._remove_surplus()
         self.seconds = time.monotonic() - self._began
 
     def _awaited(self, rank: int) -> dict[str, dict[str, Any]] | None:
@@ -162,10 +173,24 @@ class Writing:
         self._refuse_if_taken_over()
         manifest.write(self.final)
         self._refuse_if_taken_over()  # the request may have been on its way for long
-        for old in self._retention.surplus(self._checkpoints):
-            remove_file(old / MANIFEST)  # from here on it is not there
-            remove_tree(old)
+
+    def _remove_surplus(self) -> list[str]:
+        try:
+            surplus = self._retention.surplus(self._checkpoints)
+        except Exception as error:  # noqa: BLE001  # likewise; `stayed` tells
+            return [f"old checkpoints stay until the next save: {describe(error, self._checkpoints)}"]
+        return [problem for old in surplus if (problem := remove(old))]
 
     def _refuse_if_taken_over(self) -> None:
         if (owner := (self._checkpoints / WRITER).read_text()) != self._attempt:
-            raise OSError(f"another start of this run has taken over: {owner}")
+            raise CheckpointError(f"another start of this run has taken over: {owner}")
+
+
+def _cannot_save(error: Exception, checkpoint: Path, who: str = "") -> SftError:
+    kind = CheckpointError if lasts(error) else StorageOutage
+    return kind(
+        f"the checkpoint cannot be written: {who}{describe(error, checkpoint)}",
+        where=str(checkpoint),
+        fix=f"{cure(checkpoint, error)} (or lower checkpoint.keep), and run the same command again: "
+        "it goes on from the newest whole checkpoint, which is untouched",
+    )

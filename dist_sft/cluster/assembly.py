@@ -27,7 +27,6 @@ from dist_sft.cluster.supply import Offer, connect
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.resolve import redacted
 from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
-from dist_sft.core.files import stable_hash
 from dist_sft.data.ledger import Ledger
 from dist_sft.model.adapters import starts_of
 from dist_sft.model.attention import name_of
@@ -117,7 +116,7 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
         Retention(config.checkpoint.keep, config.checkpoint.keep_best),
         adapter,
         attempt=f"{session}-{attempt}",
-        run=stable_hash(redacted(brief.facts["learned"])),
+        run=run_folder.identity(brief.facts),
         starts=starts,
         behind=config.checkpoint.behind,
         versions=brief.facts["versions"],
@@ -135,7 +134,7 @@ def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Ran
     tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
     for text in (*progress.aside, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
-    checkpoints.tell = tracker.checkpoint
+    checkpoints.tell, checkpoints.say = tracker.checkpoint, tracker.note
     clock = StepClock(brief.cost.flops)
     run = Training(config, engine, model, supply.training(ledger, tracker.note), held_out, checkpoints, tracker, clock)
     return Rank(run, done, progress.state, ledger, tracker, checkpoints)

@@ -1,6 +1,7 @@
 """Which failures a new start can mend.
 
-Ray Train starts the ranks again after any exception. What the user must mend would fail the same way each time.
+Ray Train starts the ranks again after any exception. What the user must mend would fail the same way each time; a
+fault of the cluster, or of storage that may come back, need not.
 """
 
 from typing import Any
@@ -8,18 +9,18 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
-from dist_sft.core.errors import ClusterError, SftError
+from dist_sft.core.errors import ClusterError, SftError, StorageOutage
 
 
 class EndOnErrors(UserCallback):
-    """Runs in Ray Train's controller: an error that is not the cluster's ends the run."""
+    """Runs in Ray Train's controller: an error that the user must mend ends the run."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         found = [error for failure in worker_exceptions.values() for error in chain(failure)]
         if any(isinstance(error, RayActorError) for error in found):
             return  # a rank died, and the others failed for want of it
         for error in found:
-            if isinstance(error, SftError) and not isinstance(error, ClusterError):
+            if isinstance(error, SftError) and not isinstance(error, (ClusterError, StorageOutage)):
                 raise error
 
 

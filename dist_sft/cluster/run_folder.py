@@ -24,7 +24,7 @@ from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.resolve import redacted, resolved, resolved_yaml
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import CheckpointError, ConfigError, StorageError
-from dist_sft.core.files import atomic, write_json, writing
+from dist_sft.core.files import atomic, reading, stable_hash, write_json, writing
 from dist_sft.core.places import is_remote, place
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "ray", "datasets", "numpy", "dist-sft")
@@ -42,6 +42,13 @@ def facts(config: RunConfig, fingerprints: dict[str, Any], stop_ids: list[int]) 
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
         "git": git_state(Path(__file__).parent),
     }
+
+
+def identity(now: dict[str, Any]) -> dict[str, str]:
+    """Hashes by which its checkpoints know a run: of its config, as far as it is learned from, and of what it reads."""
+    config = redacted(now["learned"])
+    reads = config.pop("fingerprints")
+    return {name: stable_hash(value) for name, value in {"config": config, **reads}.items()}
 
 
 def checkpoints_of(config: RunConfig, folder: Path) -> Path:
@@ -113,14 +120,15 @@ def refuse_changes(folder: Path, now: dict[str, Any], checkpoints: Path) -> None
     path = folder / "run.json"
     if not whole_steps(checkpoints) or (is_remote(checkpoints) and not path.exists()):
         return
-    try:
-        before = json.loads(path.read_bytes())["learned"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"the folder has checkpoints, but not what they were trained with: {error}",
-            where=str(path),
-            fix="bring run.json back, or start in a new run.dir",
-        ) from error
+    with reading(path):
+        try:
+            before = json.loads(path.read_bytes())["learned"]
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the folder has checkpoints, but not what they were trained with: {error}",
+                where=str(path),
+                fix="bring run.json back, or start in a new run.dir",
+            ) from error
     if changes := changed_keys(before, json.loads(json.dumps(redacted(now["learned"])))):
         raise ConfigError(
             "this run has checkpoints, and would learn something else from here on: " + "; ".join(changes),

@@ -9,6 +9,7 @@
     ├── ClusterError      too few GPUs or CPUs, a stale build lock, a worker that died
     ├── CheckpointError   a checkpoint that cannot be written, found or trusted
     ├── StorageError      the run folder cannot be written
+    │   └── StorageOutage     for a reason that may pass: a new start may mend it, as it may a ClusterError
     ├── TrainingError     a loss that is not finite, an engine that is not the one asked for, ranks with equal shares
     ├── TrackingError     W&B cannot be reached or refuses
     └── MissingExtra      an optional package that a command needs
@@ -99,6 +100,10 @@ class CheckpointError(SftError):
 
 class StorageError(SftError):
     """The run folder cannot be written: a full disk, a read-only file system."""
+
+
+class StorageOutage(StorageError):
+    """The run folder, or a checkpoint, is out of reach for now: a network that fails, a server that starts anew."""
 
 
 class TrainingError(SftError):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dist_sft.core.errors import StorageError
-from dist_sft.core.places import MISTAKES, cure, failures, is_remote
+from dist_sft.core.errors import StorageError, StorageOutage
+from dist_sft.core.places import MISTAKES, cure, failures, is_remote, lasts
 
 
 @contextlib.contextmanager
@@ -57,22 +57,24 @@ def writing(path: Path) -> Iterator[None]:
     except MISTAKES:
         raise
     except failures(path) as error:
-        raise StorageError(
+        kind = StorageError if lasts(error) else StorageOutage
+        raise kind(
             f"cannot be written: {getattr(error, 'strerror', None) or error} ({room(path.parent)})",
             where=str(path),
-            fix=f"{cure(path)}, and run the same command again: it goes on from the newest whole checkpoint",
+            fix=f"{cure(path, error)}, and run the same command again: it goes on from the newest whole checkpoint",
         ) from error
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn a failure of storage in the block into a StorageError that names the file."""
+def reading(path: Path, who: str = "") -> Iterator[None]:
+    """Turn a failure of storage in the block into a StorageError that names the file, and who could not read it."""
     try:
         yield
     except MISTAKES:
         raise
     except failures(path) as error:
-        raise StorageError(f"cannot be read: {error}", where=str(path), fix="see that the storage works") from error
+        kind = StorageError if lasts(error) or isinstance(error, FileNotFoundError) else StorageOutage
+        raise kind(f"{who}cannot be read: {error}", where=str(path), fix="see that the storage works") from error
 
 
 def room(folder: Path) -> str:

@@ -6,6 +6,7 @@ What they do not raise is asked for here: s3fs's removal of many files is silent
 """
 
 import contextlib
+import errno
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +20,10 @@ PAUSES = (1, 4, 16)
 
 MISTAKES = (SftError, AssertionError, AttributeError, KeyError, TypeError)
 """What storage does not raise, of what an action on it may."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LASTING = (*FULL, errno.EROFS)
+"""What somebody must mend, of what storage raises; so is a PermissionError."""
 
 Returned = TypeVar("Returned")
 
@@ -55,9 +60,19 @@ def failures(path: Path) -> type[Exception]:
     return Exception if is_remote(path) else OSError
 
 
-def cure(path: Path) -> str:
+def lasts(error: BaseException) -> bool:
+    """Whether a failure of storage comes again until somebody mends it; another may pass."""
+    if isinstance(error, (PermissionError, *MISTAKES)) or getattr(error, "errno", None) in LASTING:
+        return True
+    return error.__cause__ is not None and lasts(error.__cause__)
+
+
+def cure(path: Path, error: Exception) -> str:
     """What to do where storage cannot be written, for a message."""
-    return "see that the storage works, and what the credentials may do" if is_remote(path) else "make room"
+    if is_remote(path):
+        return "see that the storage works, and what the credentials may do"
+    full = getattr(error, "errno", None) in FULL
+    return "make room" if full else "see that the storage works, and that you may write there"
 
 
 def retried(path: Path, action: Callable[[], Returned]) -> Returned:
@@ -70,7 +85,11 @@ def retried(path: Path, action: Callable[[], Returned]) -> Returned:
 
 
 def read_range(path: Path, start: int, stop: int) -> bytes:
-    """Bytes of a file behind a URL, by one request. Raises OSError."""
+    """Bytes of a file, behind a URL by one request. It is not left open. Raises OSError."""
+    if not is_remote(path):
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
     remote: Any = path
     try:
         content: bytes = retried(path, lambda: remote.fs.cat_file(remote.path, start=start, end=stop))
@@ -79,11 +98,24 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
     return content
 
 
+def listed(folder: Path, beginning: str) -> list[Path]:
+    """What is in a folder with names that begin so; [] if it is not there.
+
+    Raises what its storage raises, of which `Path.glob` hides some.
+    """
+    if is_remote(folder):
+        return list(folder.glob(f"{beginning}*"))
+    with contextlib.suppress(FileNotFoundError):
+        return [path for path in folder.iterdir() if path.name.startswith(beginning)]
+    return []
+
+
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there."""
     if is_remote(path):
         remote: Any = path
-        remote.fs.rm_file(remote.path)
+        with contextlib.suppress(FileNotFoundError):
+            remote.fs.rm_file(remote.path)
     else:
         path.unlink(missing_ok=True)
 

@@ -1,8 +1,11 @@
 """A run that was stopped goes on as if nothing had happened; a checkpoint that cannot be trusted is not used."""
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,8 +89,21 @@ def give(folder, other):
 
 
 def rewrite(folder, **changes):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    """Write a manifest anew, as though it had been so from the first."""
+    replace(Manifest.read(folder), **changes).write(folder)
+
+
+def rehash(folder, name):
+    """As though a thing that the run learns by had been another."""
+    rewrite(folder, run=Manifest.read(folder).run | {name: "0" * 64})
+
+
+def change_digit(folder, key):
+    """Flip a bit of the last digit of the first number behind a key of a manifest."""
+    path = folder / "manifest.json"
+    text = path.read_text()
+    at = re.search(rf'"{key}": .*?(\d)[,\]}}]', text).start(1)
+    path.write_text(text[:at] + str(int(text[at]) ^ 1) + text[at + 1 :])
 
 
 DAMAGE = {
@@ -96,11 +112,16 @@ DAMAGE = {
     "a missing shard": (lambda folder: shard(folder).unlink(), "is missing"),
     "a missing manifest": (lambda folder: (folder / "manifest.json").unlink(), None),
     "a torn manifest": (lambda folder: cut(folder / "manifest.json"), "the manifest cannot be read"),
+    "a digit of the state": (lambda folder: change_digit(folder, "waited"), "the content that was saved"),
+    "a digit of the pieces": (lambda folder: change_digit(folder, "pieces"), "the content that was saved"),
+    "a digit of the format": (lambda folder: change_digit(folder, "format"), "the content that was saved"),
     "another step's manifest": (
         lambda folder: give(folder, folder.with_name("step_00000002")),
         "does not have the content that was saved",
     ),
-    "another run's manifest": (lambda folder: rewrite(folder, run="0" * 64), "it is of another run"),
+    "another run's manifest": (lambda folder: rewrite(folder, run={}), "not the same: config, sources, encoder, model"),
+    "another config's manifest": (lambda folder: rehash(folder, "config"), "another run; not the same: config"),
+    "another data set's manifest": (lambda folder: rehash(folder, "sources"), "another run; not the same: sources"),
     "a manifest of another step": (lambda folder: rewrite(folder, step=9), "its manifest is that of step 9"),
 }
 
@@ -143,8 +164,7 @@ def test_what_cannot_be_resumed_is_refused_with_the_reason(tiny_run, whole, tmp_
 def test_a_checkpoint_of_other_shapes_is_refused(tiny_run, whole, tmp_path):
     run = stopped_after(whole, tmp_path / "run", 3)
     checkpoint = run / "checkpoints/step_00000003"
-    parameters = json.loads((checkpoint / "manifest.json").read_text())["parameters"]
-    rewrite(checkpoint, parameters=parameters | {"lm_head.weight": [7, 7]})
+    rewrite(checkpoint, parameters=Manifest.read(checkpoint).parameters | {"lm_head.weight": [7, 7]})
     (error,) = train_on_ranks([settings(tiny_run, run)], WORLD, check=False)
     assert "lm_head.weight is [" in error and "[7, 7] in it" in error
 
@@ -180,15 +200,22 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_from_nothi
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.fixture
-def small_disk(tmp_path):
+@contextlib.contextmanager
+def mounted(folder):
     """A file system of 24 MiB."""
-    folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    with mounted(tmp_path / "disk") as folder:
+        yield folder
 
 
 @pytest.mark.xdist_group("resume")
@@ -205,6 +232,22 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_whole_checkpoint(tiny_run,
         f"step_{step:08d}" for step in steps
     ]
     assert consolidated(newest(small_disk / "run"))
+
+
+@pytest.mark.xdist_group("resume")
+def test_a_checkpoint_that_cannot_be_removed_does_not_end_the_run_and_goes_at_a_later_save(tiny_run, whole, tmp_path):
+    checkpoints = stopped_after(whole, tmp_path / "run", STEPS - 2) / "checkpoints"
+    run = settings(tiny_run, tmp_path / "run", checkpoint={"every": 1, "keep": STEPS - 2})
+    with mounted(checkpoints / "step_00000001" / "in_the_way"):
+        train_on_ranks([run], WORLD)
+        assert (checkpoints / "step_00000001").exists() and not (checkpoints / "step_00000002").exists()
+    assert whole_steps(checkpoints) == [3, 4, 5, 6] and losses(tmp_path / "run") == losses(whole)
+    said = [(r["step"], r["text"]) for r in records(tmp_path / "run", "note") if "cannot be removed" in r["text"]]
+    assert [step for step, _ in said] == [5, 6] and all("step_00000001" in text and "busy" in text for _, text in said)
+
+    shutil.rmtree(checkpoints / "step_00000006")
+    train_on_ranks([run], WORLD)
+    assert not (checkpoints / "step_00000001").exists() and whole_steps(checkpoints) == [3, 4, 5, 6]
 
 
 def test_only_the_newest_checkpoints_are_kept(tiny_run, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -128,11 +129,14 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_is_used(tiny_run, r
 
 
 def test_another_run_does_not_go_on_from_it(tiny_run, runs, tmp_path):
-    other = settings(tiny_run, tmp_path / "other", str(runs[2]))
-    other["run"]["seed"] = 2
+    other, rows = settings(tiny_run, tmp_path / "other", str(runs[2])), tmp_path / "rows.jsonl"
+    rows.write_text(Path(tiny_run["data"]["sources"][0]["path"]).read_text().replace("What", "Which", 1))
+    changes = {"config": {"run": other["run"] | {"seed": 2}}, "sources": {"data": {"sources": [{"path": str(rows)}]}}}
     owner = (runs[2] / "writer").read_text()
-    (error,) = train_on_ranks([other], WORLD, check=False)
-    assert "the checkpoints there are of another run" in error and "a checkpoint.url of its own" in error
+    errors = train_on_ranks([other | change for change in changes.values()], WORLD, check=False)
+    for what, error in zip(changes, errors, strict=True):
+        assert f"the checkpoints there are of another run; not the same: {what}\n" in error
+        assert "a checkpoint.url of its own" in error
     assert (runs[2] / "writer").read_text() == owner, "that run goes on undisturbed"
 
 
@@ -183,7 +187,7 @@ def test_storage_that_is_not_there_or_goes_away_ends_the_run_with_the_reason(tin
         power_cut.start()
         (error,) = train_on_ranks([run], WORLD, check=False)
         power_cut.join()
-    assert error.startswith(("CheckpointError: s3://bucket/b", "StorageError: s3://bucket/b"))
+    assert error.startswith("StorageOutage: s3://bucket/b"), "a new start may find it again"
     assert "cannot be written: " in error and "see that the storage works" in error
 
 

@@ -1,25 +1,29 @@
 """What a checkpoint on its way leaves behind: nothing, until it is whole."""
 
+import errno
 import json
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from dist_sft.checkpoint import writing
+from dist_sft.checkpoint import layout, writing
 from dist_sft.checkpoint.layout import WRITER, Manifest, folder_of, whole_steps
 from dist_sft.checkpoint.partition import Piece
 from dist_sft.checkpoint.shards import Pieces, write_shard
+from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.checkpoint.writing import Retention, Writing
-from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import sha256
+from dist_sft.core.errors import CheckpointError, StorageOutage
+from dist_sft.core.files import sha256, stable_hash
 
 
 def manifest(step, held_out=None, shards=None, parameters=None):
-    return Manifest(step, 2, 3, False, "run", {}, parameters or {}, {}, held_out, shards or {}, {})
+    return Manifest(step, 2, 3, False, {}, {}, parameters or {}, {}, held_out, shards or {}, {})
 
 
 def saved(checkpoints, losses):
@@ -43,6 +47,19 @@ def test_of_equal_ones_the_newer_is_the_best(tmp_path):
     assert Retention(1, 1).surplus(tmp_path) == [folder_of(tmp_path, 1)]
 
 
+def test_of_those_put_aside_the_newest_is_kept(tmp_path):
+    saved(tmp_path, {7: None})
+    for step in (2, 9, 10):
+        (tmp_path / f"step_{step:08d}.bad").mkdir()
+    assert [path.name for path in Retention(1).surplus(tmp_path)] == ["step_00000002.bad", "step_00000009.bad"]
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
+    (tmp_path / "c").symlink_to("c")
+    with pytest.raises(StorageOutage, match="Too many levels of symbolic links"):
+        whole_steps(tmp_path / "c")
+
+
 def test_the_only_whole_checkpoint_is_never_surplus(tmp_path):
     saved(tmp_path, {7: None})
     (tmp_path / "step_00000008" / "1-a").mkdir(parents=True)
@@ -51,8 +68,9 @@ def test_the_only_whole_checkpoint_is_never_surplus(tmp_path):
 
 def test_a_shard_is_what_safetensors_reads(tmp_path):
     tensors = {"weight/a": torch.randn(7), "step/a": torch.tensor([3]), "0/codes": torch.arange(5, dtype=torch.uint8),
-               "empty": torch.empty(0)}  # fmt: skip
+               "0/scales": torch.randn(2), "empty": torch.empty(0)}  # fmt: skip
     shard = write_shard(tmp_path / "x" / "a.safetensors", tensors, {"a": (0, 7)}, rank=4)
+    assert shard.dtypes == {"weight": ["F32"], "step": ["I64"], "0": ["F32", "U8"], "empty": ["F32"]}
     read = load_file(tmp_path / "x" / "a.safetensors")
     assert set(read) == set(tensors) and all(torch.equal(read[name], tensors[name]) for name in tensors)
     assert (shard.bytes, shard.sha256) == (
@@ -71,6 +89,12 @@ def pieces(tmp_path):
             tmp_path / f"{rank}.safetensors", tensors, {"a": (begin, end - begin)}, rank
         )
     return Pieces(tmp_path, manifest(1, shards=shards, parameters={"a": (2, 5)}))
+
+
+def test_no_file_stays_open_after_it_was_read(pieces):
+    assert pieces.weight("a").numel() == 10 and pieces.columns
+    opened = {os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()}
+    assert opened and not opened & {str(path) for path in pieces.folder.iterdir()}
 
 
 @pytest.mark.parametrize("begin", range(10))
@@ -92,11 +116,15 @@ def test_a_whole_parameter_has_its_shape_and_a_stretch_that_is_nowhere_is_refuse
     assert not pieces.read("exp_avg", Piece("a", 0, 3, 0), torch.empty(3))
 
 
-def test_a_manifest_of_another_version_is_left_alone_and_named(tmp_path):
+OTHERS = {2: {"format": 2, "step": 1}, 4: {"sha256": stable_hash({"format": 4}), "format": 4}}
+
+
+@pytest.mark.parametrize("version", OTHERS)
+def test_a_manifest_of_another_version_is_left_alone_and_named(tmp_path, version):
     saved(tmp_path, {1: None})
     path = folder_of(tmp_path, 1) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(CheckpointError, match="format 1 is not known to this version"):
+    path.write_text(json.dumps(OTHERS[version]))
+    with pytest.raises(CheckpointError, match=f"format {version} is not known to this version"):
         Manifest.read(folder_of(tmp_path, 1))
 
 
@@ -128,7 +156,8 @@ def test_what_has_been_written_and_committed_is_whole(tmp_path, alone):
 
 def test_a_rank_left_over_from_an_earlier_start_commits_nothing(tmp_path, alone):
     late = begun(tmp_path / "c", attempt="1-a", owner="2-b")
-    assert late.written() is None and "another start of this run has taken over: 2-b" in late.committed()
+    assert late.written() is None and "another start of this run has taken over: 2-b" in late.committed().what
+    assert type(late.committed()) is CheckpointError, "nor does it begin again"
     assert whole_steps(tmp_path / "c") == []
 
 
@@ -150,7 +179,7 @@ def test_a_file_that_arrives_shorter_than_it_was_written_is_not_committed(tmp_pa
 
     monkeypatch.setattr(writing, "write_shard", shorter)
     torn = begun(tmp_path / "c")
-    assert torn.written() is None and "bytes here" in torn.committed()
+    assert torn.written() is None and "bytes here" in torn.committed().what
     assert whole_steps(tmp_path / "c") == []
 
 
@@ -158,6 +187,28 @@ def test_a_write_that_fails_says_why_and_how_much_room_there_is(tmp_path, alone)
     tmp_path.joinpath("c").mkdir()
     folder_of(tmp_path / "c", 3).write_text("a file in the way")
     failed = begun(tmp_path / "c")
-    assert "MiB free in" in failed.written()
+    assert "rank 0: " in failed.written().what and "MiB free in" in failed.written().what
     failed.abandon()
     assert whole_steps(tmp_path / "c") == []
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageOutage), (errno.EROFS, CheckpointError)])
+def test_a_write_that_fails_says_whether_that_may_pass(tmp_path, alone, monkeypatch, number, kind):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(writing, "write_shard", refused)
+    failed = begun(tmp_path / "c")
+    assert type(failed.written()) is kind and os.strerror(number) in failed.written().what
+    failed.abandon()
+
+
+def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(tmp_path, alone, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert begun(tmp_path / "c").committed() is None
+    monkeypatch.setattr(layout, "sha256", refused)
+    with pytest.raises(StorageOutage, match=r"rank 0: cannot be read: .*Input/output error"):
+        CheckpointStore(tmp_path / "c", Retention(1), adapter=False, attempt="2-a", run={}).load(None)
+    assert whole_steps(tmp_path / "c") == [3]

@@ -1,12 +1,17 @@
 """What the user must mend ends the run at once; what a new start can mend does not."""
 
+import errno
+import os
+import pickle
+
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from dist_sft.cluster.failures import EndOnErrors, as_sft_error
-from dist_sft.core.errors import CheckpointError, ClusterError, RowError, TrainingError
+from dist_sft.core.errors import CheckpointError, ClusterError, RowError, StorageError, TrainingError
+from dist_sft.core.files import reading, writing
 
 FINAL = [TrainingError("the loss is nan"), CheckpointError("full"), RowError("bad", reason="bad_json")]
 
@@ -32,6 +37,26 @@ def test_an_error_that_would_come_again_ends_the_run(error):
 )
 def test_a_fault_of_the_cluster_does_not(failures):
     EndOnErrors().after_exception(None, failures)
+
+
+def storage_fails(doing, folder, name):
+    """What rank 0 is known to have raised, after its way through Ray."""
+    with pytest.raises(StorageError) as caught, doing(folder):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+    return {0: raised(pickle.loads(pickle.dumps(caught.value)))}
+
+
+@pytest.mark.parametrize("doing", [reading, writing])
+@pytest.mark.parametrize("name", ["ESTALE", "EIO", "ETIMEDOUT", "ENOTCONN", "EBUSY"])
+def test_storage_that_may_come_back_does_not_end_the_run(tmp_path, doing, name):
+    EndOnErrors().after_exception(None, storage_fails(doing, tmp_path, name))
+
+
+@pytest.mark.parametrize("doing", [reading, writing])
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM"])
+def test_storage_that_somebody_must_mend_ends_the_run(tmp_path, doing, name):
+    with pytest.raises(StorageError, match=os.strerror(getattr(errno, name))):
+        EndOnErrors().after_exception(None, storage_fails(doing, tmp_path, name))
 
 
 def test_the_users_error_is_found_in_what_ray_wraps_around_it():
