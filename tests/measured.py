@@ -60,24 +60,26 @@ def measure(settings, carried):
     from dist_sft.cluster.assembly import assemble
     from dist_sft.config.sections import RunConfig
     from dist_sft.train.loop import train
+    from dist_sft.train.parts import Heartbeat
 
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     base, found = resident(), {}
     rank = assemble(RunConfig.model_validate(settings), "test")
 
-    def heartbeat(done):
-        if done == WARM:
-            gc.collect()
-            Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the peak
-        if done > WARM:
-            found["peak"] = resident("VmHWM") - base
-            found["rest"] = resident() - base
-            found["carried"] = {name: {str(n): size for n, size in sizes.items()} for name, sizes in carried.items()}
-        carried.clear()
-        return False
+    class Measuring(Heartbeat):
+        def step(self, done):
+            if done == WARM:
+                gc.collect()
+                Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the peak
+            if done > WARM:
+                found["peak"] = resident("VmHWM") - base
+                found["rest"] = resident() - base
+                found["carried"] = {name: {str(n): size for n, size in each.items()} for name, each in carried.items()}
+            carried.clear()
+            return False
 
-    rank.run.heartbeat = heartbeat
+    rank.run.heartbeat = Measuring()
     train(rank.run, rank.done, rank.state)
     rank.tracker.close(False)
     return found

@@ -6,7 +6,6 @@ process group -> data -> model -> engine -> checkpoint -> training
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -43,7 +42,7 @@ from dist_sft.tracking.wandb_sink import Wandb
 from dist_sft.train.clock import StepClock
 from dist_sft.train.engine import build_engine
 from dist_sft.train.loop import train
-from dist_sft.train.parts import Training
+from dist_sft.train.parts import Heartbeat, Training
 
 
 @dataclass
@@ -62,15 +61,15 @@ def work(
     settings: dict[str, Any],
     attempt: str,
     offer: Offer | None = None,
-    heartbeat: Callable[[int], bool] = lambda done: False,
+    heartbeat: Heartbeat | None = None,
 ) -> dict[str, Any]:
     """One rank of a run, from start to end; what rank 0 returns reaches the driver.
 
     settings: a RunConfig as JSON values. attempt: names this start of the run. offer: of a data service; without one
-    the rank reads the data itself. heartbeat: see `train.parts`. The process group is already there.
+    the rank reads the data itself. heartbeat: who watches it. The process group is already there.
     """
     rank = assemble(RunConfig.model_validate(settings), attempt, offer)
-    rank.run.heartbeat = heartbeat
+    rank.run.heartbeat = heartbeat or Heartbeat()
     failed = True
     try:
         last, outcome = train(rank.run, rank.done, rank.state)

@@ -1,14 +1,17 @@
 """A rank's signs of life, and the cluster's wish for a checkpoint at once.
 
-step done ─> Heartbeat ─> Watchdog: no step for too long? stacks to a file, and the process ends: Ray starts all again
-                       └> Ray: is a node about to be taken away? all ranks learn it at the same step
+beat ─> none for too long? stacks to a file, and the process ends: Ray starts all again
+step ─> a beat; and is a node about to be taken away? all ranks learn it at the same step
 """
 
 import faulthandler
+import math
 import os
 import threading
 import time
 from pathlib import Path
+
+from dist_sft.train.parts import Heartbeat
 
 LEFT = 10.0
 """Seconds that a stuck rank leaves the others to write their stacks before it ends."""
@@ -16,40 +19,37 @@ STUCK = 87
 """Exit code of a rank that was stuck."""
 
 
-class Heartbeat:
-    """Called by the loop after each step, on every rank of a run under Ray Train."""
+class Watchdog(Heartbeat):
+    """Ends a process that was heard of, and then not again for `limit` seconds; tells in `stacks` what it was doing.
 
-    def __init__(self, watchdog: "Watchdog") -> None:
-        self.watchdog = watchdog
+    Nobody watches before the first beat (a start takes what it takes: there it is Ray that watches, and the time-out of
+    each collective), nor from a rest to the next beat.
+    """
+
+    def __init__(self, limit: float, stacks: Path, rank: int) -> None:
+        self.limit, self.stacks, self.rank = limit, stacks, rank
+        self._due = math.inf
         self._answered: set[str] = set()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def __call__(self, done: int) -> bool:
-        """A step is done. True once for each node that has been given notice, on all ranks at the same step."""
+    def beat(self) -> None:
+        self._due = time.monotonic() + self.limit
+
+    def rest(self) -> None:
+        self._due = math.inf
+
+    def step(self, done: int) -> bool:
+        """True once for each node that has been given notice, on all ranks at the same step."""
         from ray.train import get_preemption_info
 
-        self.watchdog.beat()
+        self.beat()
         notice = get_preemption_info()
         new = set(notice.preempted_node_ids if notice else ()) - self._answered
         self._answered |= new
         return bool(new)
 
-
-class Watchdog:
-    """Ends a process that was heard of, and then not again for `limit` seconds; tells in `stacks` what it was doing.
-
-    Until the first beat it is Ray that watches: a start may take long.
-    """
-
-    def __init__(self, limit: float, stacks: Path, rank: int) -> None:
-        self.limit, self.stacks, self.rank = limit, stacks, rank
-        self._last: float | None = None
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    def beat(self) -> None:
-        self._last = time.monotonic()
-
     def _watch(self) -> None:
-        while self._last is None or time.monotonic() - self._last < self.limit:
+        while time.monotonic() < self._due:
             time.sleep(min(1.0, self.limit / 10))
         self.stacks.mkdir(parents=True, exist_ok=True)
         with (self.stacks / f"rank{self.rank:05d}-{time.strftime('%Y%m%dT%H%M%S')}.txt").open("w") as file:

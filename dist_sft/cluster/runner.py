@@ -179,7 +179,7 @@ def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
 
     from dist_sft.cluster.assembly import work
-    from dist_sft.cluster.heartbeat import Heartbeat, Watchdog
+    from dist_sft.cluster.heartbeat import Watchdog
 
     folder = loop_config["folder"]  # Ray Train starts workers elsewhere; a run file's paths are the driver's
     if not Path(folder).is_dir():
@@ -191,7 +191,7 @@ def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
     os.chdir(folder)
     watchdog = Watchdog(loop_config["hang"], Path(loop_config["stacks"]), get_context().get_world_rank())
     sealed: Sealed = loop_config["sealed"]
-    return work(sealed.settings, loop_config["attempt"], sealed.offer, Heartbeat(watchdog))
+    return work(sealed.settings, loop_config["attempt"], sealed.offer, watchdog)
 
 
 def _lock(run_dir: Path) -> Any:

@@ -22,8 +22,9 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
     steps, stopping, stop = len(run.service), EarlyStopping.of(run.config.eval, state), False
     if stopping.exhausted:
         return done, "stopped early"
+    run.heartbeat.beat()
     if run.held_out and done == 0:
-        run.tracker.evaluation(evaluate(run.engine, run.model, run.held_out, done))
+        run.tracker.evaluation(evaluate(run, done))
 
     for share in run.clock.waiting_for(compared(run.service.shares(done), run)):
         rate = learning_rate(run.config.train, share.step, steps)
@@ -33,15 +34,18 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
 
         held_out = None
         if run.held_out and (done % run.config.eval.every == 0 or done == steps):
-            held_out = evaluate(run.engine, run.model, run.held_out, done)
+            held_out = evaluate(run, done)
             run.tracker.evaluation(held_out)
             stop = stopping.should_stop(held_out.loss)
-        urgent = run.heartbeat(done)
+        urgent = run.heartbeat.step(done)
         if stop or urgent or done == steps or done % run.config.checkpoint.every == 0:
+            run.heartbeat.rest()
             run.checkpoints.save(run.engine, done, stopping.state, held_out.loss if held_out else None)
-        if urgent:
-            run.checkpoints.finish()
+            if urgent:
+                run.checkpoints.finish()
+            run.heartbeat.beat()
         if stop:
             break
+    run.heartbeat.rest()
     run.checkpoints.finish()
     return done, "stopped early" if stop else "finished"

@@ -1,7 +1,7 @@
 """What the loop works with, and what it asks of others."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -47,13 +47,26 @@ class Tracker(Protocol):
     def evaluation(self, result: EvalResult) -> None: ...
 
 
+class Heartbeat:
+    """Whom a rank tells that it lives: nobody here, a watchdog under Ray (see `cluster.heartbeat`)."""
+
+    def beat(self) -> None:
+        """It does: whoever watches may expect the next beat within cluster.hang."""
+
+    def rest(self) -> None:
+        """What comes now takes what it takes: nobody watches until the next beat."""
+
+    def step(self, done: int) -> bool:
+        """A beat after a step; true on all ranks where the cluster wants a checkpoint at once."""
+        return False
+
+
 @dataclass
 class Training:
     """One rank of a run.
 
     engine    the DeepSpeedEngine around model.module
     held_out  this rank's shares of the rows of eval.source; [] if there is none
-    heartbeat told of each step that is done; true on all ranks where the cluster wants a checkpoint at once
     """
 
     config: RunConfig
@@ -64,4 +77,4 @@ class Training:
     checkpoints: Checkpoints
     tracker: Tracker
     clock: StepClock
-    heartbeat: Callable[[int], bool] = lambda done: False
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)

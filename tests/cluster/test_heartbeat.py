@@ -26,6 +26,9 @@ idle_before_the_first_step(2)
 for _ in range(6):
     dog.beat()
     time.sleep(0.5)
+dog.rest()
+time.sleep(2)
+dog.beat()
 print("alive", flush=True)
 never_comes_back()
 """
