@@ -119,7 +119,7 @@ def data_service(config: RunConfig) -> Iterator[Offer | None]:
     )
     try:
         data.probe(config)
-        yield Offer(data.brief(config), service.name)
+        yield Offer(data.brief(config), service.name, service.started)
     finally:
         service.stop()
 

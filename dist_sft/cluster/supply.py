@@ -18,10 +18,15 @@ from dist_sft.service.local import LocalLink
 
 @dataclass(frozen=True)
 class Offer:
-    """What the driver tells each rank where there is a service. service: name of its dealer."""
+    """What the driver tells each rank where there is a service.
+
+    service  name of its dealer
+    started  when, by time.time
+    """
 
     brief: Brief
     service: str
+    started: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def connect(offer: Offer | None, config: RunConfig, world: int, rank: int, sessi
     if offer:
         from dist_sft.service.members import RayLink
 
-        remote = RayLink(offer.service, watch=rank == 0, stall=config.service.stall)
+        remote = RayLink(offer.service, rank == 0, config.service.stall, offer.started)
         return Supply(offer.brief, remote, config, world, rank, session)
     data = RunData.of(config)
     data.probe(config)

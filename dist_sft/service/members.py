@@ -145,11 +145,12 @@ class RayLink:
     """A DealerLink to the named dealer. The rank that keeps watch replaces a dealer that is frozen; the others do, too,
     a little later: that rank may have all that it needs."""
 
-    def __init__(self, name: str, watch: bool, stall: float) -> None:
+    def __init__(self, name: str, watch: bool, stall: float, started: float) -> None:
+        """started: when the service was, by time.time."""
         self.name, self.watch, self.stall = name, watch, stall
         self._dealer = ray.get_actor(name)
         self._patience = 0.0
-        self._give_it_time()
+        self._give_it_time(since=started)
 
     def share(self, ask: Ask) -> Ticket:
         since: float | None = None
@@ -201,9 +202,10 @@ class RayLink:
         except GetTimeoutError:
             return False
 
-    def _give_it_time(self) -> None:
-        """A dealer that starts must not be taken for one that is frozen."""
-        self._patience = time.monotonic() + PATIENCE * self.stall
+    def _give_it_time(self, since: float | None = None) -> None:
+        """A dealer that starts must not be taken for one that is frozen. since: when it was started; None: now."""
+        had = 0.0 if since is None else time.time() - since
+        self._patience = time.monotonic() + PATIENCE * self.stall - had
 
     def _lost(self, ticket: Ticket) -> tuple[tuple[int, int], ...]:
         """Which chunks of a ticket cannot be had; all of them if that cannot be told."""
@@ -218,12 +220,17 @@ class RayLink:
 
 @dataclass(frozen=True)
 class Service:
-    """The running actors. feeds: what they are started with, which must be there when they are started again."""
+    """The running actors.
+
+    feeds    what they are started with, which must be there when they are started again
+    started  when, by time.time
+    """
 
     name: str
     dealer: Any
     encoders: list[Any]
     feeds: Any
+    started: float
 
     def stop(self) -> None:
         for actor in (self.dealer, *self.encoders):
@@ -261,4 +268,5 @@ def start(
 
     deal = ray.remote(num_cpus=0, max_restarts=-1)(DealerActor)
     steps = {stream: feed.steps for stream, feed in feeds.items()}
-    return Service(name, deal.options(name=name, max_concurrency=max(1000, 8 * ranks)).remote(steps), actors, shared)
+    actor = deal.options(name=name, max_concurrency=max(1000, 8 * ranks)).remote(steps)
+    return Service(name, actor, actors, shared, time.time())

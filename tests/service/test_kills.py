@@ -16,6 +16,7 @@ from ray._private import internal_api
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.packing import Dealer
 from dist_sft.service.client import StepClient
+from dist_sft.service.members import PATIENCE as PATIENCE_OF_A_LINK
 from dist_sft.service.members import RayLink, start
 from tests.service import chats
 from tests.service.members import on_ranks
@@ -57,7 +58,7 @@ def take(session, pause):
     waits = [0.0]
 
     def rank_(rank):
-        link = RayLink("kills", watch=rank == 0, stall=STALL)
+        link = RayLink("kills", rank == 0, STALL, started=time.time())
         shares = StepClient(link, "train", STEPS, session, WORLD, rank, 3, Ledger(), 1.0).shares(0)
         taken = []
         for _ in range(STEPS):
@@ -100,6 +101,18 @@ def test_steps_survive_kills_and_freezes(service, seed):
     assert longest < PATIENCE
 
 
+def test_ranks_that_start_late_do_not_give_a_frozen_dealer_the_time_that_a_new_one_gets(service):
+    """They are watched from their first step on, and would be started again, and so on, before they replaced it."""
+    stall = 3.0
+    os.kill(pid(service.dealer), signal.SIGSTOP)
+    asked = time.monotonic()
+    link = RayLink("kills", True, stall, started=time.time() - 60)
+    shares = StepClient(link, "train", STEPS, 1000, 1, 0, 1, Ledger(), 1.0).shares(0)
+    assert next(shares).step == 0
+    shares.close()
+    assert time.monotonic() - asked < PATIENCE_OF_A_LINK * stall
+
+
 def alive():
     return {name["name"] for name in ray.util.list_named_actors(all_namespaces=True)}
 
@@ -114,7 +127,7 @@ def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
     before, held = alive(), objects()
     feeds = {"train": chats.feed(chats.write(tmp_path), STEPS)}
     service = start("short", feeds, Dealer(1, 333), chats.CONTEXT, ENCODERS, 0.5, 1 << 22, STALL, 8)
-    link = RayLink("short", watch=True, stall=30)
+    link = RayLink("short", True, 30, service.started)
     shares = list(StepClient(link, "train", STEPS, 1, 1, 0, 3, Ledger(), 1.0).shares(0))
     assert len(shares) == STEPS
     deadline = time.monotonic() + 30  # the last word that a step was taken is on its way
