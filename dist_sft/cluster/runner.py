@@ -10,12 +10,13 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dist_sft.cluster import run_folder
+from dist_sft.cluster.places import places
 from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.run_data import RunData
@@ -23,9 +24,9 @@ from dist_sft.cluster.session import (
     check_resources,
     connect,
     encoder_cpus,
-    encoders_of,
     quiet,
     ray_address,
+    service_resources,
     worker_environment,
     worker_resources,
 )
@@ -87,9 +88,10 @@ def train(config: RunConfig) -> RunResult:
             connect(config)
         try:
             check_resources(config, ray.cluster_resources(), "Ray")
+            nodes = places(config, ray.nodes())
             if ray_address(config) is not None and config.cluster.preflight:
                 preflight(config, run_dir, short=True).refuse()
-            with data_service(config) as offer:
+            with data_service(config, nodes) as offer:
                 return _fit(config, run_dir, offer)
         finally:
             if started:
@@ -97,9 +99,12 @@ def train(config: RunConfig) -> RunResult:
 
 
 @contextlib.contextmanager
-def data_service(config: RunConfig) -> Iterator[Offer | None]:
-    """The running service, for as long as the block lasts; None where each worker encodes for itself."""
-    if not encoders_of(config):
+def data_service(config: RunConfig, nodes: Sequence[str]) -> Iterator[Offer | None]:
+    """The running service, for as long as the block lasts; None where each worker encodes for itself.
+
+    nodes: id of the node of each encoder.
+    """
+    if not nodes:
         yield None
         return
     from dist_sft.service.members import start
@@ -111,8 +116,9 @@ def data_service(config: RunConfig) -> Iterator[Offer | None]:
         data.feeds,
         data.dealer(config, config.cluster.most),
         config.data.context_length,
-        encoders_of(config),
+        nodes,
         encoder_cpus(config),
+        service_resources(config),
         settings.budget,
         settings.stall,
         config.cluster.most * settings.prefetch,

@@ -12,6 +12,9 @@ from dist_sft.core.errors import ClusterError
 RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
 """Left by `ray start`: a cluster that ray.init joins when no address is given."""
 
+A_LITTLE = 1e-3
+"""Of service.resource, for each member: it says where they may be, and CPUs how many."""
+
 WORKERS_PER_ENCODER = 16
 """Of those that train, where service.encoders is not set: a tokenizer is faster than any GPU learns."""
 
@@ -92,6 +95,16 @@ def worker_resources(config: RunConfig) -> dict[str, float]:
     return {"CPU": wanted.cpus_per_worker} | {name: amount for name, amount in named.items() if name and amount}
 
 
+def service_resources(config: RunConfig) -> dict[str, float]:
+    """What Ray reserves for each member of the data service, beside an encoder's CPUs."""
+    return {config.service.resource: A_LITTLE} if config.service.resource else {}
+
+
+def encoder_resources(config: RunConfig) -> dict[str, float]:
+    """What Ray reserves for each encoder."""
+    return {"CPU": encoder_cpus(config)} | service_resources(config)
+
+
 def quiet(config: RunConfig) -> None:
     """Ray Train's controller tells at length what our own lines say; and it waits for long where we do not."""
     for name, value in (
@@ -113,9 +126,9 @@ def check_resources(config: RunConfig, have: dict[str, float], who: str) -> None
         need, there = each * wanted.fewest + extra, have.get(name, 0.0)
         if need > there:
             lower = f"cluster.{key}_per_worker"
-            and_encoders = f", {_count(encoders, 'encoder')} with {extra / encoders:g}" if extra else ""
+            and_encoders = f", {counted(encoders, 'encoder')} with {extra / encoders:g}" if extra else ""
             raise ClusterError(
-                f"{_count(wanted.fewest, 'worker')} with {_count(each, name)} each{and_encoders}: {need:g} in all; "
+                f"{counted(wanted.fewest, 'worker')} with {counted(each, name)} each{and_encoders}: {need:g} in all; "
                 f"{who} has {there:g}",
                 where=f"cluster.workers={wanted.fewest}, {lower}={each:g}",
                 fix=(f"lower cluster.workers or {lower}" if wanted.fewest > 1 else f"lower {lower}")
@@ -125,14 +138,22 @@ def check_resources(config: RunConfig, have: dict[str, float], who: str) -> None
             )
     if wanted.resource and have.get(wanted.resource, 0.0) < wanted.fewest:
         raise ClusterError(
-            f"{_count(wanted.fewest, 'worker')} with 1 {wanted.resource} each; {who} has "
+            f"{counted(wanted.fewest, 'worker')} with 1 {wanted.resource} each; {who} has "
             f"{have.get(wanted.resource, 0.0):g}",
             where=f"cluster.resource={wanted.resource}",
             fix=f"start nodes with ray start --resources='{{\"{wanted.resource}\": N}}', or leave cluster.resource out",
         )
+    if config.service.resource and not have.get(config.service.resource):
+        raise ClusterError(
+            f"the data service may run only on nodes with {config.service.resource}; {who} has none",
+            where=f"service.resource={config.service.resource}",
+            fix=f"start nodes with ray start --resources='{{\"{config.service.resource}\": 1}}', or leave "
+            "service.resource out",
+        )
 
 
-def _count(number: float, name: str) -> str:
+def counted(number: float, name: str) -> str:
+    """As in "1 worker", "2 workers"."""
     return f"{number:g} {name}" if number == 1 else f"{number:g} {name}s"
 
 

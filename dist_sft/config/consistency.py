@@ -12,7 +12,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
     """All pairs of settings that cannot both be meant."""
     checks = (
         *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
-        *(_evaluation, _device, _workers, _mixture, _changes, _order, kubernetes),
+        *(_evaluation, _device, _workers, _service, _mixture, _changes, _order, kubernetes),
     )
     return [problem for check in checks for problem in check(config)]
 
@@ -147,6 +147,15 @@ def _workers(config: RunConfig) -> Iterator[Problem]:
             ("cluster", "workers"),
             f"cluster.workers is [{fewest}, {most}], and {setting} needs one number of ranks to the end",
             f"write cluster.workers: {most}",
+        )
+
+
+def _service(config: RunConfig) -> Iterator[Problem]:
+    if config.service.resource and config.service.encoders == 0:
+        yield Problem(
+            ("service", "resource"),
+            "service.resource says where encoders run, and service.encoders is 0: there are none",
+            "remove one of them",
         )
 
 

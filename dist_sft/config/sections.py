@@ -394,6 +394,13 @@ class ServiceSection(Section):
         json_schema_extra=EXECUTION,
     )
     cpus_per_encoder: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
+    resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a resource of Ray's, so that encoders and dealer run only on nodes that have it: ray start "
+        "--resources='{\"encoder\": 1}'; none: on nodes without GPUs where they have room",
+        json_schema_extra=EXECUTION,
+    )
     prefetch: PositiveInt = Field(
         default=2, description="steps that a worker asks for ahead", json_schema_extra=EXECUTION
     )

@@ -1,4 +1,4 @@
-"""The service as Ray actors: encoders anywhere in the cluster, one named dealer, links from the ranks.
+"""The service as Ray actors: encoders on chosen nodes, one named dealer beside the first, links from the ranks.
 
 Every member may die or freeze. Ray starts it again (max_restarts), and whoever waited asks again; none of them holds
 state that anyone would miss. The driver owns all of them, so they end with it.
@@ -9,12 +9,13 @@ import gc
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_sft.core.errors import ClusterError, SftError
 from dist_sft.data.packing import Dealer
@@ -242,8 +243,9 @@ def start(
     feeds: Mapping[str, Feed],
     dealer: Dealer,
     context_length: int,
-    encoders: int,
+    nodes: Sequence[str],
     cpus_per_encoder: float,
+    resources: Mapping[str, float],
     budget: int,
     stall: float,
     ranks: int,
@@ -252,21 +254,32 @@ def start(
 
     Args:
         context_length: most tokens of a sample.
+        nodes: id of the node of each encoder; where it is lost, Ray chooses another.
+        resources: what each member reserves besides, so that it runs only where that is.
         budget: bytes of encoded samples in flight.
         stall: seconds without an answer after which a member is replaced.
         ranks: that will ask at the same time.
     """
     shared = ray.put(dict(feeds))
     settings: dict[str, Any] = {"max_restarts": -1, "concurrency_groups": {"watch": 1}}
-    encode = ray.remote(num_cpus=cpus_per_encoder, scheduling_strategy="SPREAD", **settings)(Encoder)
+    encode = ray.remote(num_cpus=cpus_per_encoder, **settings)(Encoder)
     threads = max(1, math.ceil(cpus_per_encoder))
-    actors = [encode.options(name=f"{name}-encoder-{i}").remote(shared, threads) for i in range(encoders)]
+    actors = [
+        encode.options(name=f"{name}-encoder-{i}", **_rather_on(node, resources)).remote(shared, threads)
+        for i, node in enumerate(nodes)
+    ]
 
     class DealerActor(StepDealer):
         def __init__(self, streams: Any) -> None:
             super().__init__(streams, dealer, RayEncoders(actors, stall), context_length, budget)
 
-    deal = ray.remote(num_cpus=0, max_restarts=-1)(DealerActor)
+    beside = _rather_on(nodes[0], resources)  # which counts only for what reserves something, be it a byte
+    deal = ray.remote(num_cpus=0, memory=1, max_restarts=-1, **beside)(DealerActor)
     steps = {stream: feed.steps for stream, feed in feeds.items()}
     actor = deal.options(name=name, max_concurrency=max(1000, 8 * ranks)).remote(steps)
     return Service(name, actor, actors, shared, time.time())
+
+
+def _rather_on(node: str, resources: Mapping[str, float]) -> dict[str, Any]:
+    strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+    return {"scheduling_strategy": strategy, "resources": dict(resources)}

@@ -226,6 +226,7 @@ def test_settings_that_contradict_one_another_are_refused_at_their_lines(run_fil
         path, "data.context_length=16384"
     )
     assert "eval.patience is set, but eval.source is not" in refused(path, "eval={patience: 3}")
+    assert "service.encoders is 0: there are none" in refused(path, "service={encoders: 0, resource: encoder}")
     assert "train.min_learning_rate is 1, above learning_rate, 1e-05" in refused(path, "train.min_learning_rate=1")
     assert "train.warmup is 10 steps, of 5 in all" in refused(path, "train={steps: 5, warmup: 10}")
     assert "0.5 and 0.6 of all steps: more than all" in refused(

@@ -39,12 +39,17 @@ def cluster():
     ray.shutdown()
 
 
+def here():
+    """The only node, for each encoder."""
+    return [ray.get_runtime_context().get_node_id()] * ENCODERS
+
+
 @pytest.fixture(scope="module")
 def service(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ray_chats")
     feeds = {"train": chats.feed(chats.write(folder), STEPS, cache=folder / "cache")}
     dealer = Dealer(1, 333, quadratic=1e-3)
-    service = start("kills", feeds, dealer, chats.CONTEXT, ENCODERS, 0.5, 1 << 22, STALL, 8 * WORLD)
+    service = start("kills", feeds, dealer, chats.CONTEXT, here(), 0.5, {}, 1 << 22, STALL, 8 * WORLD)
     yield service
     service.stop()
 
@@ -126,7 +131,7 @@ def objects():
 def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
     before, held = alive(), objects()
     feeds = {"train": chats.feed(chats.write(tmp_path), STEPS)}
-    service = start("short", feeds, Dealer(1, 333), chats.CONTEXT, ENCODERS, 0.5, 1 << 22, STALL, 8)
+    service = start("short", feeds, Dealer(1, 333), chats.CONTEXT, here(), 0.5, {}, 1 << 22, STALL, 8)
     link = RayLink("short", True, 30, service.started)
     shares = list(StepClient(link, "train", STEPS, 1, 1, 0, 3, Ledger(), 1.0).shares(0))
     assert len(shares) == STEPS
