@@ -42,13 +42,13 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 def work(told):
     from ray.train.v2._internal.execution.context import get_train_context
-    from dist_sft.cluster.heartbeat import Heartbeat, Watchdog
+    from dist_sft.cluster.heartbeat import Watchdog
 
-    heartbeat, context = Heartbeat(Watchdog(60.0, Path("/nowhere"), rank=0)), get_train_context().preemption_context
+    heartbeat, context = Watchdog(60.0, Path("/nowhere"), rank=0), get_train_context().preemption_context
     answers = []
     for done, nodes in enumerate(told):
         context.preemption_info = PreemptionInfo(None, dict.fromkeys(nodes, [0])) if nodes else None
-        answers.append(heartbeat(done))
+        answers.append(heartbeat.step(done))
     return answers
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
