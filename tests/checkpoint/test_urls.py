@@ -129,12 +129,14 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_is_used(tiny_run, r
 
 
 def test_another_run_does_not_go_on_from_it(tiny_run, runs, tmp_path):
-    other, rows = settings(tiny_run, tmp_path / "other", str(runs[2])), tmp_path / "rows.jsonl"
+    others = {what: settings(tiny_run, tmp_path / what, str(runs[2])) for what in ("config", "sources")}
+    rows = tmp_path / "rows.jsonl"
     rows.write_text(Path(tiny_run["data"]["sources"][0]["path"]).read_text().replace("What", "Which", 1))
-    changes = {"config": {"run": other["run"] | {"seed": 2}}, "sources": {"data": {"sources": [{"path": str(rows)}]}}}
+    others["config"]["run"]["seed"] = 2
+    others["sources"]["data"] = tiny_run["data"] | {"sources": [{"path": str(rows)}]}
     owner = (runs[2] / "writer").read_text()
-    errors = train_on_ranks([other | change for change in changes.values()], WORLD, check=False)
-    for what, error in zip(changes, errors, strict=True):
+    errors = train_on_ranks(list(others.values()), WORLD, check=False)
+    for what, error in zip(others, errors, strict=True):
         assert f"the checkpoints there are of another run; not the same: {what}\n" in error
         assert "a checkpoint.url of its own" in error
     assert (runs[2] / "writer").read_text() == owner, "that run goes on undisturbed"
