@@ -69,6 +69,12 @@ def starts(run_dir):
     return [record["step"] for record in records_in(run_dir / "metrics.jsonl", "note") if record["text"] == "start"]
 
 
+def one_wandb_run(run_dir):
+    """Whether all starts of the ranks went on with the same run of W&B's, of which each wrote a part."""
+    parts = [path.name for path in run_dir.glob("wandb/**/offline-run-*") if path.is_dir()]
+    return len(parts) >= len(starts(run_dir)) and len({name.rpartition("-")[2] for name in parts}) == 1
+
+
 def test_two_hosts_learn_what_one_machine_learns(hosts, desk, learned_alone, tmp_path):
     before = {name: host.sent() for name, host in hosts.workers.items()}
     with (tmp_path / "log").open("w+") as log:
@@ -98,14 +104,14 @@ def test_a_host_that_is_lost_in_a_step_and_replaced_changes_nothing_that_is_lear
 ):
     run = tmp_path / "run"
     with (tmp_path / "log").open("w+") as log:
-        options = (f"run.dir={run}", "cluster.max_failures=3", "--address", hosts.address)
-        job = hosts.sft("submit", "run.yaml", *options, cwd=desk, log=log)
+        settings = (f"run.dir={run}", "tracking.wandb.mode=offline", "cluster.max_failures=3")
+        job = hosts.sft("submit", "run.yaml", *settings, "--address", hosts.address, cwd=desk, log=log)
         wait_for_step(run, 12, job)
         hosts.workers["right"].power_cut()
         assert job.poll() is None
         hosts.add("right")
         code = job.wait(400)
     assert code == 0, (tmp_path / "log").read_text()
-    assert learned(run) == learned_alone
+    assert learned(run) == learned_alone and one_wandb_run(run)
     first, *again = starts(run)
     assert first == 0 and again and all(step >= 10 for step in again)
