@@ -61,7 +61,7 @@ print(trainer.fit().return_value)
 
 
 def test_a_rank_without_a_step_writes_its_stacks_and_ends(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "stacks"], capture_output=True, timeout=50)
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "stacks"], capture_output=True, timeout=200)
     assert ended.returncode == STUCK and ended.stdout == b"alive\n", ended.stderr
     (file,) = (tmp_path / "stacks").iterdir()
     said = file.read_text()
@@ -74,6 +74,6 @@ def test_each_node_that_is_given_notice_is_answered_once(tmp_path):
     """In a worker of Ray Train's, told as its watcher tells it: the nodes that are being taken away just now."""
     told = ([], ["a"], ["a"], ["a", "b"], ["b"], ["b", "c"])
     ended = subprocess.run(
-        [sys.executable, "-c", NOTICE, tmp_path, json.dumps(told)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", NOTICE, tmp_path, json.dumps(told)], capture_output=True, text=True, timeout=400
     )
     assert ended.stdout.splitlines()[-1:] == ["[False, True, False, True, False, True]"], ended.stderr
