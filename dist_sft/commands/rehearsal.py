@@ -19,7 +19,7 @@ from dist_sft.cluster.local_ranks import work_on_ranks
 from dist_sft.config.deepspeed import deepspeed_config, transferable
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
-from dist_sft.model.miniature import miniature, save_miniature
+from dist_sft.model.miniature import miniature, save_random
 from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.proofs.proof import Proof, largest
@@ -54,7 +54,7 @@ def rehearse(
             merged = deepspeed_config(RunConfig.model_validate(asked), world, "cpu")
         except ConfigError as error:
             return [Proof(each, None, detail=f"not on CPU: {error.what}") for each in names]
-        parameters = save_miniature(architecture, folder / "model", config.run.seed)
+        parameters = save_random(small, folder / "model", config.run.seed)
         save_tokenizer(config.model.path, template, folder / "model", config.model.revision)
         runs = {"plain": _plain(asked), "asked": asked, "resumed": asked}
         settings = {each: run | {"run": run["run"] | {"dir": str(folder / each)}} for each, run in runs.items()}

@@ -63,9 +63,9 @@ def _narrow(text: Any) -> None:
     text.hidden_size, text.intermediate_size = WIDTH, 2 * WIDTH
 
 
-def save_miniature(config: PretrainedConfig, folder: Path, seed: int) -> int:
-    """Write a miniature with random weights in float32, as transformers would start to train it; its parameters."""
+def save_random(config: PretrainedConfig, folder: Path, seed: int) -> int:
+    """Write a model with random weights in float32, as transformers would start to train it; its parameters."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(miniature(config), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())

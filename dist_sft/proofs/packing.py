@@ -20,7 +20,7 @@ from dist_sft.model.capacity import count_parameters
 from dist_sft.model.head import check_head
 from dist_sft.model.isolation import Isolation, prove_isolation
 from dist_sft.model.load import load
-from dist_sft.model.miniature import LARGEST, WINDOW, save_miniature, slides
+from dist_sft.model.miniature import LARGEST, WINDOW, miniature, save_random, slides
 from dist_sft.model.packed import PackedModel
 from dist_sft.proofs.proof import Proof, largest
 
@@ -55,7 +55,7 @@ def _loaded(config: RunConfig, copied: PretrainedConfig | None) -> Iterator[tupl
         settings = settings.model_copy(update={"attention": "segments"})
     with TemporaryDirectory(prefix="dist_sft_proof_") as folder:
         if copied:
-            small = save_miniature(copied, Path(folder), config.run.seed)
+            small = save_random(miniature(copied), Path(folder), config.run.seed)
             settings = settings.model_copy(update={"path": folder, "revision": None})
             which = which.replace("the model", f"a copy of {small / 1e6:.1f} M parameters")
         yield load(settings, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1), which
