@@ -10,11 +10,9 @@ import pytest
 
 from tests.multihost.cluster import cluster
 from tests.multihost.hosts import why_not
-from tests.multihost.test_faults import ELASTIC, close, desk
-from tests.multihost.test_training import STEPS, learned_alone, one_wandb_run
+from tests.multihost.runs import ELASTIC, STEPS, close, one_wandb_run
 from tests.ranks import wait_for_step
 
-__all__ = ["desk", "learned_alone"]
 pytestmark = [
     pytest.mark.soak,
     pytest.mark.xdist_group("ray"),

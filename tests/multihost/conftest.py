@@ -1,0 +1,88 @@
+"""Hosts that the tests of this folder share, and a run that is submitted to them from the desk."""
+
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from tests.cluster.ray_head import BIN, environment
+from tests.multihost.cluster import cluster
+from tests.multihost.runs import STEPS, learned
+
+
+@pytest.fixture(scope="package")
+def hosts():
+    """Two that train. Whoever takes one away gives it back."""
+    with cluster("left", "right") as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def desk(tiny_run, tiny_rows, tmp_path_factory):
+    """A folder at the desk: a run file, and the rows beside it."""
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copy(tiny_rows, folder / "rows.jsonl")
+    settings = tiny_run | {
+        "run": {"name": "hosts", "dir": "/to/be/named", "seed": 3},
+        "model": tiny_run["model"] | {"neftune": {"alpha": 5}},
+        "data": {"sources": [{"path": "rows.jsonl"}], "context_length": 256},
+        "train": tiny_run["train"] | {"steps": STEPS, "learning_rate": 0.005},
+        "checkpoint": {"every": 5},
+        "cluster": {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 0.6, "interface": "eth0"},  # one on a host
+        "service": {"cpus_per_encoder": 0.3},
+        "deepspeed": {"zero_optimization": {"stage": 3}},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def alone(desk, tmp_path_factory):
+    """A function: options of the run file -> what that run learns on one machine."""
+
+    def trained(*options):
+        folder = tmp_path_factory.mktemp("alone") / "run"
+        command = [BIN / "dist-sft", "train", "run.yaml", f"run.dir={folder}", "cluster.interface=null", *options]
+        done = subprocess.run(
+            command, cwd=desk, env=environment(), capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return learned(folder)
+
+    return trained
+
+
+@pytest.fixture(scope="package")
+def learned_alone(alone):
+    """What the run file of the desk learns on one machine."""
+    return alone()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The run folder, on storage that all hosts see."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def submit(hosts, desk, run, tmp_path):
+    """A function: options -> the process that follows the job, from the desk."""
+    with (tmp_path / "log").open("w+") as log:
+
+        def submitted(*options):
+            settings = (f"run.dir={run}", "tracking.wandb.mode=offline", *options)
+            return hosts.sft("submit", "run.yaml", *settings, "--address", hosts.address, cwd=desk, log=log)
+
+        yield submitted
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A function: a job -> its exit code, and all that was followed, once it is over."""
+
+    def waited(job, seconds=500):
+        code = job.wait(seconds)
+        return code, (tmp_path / "log").read_text()
+
+    return waited
