@@ -29,17 +29,21 @@ def settings(tiny_run, folder):
     }
 
 
-def start(tiny_run, folder, log):
-    path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(settings(tiny_run, folder)))
+def start(run, log):
+    """`dist-sft train` of settings."""
+    path = Path(run["run"]["dir"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(run))
     return subprocess.Popen([*COMMAND, path], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def finish(tiny_run, folder):
+def finish(run):
+    """To its end; the losses by step."""
+    folder = Path(run["run"]["dir"])
     with open(folder.with_suffix(".log"), "w+") as log:
-        code = start(tiny_run, folder, log).wait(300)
+        code = start(run, log).wait(900)
         log.seek(0)
         assert code == 0, log.read()
+    return losses(folder)
 
 
 def kill_everything(driver):
@@ -54,10 +58,11 @@ def kill_everything(driver):
     psutil.wait_procs(family[1:], timeout=30)
 
 
-def kill_after(tiny_run, folder, step, delay=0.0):
+def kill_after(run, step, delay=0.0):
     """Run until metrics.jsonl has `step`, wait a little, and kill."""
+    folder = Path(run["run"]["dir"])
     with open(folder.with_suffix(".log"), "w") as log:
-        driver = start(tiny_run, folder, log)
+        driver = start(run, log)
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline and driver.poll() is None:
             if Path(folder, "metrics.jsonl").exists() and max([0, *losses_so_far(folder)]) >= step:
@@ -77,18 +82,17 @@ def losses_so_far(folder):
 
 @pytest.fixture(scope="module")
 def whole(tiny_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kill") / "whole"
-    finish(tiny_run, folder)
-    return folder
+    """Losses of the run that nothing kills."""
+    return finish(settings(tiny_run, tmp_path_factory.mktemp("kill") / "whole"))
 
 
 @pytest.mark.xdist_group("ray")
 def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(tiny_run, whole, tmp_path):
-    folder = tmp_path / "killed"
-    kill_after(tiny_run, folder, step=8)
-    finish(tiny_run, folder)
-    assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
-    assert list(losses(folder)) == list(range(1, STEPS + 1))
+    run = settings(tiny_run, folder := tmp_path / "killed")
+    kill_after(run, step=8)
+    found = finish(run)
+    assert found == pytest.approx(whole, abs=1e-6)
+    assert list(found) == list(range(1, STEPS + 1))
     assert [r["step"] for r in records(folder, "note") if r["text"] == "start"] == [0, 6]
 
 
@@ -97,8 +101,7 @@ def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(tiny_run, whol
 def test_killed_again_and_again_at_random_moments(tiny_run, whole, tmp_path):
     rng = random.Random(0)
     for round_ in range(6):
-        folder = tmp_path / f"round{round_}"
+        run = settings(tiny_run, tmp_path / f"round{round_}")
         for step in sorted(rng.sample(range(1, STEPS - 1), 2)):
-            kill_after(tiny_run, folder, step, delay=rng.random() * 0.5)
-        finish(tiny_run, folder)
-        assert losses(folder) == pytest.approx(losses(whole), abs=1e-6)
+            kill_after(run, step, delay=rng.random() * 0.5)
+        assert finish(run) == pytest.approx(whole, abs=1e-6)

@@ -148,7 +148,8 @@ def compare(case: Case, inputs: Inputs, asked: argparse.Namespace, loss: float) 
             if not runs(system, case):
                 continue
             result = one(system, case, inputs, asked)
-            print(f"{system}, {case}: {result.rate:,.0f} tokens per CPU-second", file=sys.stderr, flush=True)
+            told = f"{result.rate:,.1f} tokens per CPU-second, {result.memory / 1e9:.2f} GB"
+            print(f"{system}, {case}: {told}, first loss off by {result.loss - loss:+.1e}", file=sys.stderr, flush=True)
             if system in TRL and case.ranks > 1 and not result.more["engine"].endswith("ZeRO-3"):
                 sys.exit(f"{system}: {result.more['engine']} ran, not ZeRO-3")
             if abs(result.loss - loss) > TOLERANCE:
