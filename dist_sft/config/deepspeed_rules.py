@@ -32,6 +32,7 @@ def refusals(given: dict[str, Any], dtype: str, device: str) -> Iterator[Problem
         yield Problem(("zero_optimization", "stage"), f"the ZeRO stage is {show(stage)}", "use 0, 1, 2 or 3")
         return
     yield from _zero(zero, device)
+    yield from _quantised_gradients(given, zero, device)
     yield from _precision(given, zero.get("stage", 0), dtype)
     if device == "cpu" and _on(given.get("compile"), "deepcompile"):
         yield Problem(("compile", "deepcompile"), "compile.deepcompile does not work on CPU", "remove it")
@@ -87,6 +88,16 @@ def _zero(zero: dict[str, Any], device: str) -> Iterator[Problem]:
             yield _refuse(key, f"{key} is an old name", f'write "{new}": {{"device": "cpu"}}')
     if stage == 3 and zero.get("elastic_checkpoint"):
         yield _refuse("elastic_checkpoint", "elastic checkpoints do not work with ZeRO-3", "remove it")
+
+
+def _quantised_gradients(given: dict[str, Any], zero: dict[str, Any], device: str) -> Iterator[Problem]:
+    """qgZ's kernel takes what it is given for fp16 (`ds_swizzle_quant` in quantization/pt_binding.cpp)."""
+    if device == "cuda" and zero.get("zero_quantized_gradients") and given.get("communication_data_type") != "fp16":
+        yield _refuse(
+            "zero_quantized_gradients",
+            "DeepSpeed's kernel reads gradients as fp16 whatever they are: of several nodes, each would learn noise",
+            'add "communication_data_type": "fp16", in which gradients under 6e-8 are lost, or remove it',
+        )
 
 
 def _precision(given: dict[str, Any], stage: int, dtype: str) -> Iterator[Problem]:

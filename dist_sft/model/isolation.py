@@ -59,6 +59,8 @@ def check_isolation(model: PackedModel, call: nn.Module, vocabulary: int, contex
     first, second, poison, other = _tokens(vocabulary)
     name = type(model.module).__name__
     with torch.no_grad(), model.evaluating(), _watched(model.module, name):
+        if _quantised(call):
+            _logits(model, call, second)
         alone = _logits(model, call, second)
         windows = model.context.windows
         packed = _logits(model, call, first, second)
@@ -111,6 +113,15 @@ def _tokens(vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     first, second = ids[:FIRST], ids[FIRST:]
     changed = (ids + 1 + vocabulary // 3) % vocabulary
     return first, second, changed[:FIRST], np.r_[second[:-1], changed[-1]].astype(np.int32)
+
+
+def _quantised(call: nn.Module) -> bool:
+    """Whether weights are rounded when ZeRO++ gathers them, in groups that are others in an engine's first pass.
+
+    In it, an engine learns what it needs when, and gathers each layer alone; later several together.
+    """
+    asked = getattr(call, "zero_quantized_weights", None)
+    return bool(asked and asked())
 
 
 def _run(model: PackedModel, call: nn.Module, *samples: np.ndarray) -> Tensor:

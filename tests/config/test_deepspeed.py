@@ -130,6 +130,14 @@ def test_what_works_only_on_gpus_is_refused_on_cpu(given, message):
     deepspeed_config(run_config(given), world=2, device="cuda")
 
 
+def test_quantised_gradients_are_refused_unless_they_travel_as_the_kernel_reads_them():
+    given = {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}
+    for wrong in (given, given | {"communication_data_type": "bfp16"}):
+        message = refused(wrong)
+        assert "reads gradients as fp16" in message and '"communication_data_type": "fp16"' in message
+    deepspeed_config(run_config(given | {"communication_data_type": "fp16"}), world=2, device="cuda")
+
+
 def test_an_unknown_key_that_deepspeed_would_ignore_is_named(tmp_path):
     path = tmp_path / "my.json"
     path.write_text('{\n  "zero_optimisation": {"stage": 3}\n}')

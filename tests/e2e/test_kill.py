@@ -36,13 +36,18 @@ def start(run, log):
     return subprocess.Popen([*COMMAND, path], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def finish(run):
-    """To its end; the losses by step."""
+def finish(run, patience=300):
+    """To its end, within so many seconds; the losses by step."""
     folder = Path(run["run"]["dir"])
     with open(folder.with_suffix(".log"), "w+") as log:
-        code = start(run, log).wait(900)
+        driver = start(run, log)
+        try:
+            code = driver.wait(patience)
+        except subprocess.TimeoutExpired:
+            kill_everything(driver)
+            code = f"none after {patience} s"
         log.seek(0)
-        assert code == 0, log.read()
+        assert code == 0, f"exit code {code}\n{log.read()}"
     return losses(folder)
 
 

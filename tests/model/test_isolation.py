@@ -152,6 +152,28 @@ def test_a_kernel_whose_backward_pass_mixes_samples_is_refused(monkeypatch):
         prove_isolation(model, 97, 128)
 
 
+class RoundsFirst(nn.Module):
+    """An engine whose weights are rounded otherwise in its first pass than ever after, as those of ZeRO++ are."""
+
+    def __init__(self, module, quantised):
+        super().__init__()
+        self.module, self.passes, self.zero_quantized_weights = module, 0, lambda: quantised
+
+    def forward(self, **given):
+        self.passes += 1
+        if self.passes > 1:
+            return self.module(**given)
+        rounded = {name: value.bfloat16().float() for name, value in self.module.state_dict().items()}
+        return torch.func.functional_call(self.module, rounded, kwargs=given)
+
+
+def test_the_first_pass_of_an_engine_that_quantises_weights_proves_nothing():
+    model = build(CONFIGS["llama"])
+    check_isolation(model, RoundsFirst(model.module, quantised=True), 97, 128)
+    with pytest.raises(ModelError, match="a token sees those after it"):
+        check_isolation(model, RoundsFirst(model.module, quantised=False), 97, 128)
+
+
 @pytest.mark.parametrize("back_end", ["segments", "flex"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_isolation_is_proved_on_a_small_model_of_the_same_architecture(name, back_end):
