@@ -75,8 +75,8 @@ def _model(folder: Path, vocabulary: int, words: Any) -> Path:
     """A Llama of 22 million weights with 32,000 tokens, head and embedding tied; fixed random weights, in float32.
 
     They are numbers of bfloat16, so that every system begins with the same in either precision. With Llama's own width
-    of 0.02, bfloat16 changes the first loss by less than 1e-4, and samples that see each other change it by 5e-2 (of
-    32,000 tokens; 6e-3 of 152,000). With 0.08, bfloat16 alone would change it by 2e-3.
+    of 0.02, bfloat16 changes the first loss by a relative 1e-5, and samples that see each other change it by 5e-3 (of
+    32,000 tokens; 5e-4 of 152,000). With 0.08, bfloat16 alone changes it by up to 2e-4.
     """
     if (folder / "config.json").exists():
         return folder
