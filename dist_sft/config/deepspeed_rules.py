@@ -95,7 +95,7 @@ def _quantised_gradients(given: dict[str, Any], zero: dict[str, Any], device: st
     if device == "cuda" and zero.get("zero_quantized_gradients") and given.get("communication_data_type") != "fp16":
         yield _refuse(
             "zero_quantized_gradients",
-            "DeepSpeed's kernel reads gradients as fp16 whatever they are: of several nodes, each would learn noise",
+            "DeepSpeed's kernel reads gradients as fp16 whatever they are: between nodes they would become noise",
             'add "communication_data_type": "fp16", in which gradients under 6e-8 are lost, or remove it',
         )
 
