@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.ranks import ROOT, losses, records
+from tests.cluster import commands
+from tests.ranks import losses, records
 
-COMMAND = (Path(sys.executable).with_name("dist-sft"), "train")
 STEPS = 16
 
 
@@ -33,7 +32,7 @@ def start(run, log):
     """`dist-sft train` of settings."""
     path = Path(run["run"]["dir"]).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(run))
-    return subprocess.Popen([*COMMAND, path], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    return commands.start(log, "train", path)
 
 
 def finish(run, patience=300):
