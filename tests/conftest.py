@@ -10,10 +10,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.cpu_seconds import Meter
 from tests.tiny import tied_model, tiny_model, tiny_rows, tiny_run
+from tests.trained import refused, run, sft, trained_once
 from tools import registry
 
-__all__ = ["tied_model", "tiny_model", "tiny_rows", "tiny_run"]
+__all__ = ["refused", "run", "sft", "tied_model", "tiny_model", "tiny_rows", "tiny_run", "trained_once"]
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +46,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of
 os.environ["DIST_SFT_CACHE"] = tempfile.mkdtemp(prefix="dist_sft_cache_")  # never what an older code has stored
 
 
+def pytest_configure(config):
+    config.pluginmanager.register(Meter(config))
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["DIST_SFT_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="also run the long random-kill and endurance tests")
+    parser.addoption(
+        "--budget", action="store_true", help="fail where a folder costs more than tests/budget.json allows"
+    )
     parser.addoption(
         "--write-golden", action="store_true", help="write golden files anew: read the diff before you commit"
     )

@@ -51,7 +51,7 @@ def rank(spec, number):
     os.environ["LOCAL_SIZE"] = str(spec["world"])
     import torch.distributed as dist
 
-    from dist_sft.cluster.assembly import work
+    from dist_sft.run.assembly import work
 
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=number, world_size=spec["world"])
     work(spec["settings"], attempt=Path(spec["store"]).name)
@@ -62,7 +62,7 @@ def main():
     import deepspeed
     import transformers.models.llama.modeling_llama
 
-    import dist_sft.cluster.assembly
+    import dist_sft.run.assembly
 
     assert deepspeed and transformers and dist_sft  # imported for the ranks
     answers = os.dup(1)  # what the ranks print goes to the log

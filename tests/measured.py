@@ -14,7 +14,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from dist_sft.cluster.local_ranks import launch
+from dist_sft.run.local_ranks import launch
 from tests.ranks import ROOT
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -57,8 +57,8 @@ def measure(settings, carried):
     """One run of this rank, to its end."""
     import ctypes
 
-    from dist_sft.cluster.assembly import assemble
     from dist_sft.config.sections import RunConfig
+    from dist_sft.run.assembly import assemble
     from dist_sft.train.loop import train
     from dist_sft.train.parts import Heartbeat
 
@@ -92,7 +92,7 @@ def main(spec):
     count_collectives(carried)
     import deepspeed  # noqa: F401  # after the collectives are wrapped
 
-    from dist_sft.cluster import assembly  # noqa: F401  # before memory is measured
+    from dist_sft.run import assembly  # noqa: F401  # before memory is measured
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)

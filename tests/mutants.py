@@ -148,7 +148,7 @@ def mutated(name):
         with mock.patch("dist_sft.train.loop.update", lambda *given: fault(update, *given)):
             yield
     elif fault in CLIENTS:
-        from dist_sft.cluster.supply import Supply
+        from dist_sft.run.supply import Supply
 
         training = Supply.training
 

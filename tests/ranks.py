@@ -1,4 +1,4 @@
-"""Run `cluster.assembly.work` on real gloo ranks without Ray: several runs after one start-up.
+"""Run `run.assembly.work` on real gloo ranks without Ray: several runs after one start-up.
 
 python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
 """
@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from dist_sft.cluster.local_ranks import launch
+from dist_sft.run.local_ranks import launch
 from dist_sft.tracking.json_lines import records_in
 
 ROOT = Path(__file__).parents[1]
@@ -65,10 +65,10 @@ def write_logits(settings, tokens, out):
     import torch
 
     from dist_sft.chat.conversation import EncodedSample
-    from dist_sft.cluster.assembly import assemble
     from dist_sft.config.sections import RunConfig
     from dist_sft.data.order import SampleId
     from dist_sft.data.pack import build_pack
+    from dist_sft.run.assembly import assemble
 
     run = assemble(RunConfig.model_validate(settings), "probe").run
     run.model.module.eval()
@@ -114,8 +114,8 @@ def train_and_write_frozen(settings, out):
     import deepspeed
     import torch
 
-    from dist_sft.cluster.assembly import assemble
     from dist_sft.config.sections import RunConfig
+    from dist_sft.run.assembly import assemble
     from dist_sft.train.loop import train
 
     rank = assemble(RunConfig.model_validate(settings), "test")
@@ -139,8 +139,8 @@ def refuse_decompositions():
 def main(spec):
     import torch.distributed as dist
 
-    from dist_sft.cluster.assembly import work
     from dist_sft.core.errors import SftError
+    from dist_sft.run.assembly import work
     from tests.mutants import mutated, silent
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -21,9 +21,9 @@ _FIRST = 0x100000
 _MOST = (ord(GENERATION_OPEN) - _FIRST) // 2
 _MARK = re.compile("([\U00100000-\U0010fffd])")
 
-Shape = tuple[tuple[str, bool, bool], ...]
+TurnPattern = tuple[tuple[str, bool, bool], ...]
 """Of each turn: its role, and whether it has a content and a reasoning."""
-SHAPES_KEPT = 4096
+PATTERNS_KEPT = 4096
 
 Inset = Callable[[str], tuple[int, int]]
 """How many characters at the start and at the end of a string the marks leave outside."""
@@ -53,7 +53,7 @@ class Located:
     spans: tuple[Span, ...]
     lost: frozenset[Part]
     generation: tuple[tuple[int, int], ...]
-    shape: Shape | None = None
+    shape: TurnPattern | None = None
 
 
 class Marker:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 
 from dist_sft.chat.conversation import Conversation
-from dist_sft.chat.marks import SHAPES_KEPT, Located, Shape, Span, locate
+from dist_sft.chat.marks import PATTERNS_KEPT, Located, Span, TurnPattern, locate
 from dist_sft.chat.render import Part, Renderer
 from dist_sft.core.errors import RowError
 
@@ -18,7 +18,7 @@ from dist_sft.core.errors import RowError
 class _Skeleton:
     """texts[0] part[0] texts[1] part[1] ... texts[-1]; lost: parts that the template leaves out in this shape."""
 
-    shape: Shape
+    shape: TurnPattern
     texts: tuple[str, ...]
     parts: tuple[Part, ...]
     lost: frozenset[Part]
@@ -29,7 +29,7 @@ class Locator:
 
     def __init__(self, renderer: Renderer, suspect: re.Pattern[str]) -> None:
         self._renderer, self._suspect = renderer, suspect
-        self._skeletons: dict[Shape, _Skeleton | None] = {}
+        self._skeletons: dict[TurnPattern, _Skeleton | None] = {}
 
     def __call__(self, conversation: Conversation) -> Located:
         """Raises: RowError, see `marks.locate`."""
@@ -48,12 +48,12 @@ class Locator:
             return None
         shape = tuple((m.role, bool(m.content), bool(m.reasoning)) for m in conversation.messages)
         if shape not in self._skeletons:
-            if len(self._skeletons) >= SHAPES_KEPT:
+            if len(self._skeletons) >= PATTERNS_KEPT:
                 self._skeletons.clear()
             self._skeletons[shape] = self._build(conversation, shape)
         return self._skeletons[shape]
 
-    def _build(self, conversation: Conversation, shape: Shape) -> _Skeleton | None:
+    def _build(self, conversation: Conversation, shape: TurnPattern) -> _Skeleton | None:
         bare = tuple(
             replace(m, content="1" if m.content else "", reasoning="1" if m.reasoning else None)
             for m in conversation.messages

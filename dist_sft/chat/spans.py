@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from dist_sft.chat.anatomy import NOTHING, Anatomy
 from dist_sft.chat.conversation import Conversation, Message
-from dist_sft.chat.marks import SHAPES_KEPT, Located, Shape, Span, render_marked
+from dist_sft.chat.marks import PATTERNS_KEPT, Located, Span, TurnPattern, render_marked
 from dist_sft.chat.render import Renderer
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
@@ -77,7 +77,7 @@ class Supervisor:
 
     def __init__(self, renderer: Renderer, anatomy: Anatomy, loss: LossWeights) -> None:
         self._renderer, self._anatomy, self._loss = renderer, anatomy, loss
-        self._reaches: dict[Shape, dict[int, _Reach]] = {}
+        self._reaches: dict[TurnPattern, dict[int, _Reach]] = {}
 
     def __call__(self, conversation: Conversation, found: Located) -> list[WeightedSpan]:
         """What is learned, in the order of the text. Raises RowError, see `supervised`."""
@@ -89,7 +89,7 @@ class Supervisor:
             return [known[i].span(found, weight, i) for i, weight in learned]
         spans = supervised(conversation, found, self._renderer, self._anatomy, self._loss)
         if [span.message for span in spans] == [i for i, _ in learned] and all(span.stop for span in spans):
-            if len(self._reaches) >= SHAPES_KEPT:
+            if len(self._reaches) >= PATTERNS_KEPT:
                 self._reaches.clear()
             self._reaches.setdefault(found.shape, {}).update({s.message: _Reach.of(s, found) for s in spans})
         return spans

@@ -7,7 +7,7 @@ RUN_DIR/checkpoints/, or checkpoint.url
         7-3f9a/                    what one start of the run wrote, so that none can touch another's files
             rank00000.safetensors  what one rank updates: weights and states of the optimizer
             rank00000.json         size, SHA-256 and content of it, for rank 0
-    step_00000150.bad/             failed verification; put aside, with reason.txt, until a newer one is
+    step_00000150.bad/             failed verification; quarantined, with reason.txt, until a newer one is
 
 A manifest is put in place by one rename, behind a URL by one request, and names every other file with its size and
 SHA-256. It has a SHA-256 of its own: of its content without it, as `stable_hash` takes it.
@@ -20,10 +20,10 @@ from typing import Any
 
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import reading, sha256, stable_hash, write_json
-from dist_sft.core.places import failures, listed, move_tree, remove_file, remove_tree
+from dist_sft.core.storage import failures, listed, move_tree, remove_file, remove_tree
 
 MANIFEST, WRITER = "manifest.json", "writer"
-ASIDE = ".bad"
+QUARANTINED = ".bad"
 FORMAT = 3
 
 
@@ -143,13 +143,13 @@ def remove(checkpoint: Path) -> str | None:
     return None
 
 
-def put_aside(folder: Path, reason: str) -> Path:
+def quarantine(folder: Path, reason: str) -> Path:
     """Rename a checkpoint that cannot be trusted, so that nobody finds it again."""
-    aside = folder.with_name(f"{folder.name}{ASIDE}")
-    remove_tree(aside)
-    move_tree(folder, aside)
-    (aside / "reason.txt").write_text(reason + "\n")
-    return aside
+    quarantined = folder.with_name(f"{folder.name}{QUARANTINED}")
+    remove_tree(quarantined)
+    move_tree(folder, quarantined)
+    (quarantined / "reason.txt").write_text(reason + "\n")
+    return quarantined
 
 
 def newest(run_dir: Path, step: int | None = None) -> Path:

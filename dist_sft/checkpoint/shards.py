@@ -19,7 +19,7 @@ from dist_sft.checkpoint.layout import Manifest, Shard
 from dist_sft.checkpoint.partition import STEP, WEIGHT, Piece
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import durable, room
-from dist_sft.core.places import is_remote, read_range
+from dist_sft.core.storage import is_remote, read_range
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
 """Of dtypes in a safetensors header (https://huggingface.co/docs/safetensors, format)."""

@@ -2,8 +2,8 @@
 
 save: each rank copies what it updates, and training goes on; behind it the copy is written (fsync, SHA-256), and rank 0
       writes the manifest when all have written theirs (`checkpoint.writing`)
-load: newest first; ranks share the work of verifying; what fails is put aside, and the one before it is used; each rank
-      reads the pieces that it updates, whoever wrote them
+load: newest first; ranks share the work of verifying; what fails is quarantined, and the one before it is used; each
+      rank reads the pieces that it updates, whoever wrote them
 
 Every method is a collective: all ranks call it, and all return or all raise.
 """
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.layout import (
-    ASIDE,
+    QUARANTINED,
     WRITER,
     Manifest,
     UnknownFormat,
     folder_of,
     is_whole,
-    put_aside,
+    quarantine,
     remove,
     verify_shard,
     whole_steps,
@@ -37,7 +37,7 @@ from dist_sft.checkpoint.shards import Pieces
 from dist_sft.checkpoint.writing import Retention, Writing
 from dist_sft.core.errors import CheckpointError, SftError, StorageError
 from dist_sft.core.files import atomic, reading
-from dist_sft.core.places import is_remote, retried
+from dist_sft.core.storage import is_remote, retried
 
 SETTLE = 30.0
 """Seconds that a run which has failed still gives to a checkpoint on its way."""
@@ -47,14 +47,14 @@ SETTLE = 30.0
 class Progress:
     """Where a run stands.
 
-    step   updates done
-    state  what the run keeps besides
-    aside  checkpoints that could not be trusted, with the reason
+    step         updates done
+    state        what the run keeps besides
+    quarantined  checkpoints that could not be trusted, with the reason
     """
 
     step: int
     state: dict[str, Any]
-    aside: tuple[str, ...]
+    quarantined: tuple[str, ...]
 
 
 @dataclass
@@ -146,7 +146,7 @@ class CheckpointStore:
             if manifest is None:
                 bad[folder] = problem
                 continue
-            on_rank_0(self.folder, lambda: [put_aside(folder, problem) for folder, problem in bad.items()])
+            on_rank_0(self.folder, lambda: [quarantine(folder, problem) for folder, problem in bad.items()])
             self._load_into(engine, folder, manifest)
             return Progress(step, manifest.state, tuple(f"{path.name}: {why}" for path, why in bad.items()))
         if bad:
@@ -182,10 +182,10 @@ class CheckpointStore:
     def _clear(self, step: int) -> None:
         """Remove what earlier starts left half-written, and what an earlier save could not remove."""
         for left in list(self.folder.glob("step_*")):
-            if left.suffix != ASIDE and not is_whole(left) and (problem := remove(left)) and self.say:
+            if left.suffix != QUARANTINED and not is_whole(left) and (problem := remove(left)) and self.say:
                 self.say(step, problem)
         if is_whole(final := folder_of(self.folder, step)):
-            put_aside(final, "saved again by a run that had started from an earlier step")
+            quarantine(final, "saved again by a run that had started from an earlier step")
 
     def _copied(self, parts: list[Partition]) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
         """Copies of what this rank saves, by name in its shard, and where in its parameter each lies."""

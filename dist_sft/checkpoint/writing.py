@@ -20,12 +20,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_sft.checkpoint.layout import ASIDE, WRITER, Manifest, Shard, folder_of, is_whole, remove, whole_steps
+from dist_sft.checkpoint.layout import QUARANTINED, WRITER, Manifest, Shard, folder_of, is_whole, remove, whole_steps
 from dist_sft.checkpoint.shards import describe, write_shard
 from dist_sft.checkpoint.starts import STARTS
 from dist_sft.core.errors import CheckpointError, SftError, StorageOutage
 from dist_sft.core.files import sync_folder, write_json
-from dist_sft.core.places import cure, failures, is_remote, lasts, listed, remove_tree, retried
+from dist_sft.core.storage import cure, failures, is_remote, lasts, listed, remove_tree, retried
 
 POLL, REMOTE_POLL = 0.1, 1.0
 """Seconds between two looks of rank 0 at what has been written; behind a URL each is a request."""
@@ -35,7 +35,7 @@ POLL, REMOTE_POLL = 0.1, 1.0
 class Retention:
     """Which whole checkpoints stay: the newest, and those with the lowest loss on held-out rows.
 
-    Of those that were put aside, the newest stays.
+    Of those in quarantine, the newest stays.
     """
 
     newest: int
@@ -49,8 +49,8 @@ class Retention:
             judged = sorted((loss, -step) for step in steps if (loss := _held_out(checkpoints, step)) is not None)
             kept |= {-step for _, step in judged[: self.best]}
         surplus = [folder_of(checkpoints, step) for step in steps if step not in kept]
-        aside = sorted(path.name for path in listed(checkpoints, "step_") if path.suffix == ASIDE)
-        return surplus + [checkpoints / name for name in aside[:-1]]
+        quarantined = sorted(path.name for path in listed(checkpoints, "step_") if path.suffix == QUARANTINED)
+        return surplus + [checkpoints / name for name in quarantined[:-1]]
 
 
 def _held_out(checkpoints: Path, step: int) -> float | None:

@@ -24,7 +24,7 @@ from dist_sft.cli.app import (
 from dist_sft.config.load import load_config
 
 if TYPE_CHECKING:
-    from dist_sft.cluster.jobs import Jobs
+    from dist_sft.remote.jobs import Jobs
 
 
 @app.command(
@@ -105,10 +105,10 @@ def submit(
     `dist-sft train` there, follow its log, and exit with its result: 0 only when the run is complete."""
     config = load_config(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.cluster.follow import how_to_go_on
-        from dist_sft.cluster.jobs import jobs_at
-        from dist_sft.cluster.package import megabytes
         from dist_sft.commands import submit as commands
+        from dist_sft.remote.follow import how_to_go_on
+        from dist_sft.remote.jobs import jobs_at
+        from dist_sft.remote.package import megabytes
 
         submission = commands.prepare(
             run_file, config, overrides or [], include=include or [], secrets=secret or [], runtime_env=runtime_env
@@ -130,7 +130,7 @@ def submit(
 def status(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
     """Say how a job is. Exit code 0 whatever it is: --json has the job's own."""
     with working(as_json):
-        from dist_sft.cluster.jobs import jobs_at
+        from dist_sft.remote.jobs import jobs_at
 
         found = jobs_at(address).get(job_id)
     if as_json:
@@ -151,7 +151,7 @@ def logs(
 ) -> None:
     """Show what a job has written; with --follow also what it will write."""
     with working(as_json):
-        from dist_sft.cluster.jobs import jobs_at
+        from dist_sft.remote.jobs import jobs_at
 
         jobs = jobs_at(address)
     if follow:
@@ -166,8 +166,8 @@ def logs(
 def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
     """Stop a job, and wait until it has ended. Its newest whole checkpoint stays."""
     with working(as_json):
-        from dist_sft.cluster.follow import stop as stop_job
-        from dist_sft.cluster.jobs import jobs_at
+        from dist_sft.remote.follow import stop as stop_job
+        from dist_sft.remote.jobs import jobs_at
 
         ended = stop_job(jobs_at(address), job_id)
     if as_json:
@@ -178,7 +178,7 @@ def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> Non
 
 def _follow(jobs: "Jobs", job_id: str, patience: float, as_json: bool) -> None:
     """Show a job's log, on standard error where --json asks for its result; exit with its result."""
-    from dist_sft.cluster.follow import LogFollower, how_to_go_on
+    from dist_sft.remote.follow import LogFollower, how_to_go_on
 
     out = sys.stderr if as_json else sys.stdout
 
@@ -209,9 +209,9 @@ def rayjob(
     """Print the Kubernetes objects of a run, for KubeRay: run file, disruption budgets, RayJob. Contacts nobody."""
     config = load_config(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.cluster.kubernetes.manifest import render, render_cluster
-        from dist_sft.cluster.kubernetes.text import as_documents, as_list
         from dist_sft.commands.rayjob import short_of_memory
+        from dist_sft.kubernetes.manifest import render, render_cluster
+        from dist_sft.kubernetes.text import as_documents, as_list
 
         objects = render_cluster(config) if cluster else render(config)
         if warning := short_of_memory(config):

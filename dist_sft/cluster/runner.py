@@ -15,25 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_sft.cluster import run_folder
-from dist_sft.cluster.places import places
+from dist_sft.cluster.placement import place_encoders
 from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
-from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import (
+from dist_sft.cluster.session import connect, quiet
+from dist_sft.config.deepspeed import deepspeed_config, portable
+from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import ClusterError, StorageError
+from dist_sft.run import folder as run_folder
+from dist_sft.run.data import RunData
+from dist_sft.run.resources import (
     check_resources,
-    connect,
     encoder_cpus,
-    quiet,
     ray_address,
     service_resources,
     worker_environment,
     worker_resources,
 )
-from dist_sft.cluster.supply import Offer
-from dist_sft.config.deepspeed import deepspeed_config, portable
-from dist_sft.config.sections import RunConfig
-from dist_sft.core.errors import ClusterError, StorageError
+from dist_sft.run.supply import Offer
 
 PATIENCE = 60
 """Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
@@ -88,7 +87,7 @@ def train(config: RunConfig) -> RunResult:
             connect(config)
         try:
             check_resources(config, ray.cluster_resources(), "Ray")
-            nodes = places(config, ray.nodes())
+            nodes = place_encoders(config, ray.nodes())
             if ray_address(config) is not None and config.cluster.preflight:
                 preflight(config, run_dir, short=True).refuse()
             with data_service(config, nodes) as offer:
@@ -114,7 +113,7 @@ def data_service(config: RunConfig, nodes: Sequence[str]) -> Iterator[Offer | No
     service = start(
         f"dist-sft-{uuid.uuid4().hex[:12]}",
         data.feeds,
-        data.dealer(config, config.cluster.most),
+        data.packer(config, config.cluster.most),
         config.data.context_length,
         nodes,
         encoder_cpus(config),
@@ -184,8 +183,8 @@ def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Runs in each Ray Train worker; imports there, for the driver needs neither torch nor DeepSpeed."""
     from ray.train import get_context
 
-    from dist_sft.cluster.assembly import work
     from dist_sft.cluster.heartbeat import Watchdog
+    from dist_sft.run.assembly import work
 
     folder = loop_config["folder"]  # Ray Train starts workers elsewhere; a run file's paths are the driver's
     if not Path(folder).is_dir():

@@ -10,26 +10,26 @@ from rich.console import Console
 from transformers import PretrainedConfig
 
 from dist_sft.chat.certificate import Certificate
-from dist_sft.cluster import run_folder
-from dist_sft.cluster.build_lock import wait_for_builds
-from dist_sft.cluster.run_data import RunData
-from dist_sft.cluster.session import check_resources, is_local
 from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.advice import warnings
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.presets import SOURCES
 from dist_sft.config.sections import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
-from dist_sft.data.packing import Dealer
-from dist_sft.model import advisor
-from dist_sft.model.advisor import Advice, DataFacts, advise
+from dist_sft.data.packing import Packer
+from dist_sft.estimate import advice as advisor
+from dist_sft.estimate.advice import Advice, DataFacts, advise
+from dist_sft.estimate.memory import estimate
+from dist_sft.model.architecture import load_architecture
 from dist_sft.model.capacity import count_trained
-from dist_sft.model.load import load_config
-from dist_sft.model.memory import estimate
 from dist_sft.proofs.masks import certify_masks, prove_masks
 from dist_sft.proofs.noise import prove_noise
 from dist_sft.proofs.packing import prove_packing
 from dist_sft.proofs.proof import Proof, table
+from dist_sft.run import folder as run_folder
+from dist_sft.run.data import RunData
+from dist_sft.run.extension_builds import wait_for_builds
+from dist_sft.run.resources import check_resources, is_local
 
 APART = (
     "rows",
@@ -60,14 +60,14 @@ def check_run(config: RunConfig, fast: bool = False, rows: int = PROBE) -> dict[
     data = RunData.of(config)
     looked = data.train.rows.probe(data.train.steps, rows)
     run_folder.refuse_changes(run_dir, data.facts(config), run_folder.checkpoints_of(config, run_dir))
-    masks, architecture = certify_masks(data.train, looked), load_config(config.model)
+    masks, architecture = certify_masks(data.train, looked), load_architecture(config.model)
     return {
         "rows": [{"source": source.name, "rows": len(source)} for source in data.train.rows.sources],
         "steps": len(data.train.steps),
         **_preset(config),
         "zero_stage": merged.get("zero_optimization", {}).get("stage", 0),
         **_masks(looked, masks),
-        **_step_size(looked, data.dealer(config, config.cluster.most), config.train.samples_per_step),
+        **_step_size(looked, data.packer(config, config.cluster.most), config.train.samples_per_step),
         "tuning": _advice(config, architecture, data, looked),
         "warnings": warnings(config),
         **({"held_out_rows": data.held_out.steps.positions} if data.held_out else {}),
@@ -144,9 +144,9 @@ def _masks(looked: EncodedStep, masks: Certificate) -> dict[str, Any]:
     }
 
 
-def _step_size(looked: EncodedStep, dealer: Dealer, samples: int) -> dict[str, Any]:
+def _step_size(looked: EncodedStep, packer: Packer, samples: int) -> dict[str, Any]:
     """How a step of rows like these is packed."""
-    plan = dealer.deal(np.resize([len(sample) for sample in looked.samples], samples).tolist())
+    plan = packer.pack(np.resize([len(sample) for sample in looked.samples], samples).tolist())
     return {"micro_steps": plan.micro_steps, "balance": plan.balance, "fill": plan.fill, "advice": plan.advice()}
 
 

@@ -6,10 +6,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_sft.cluster.run_data import RunData
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import DataError
 from dist_sft.data.encoding import step_hash
+from dist_sft.run.data import RunData
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtSte
             where="--from",
             fix=f"use --from 0 to {len(data.train.steps) - 1}, or raise train.steps or train.epochs",
         )
-    dealer = data.dealer(config, world)
+    packer = data.packer(config, world)
     dealt = []
     for step in range(start, min(start + count, len(data.train.steps))):
         encoded = data.train.rows.encode(step, data.train.steps.samples(step))
-        plan = dealer.deal([len(sample) for sample in encoded.samples])
+        plan = packer.pack([len(sample) for sample in encoded.samples])
         dealt.append(
             DealtStep(
                 step=step,
                 samples=[f"{sample.source}:{sample.row}" for sample in encoded.ids],
-                packs=[[list(pack) for pack in packs] for packs in plan.packs for _ in range(dealer.neighbours)],
-                tokens=[list(tokens) for tokens in plan.tokens for _ in range(dealer.neighbours)],
+                packs=[[list(pack) for pack in packs] for packs in plan.packs for _ in range(packer.ranks_per_pack)],
+                tokens=[list(tokens) for tokens in plan.tokens for _ in range(packer.ranks_per_pack)],
                 supervised=sum(sample.supervised for sample in encoded.samples),
                 weight=sum(sample.total_weight for sample in encoded.samples),
                 balance=plan.balance,

@@ -6,11 +6,11 @@ from pathlib import Path
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest_in
 from dist_sft.checkpoint.starts import starts_in
-from dist_sft.cluster import run_folder
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import writing
 from dist_sft.model.weights import check_weights
+from dist_sft.run import folder as run_folder
 
 
 def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = False) -> Path:

@@ -3,10 +3,10 @@
 from rich.console import Console
 from rich.table import Table
 
-from dist_sft.cluster import run_folder
 from dist_sft.cluster.preflight.run import Report, preflight
 from dist_sft.cluster.session import connect, quiet
 from dist_sft.config.sections import RunConfig
+from dist_sft.run import folder as run_folder
 
 
 def look_at_cluster(config: RunConfig) -> Report:

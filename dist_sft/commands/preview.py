@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dist_sft.cluster.run_data import make_encoder
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.encoding import Rows
 from dist_sft.data.order import SampleId
+from dist_sft.run.data import make_encoder
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from dist_sft.cluster.kubernetes.shape import shape
 from dist_sft.config.sections import ModelSection, RunConfig
 from dist_sft.core.errors import ModelError
+from dist_sft.kubernetes.shape import shape
 
 
 def short_of_memory(config: RunConfig) -> str | None:
@@ -27,10 +27,10 @@ def short_of_memory(config: RunConfig) -> str | None:
     from dist_sft.commands.planning import Machine  # transformers: seconds, for which most manifests need not wait
     from dist_sft.commands.planning.plan import main_memory
     from dist_sft.commands.planning.shown import gib
-    from dist_sft.model.load import load_config
+    from dist_sft.model.architecture import load_architecture
 
     try:
-        architecture = load_config(config.model.model_copy(update={"path": str(folder)}))
+        architecture = load_architecture(config.model.model_copy(update={"path": str(folder)}))
     except ModelError:
         return None
     size = shape(config, settings)

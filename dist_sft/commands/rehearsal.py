@@ -15,7 +15,6 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.cluster.local_ranks import work_on_ranks
 from dist_sft.config.deepspeed import deepspeed_config, transferable
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
@@ -23,6 +22,7 @@ from dist_sft.model.miniature import miniature, save_random
 from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.proofs.proof import Proof, largest
+from dist_sft.run.local_ranks import work_on_ranks
 from dist_sft.tracking.json_lines import records_in
 
 STEPS, SAMPLES, TOKENS = 3, 6, 512

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dist_sft.cluster.run_data import RunData
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import DataError
+from dist_sft.run.data import RunData
 
 BARS = " ▁▂▃▄▅▆▇█"
 BINS = 24
@@ -80,7 +80,7 @@ class Stats:
 def stats(config: RunConfig, steps: int | None, world: int, progress: Console) -> Stats:
     """Look at the first steps of a run (None: all). Raises what `RunData.of` and encoding raise."""
     data = RunData.of(config)
-    feed, dealer = data.train, data.dealer(config, world)
+    feed, packer = data.train, data.packer(config, world)
     count = min(steps or len(feed.steps), len(feed.steps))
     if count == 0:
         raise DataError("the run has no step", where="train", fix="raise train.steps or train.epochs")
@@ -100,7 +100,7 @@ def stats(config: RunConfig, steps: int | None, world: int, progress: Console) -
         for entry in encoded.entries:
             dropped[source_at[entry.position]][entry.reason] += 1
             lost[source_at[entry.position]] += entry.lost
-        plans.append(dealer.deal([len(sample) for sample in encoded.samples]))
+        plans.append(packer.pack([len(sample) for sample in encoded.samples]))
         shares.append(_shares(sum(part) for part in lengths))
     epochs = feed.steps.order.epochs(feed.steps.positions_of(count - 1)[1])
     sample_shares = _shares(seen.tolist())

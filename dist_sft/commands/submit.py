@@ -17,15 +17,15 @@ from typing import Any
 
 from ray.runtime_env import RuntimeEnv
 
-from dist_sft.cluster.follow import command
-from dist_sft.cluster.jobs import Job, Jobs
-from dist_sft.cluster.package import Package, package
 from dist_sft.cluster.secrets import secret_names
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.document import parse_yaml
 from dist_sft.config.resolve import redact_urls, resolved, secret_keys
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
+from dist_sft.remote.follow import command
+from dist_sft.remote.jobs import Job, Jobs
+from dist_sft.remote.package import Package, package
 
 NAME_LENGTH = 60
 """Most characters of a run's name in the ids of its jobs, which are names of files, too."""

@@ -15,7 +15,7 @@ def find_deepspeed(name: str, run_folder: Path, where: str) -> Path:
     `share/dist-sft` of the Python environment (where a wheel puts ds_configs). An absolute path is taken as it is.
 
     Raises:
-        ConfigError: at `where`, with the places that were searched and the files that there are.
+        ConfigError: at `where`, with the locations that were searched and the files that there are.
     """
     roots = [Path(), run_folder, *shipped_roots()]
     for root in roots:
@@ -53,4 +53,4 @@ def read_deepspeed(path: Path) -> Document:
     if not isinstance(value, dict):
         raise ConfigError("not a JSON object", where=f"{path}:1", fix='write {"zero_optimization": {"stage": 3}}')
     # JSON is YAML but for tabs, which may stand only between its tokens: parsing it again as YAML tells the lines.
-    return Document(value, parse_yaml(text.replace("\t", " "), str(path)).places)
+    return Document(value, parse_yaml(text.replace("\t", " "), str(path)).locations)

@@ -28,13 +28,13 @@ class Document:
     """A parsed text: its value, and for each value (and key) where it stands, e.g. "run.yaml:9"."""
 
     value: Any
-    places: Mapping[Path, str]
+    locations: Mapping[Path, str]
 
     def where(self, path: Path) -> str:
         """The place of a value, or of the nearest section around it."""
         for length in range(len(path), -1, -1):
-            if path[:length] in self.places:
-                return self.places[path[:length]]
+            if path[:length] in self.locations:
+                return self.locations[path[:length]]
         return ""
 
 
@@ -43,7 +43,7 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
 
     Args:
         name: of the file, or of the override, as errors say it.
-        lines: whether places carry line numbers (not for an override, which has one line).
+        lines: whether locations carry line numbers (not for an override, which has one line).
     Raises:
         ConfigError: not YAML, or a key that stands twice, or an anchor that contains itself.
     """
@@ -54,9 +54,9 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
         raise _syntax_error(error, text, name, lines) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}", where=name) from None
-    places: dict[Path, str] = {}
-    builder = _Builder(loader, name, lines, places)
-    return Document(None if node is None else builder.build(node, (), ()), places)
+    locations: dict[Path, str] = {}
+    builder = _Builder(loader, name, lines, locations)
+    return Document(None if node is None else builder.build(node, (), ()), locations)
 
 
 def scalar(text: str) -> Any:
@@ -77,16 +77,18 @@ def scalar(text: str) -> Any:
 class _Builder:
     """Walks YAML nodes into dicts, lists and scalars, noting the place of each."""
 
-    def __init__(self, loader: yaml.SafeLoader, name: str, lines: bool, places: dict[Path, str]) -> None:
-        self.loader, self.name, self.lines, self.places = loader, name, lines, places
+    def __init__(self, loader: yaml.SafeLoader, name: str, lines: bool, locations: dict[Path, str]) -> None:
+        self.loader, self.name, self.lines, self.locations = loader, name, lines, locations
 
-    def place(self, node: yaml.Node) -> str:
+    def location(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}" if self.lines else self.name
 
     def build(self, node: yaml.Node, path: Path, inside: tuple[int, ...]) -> Any:
-        self.places.setdefault(path, self.place(node))
+        self.locations.setdefault(path, self.location(node))
         if id(node) in inside:
-            raise ConfigError("an anchor (&) contains itself (*)", where=self.place(node), fix="write the values out")
+            raise ConfigError(
+                "an anchor (&) contains itself (*)", where=self.location(node), fix="write the values out"
+            )
         inside = (*inside, id(node))
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path, inside)
@@ -99,7 +101,7 @@ class _Builder:
         self.loader.flatten_mapping(node)  # `<<: *anchor` comes first, so own keys win
         result = {}
         for key, value in node.value:
-            self.places[(*path, key.value)] = self.place(key)
+            self.locations[(*path, key.value)] = self.location(key)
             result[key.value] = self.build(value, (*path, key.value), inside)
         return result
 
@@ -107,11 +109,11 @@ class _Builder:
         seen: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError("a key must be text", where=self.place(key), fix="quote it")
+                raise ConfigError("a key must be text", where=self.location(key), fix="quote it")
             if key.value in seen and key.value != "<<":
                 raise ConfigError(
                     f"{dotted((*path, key.value))} stands twice, first on line {seen[key.value]}",
-                    where=self.place(key),
+                    where=self.location(key),
                     fix="remove one of them",
                 )
             seen[key.value] = key.start_mark.line + 1

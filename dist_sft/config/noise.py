@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Discriminator, Field, NonNegativeFloat, Tag
 from pydantic_core import PydanticCustomError
 
 from dist_sft.config.section import Fraction, Section
-from dist_sft.core.curves import Shape
+from dist_sft.core.curves import CurveShape
 
 
 def _block(key: str) -> str:
@@ -22,7 +22,7 @@ Block = Annotated[str, AfterValidator(_block)]
 class Depth(Section):
     """model.neftune.layers: alpha as a function of depth, e.g. {shape: linear, first: 5, last: 0}."""
 
-    shape: Shape = Field(description="constant: first everywhere; linear, cosine: from first to last")
+    shape: CurveShape = Field(description="constant: first everywhere; linear, cosine: from first to last")
     first: NonNegativeFloat = Field(description="alpha at block 0: the embeddings")
     last: NonNegativeFloat = Field(default=0.0, description="alpha at the last block")
 
@@ -30,7 +30,7 @@ class Depth(Section):
 class NoiseSchedule(Section):
     """model.neftune.schedule: alpha over the steps."""
 
-    shape: Shape = Field(default="constant", description="linear, cosine: falls to end at the last step")
+    shape: CurveShape = Field(default="constant", description="linear, cosine: falls to end at the last step")
     warmup: NonNegativeFloat = Field(
         default=0.0, description="rises from 0: share of all steps if below 1, else a number of steps"
     )

@@ -16,18 +16,18 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     Raises:
         ConfigError: not key=value, a value that is not YAML, or a key that leads through a plain value.
     """
-    value, places = with_shorthand(document.value), dict(document.places)
+    value, locations = with_shorthand(document.value), dict(document.locations)
     for override in overrides:
         where = f"override '{override}'"
         path, new = _parse(override, where)
-        for old in [place for place in places if place[: len(path)] == path]:
-            del places[old]
+        for old in [place for place in locations if place[: len(path)] == path]:
+            del locations[old]
         for length in range(1, len(path)):
-            places.setdefault(path[:length], where)  # sections that the override makes
-        for key, place in new.places.items():
-            places[(*path, *key)] = place
+            locations.setdefault(path[:length], where)  # sections that the override makes
+        for key, place in new.locations.items():
+            locations[(*path, *key)] = place
         value = with_shorthand(_set(value, path, 0, new.value, where))
-    return Document(value, places)
+    return Document(value, locations)
 
 
 def with_shorthand(value: Any) -> Any:

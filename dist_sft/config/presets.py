@@ -45,13 +45,13 @@ def apply_preset(document: Document) -> Document:
     if not isinstance(name, str) or name not in PRESETS:
         return document
     lora = _at(document.value, ("model", "tuning", "kind")) == "lora"
-    value, places = document.value, dict(document.places)
+    value, locations = document.value, dict(document.locations)
     for path, default in PRESETS[name].items():
         filled = default * LORA_FACTOR if path[-1] == "learning_rate" and (lora or name == "lora") else default
         value, new = _filled(value, path, filled)
         if new:
-            places[path] = document.where(("train", "preset"))
-    return Document(value, places)
+            locations[path] = document.where(("train", "preset"))
+    return Document(value, locations)
 
 
 def _filled(value: Any, path: Path, default: Any) -> tuple[Any, bool]:

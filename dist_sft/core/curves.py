@@ -3,10 +3,10 @@
 import math
 from typing import Literal
 
-Shape = Literal["constant", "linear", "cosine"]
+CurveShape = Literal["constant", "linear", "cosine"]
 
 
-def fall(shape: Shape, done: float) -> float:
+def fall(shape: CurveShape, done: float) -> float:
     """1 at done = 0; linear and cosine (Loshchilov & Hutter, 2017) are 0 at done = 1."""
     match shape:
         case "constant":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dist_sft.core.errors import StorageError, StorageOutage
-from dist_sft.core.places import MISTAKES, cure, failures, is_remote, lasts
+from dist_sft.core.storage import MISTAKES, cure, failures, is_remote, lasts
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dist_sft.config.sections import DataSection, OrderSection
 from dist_sft.core.errors import DataError
 from dist_sft.data.curriculum import Curriculum, Pacing, RowOrder, Sequential, Shuffled
-from dist_sft.data.mixture import Change, Mixture, sample_weights
+from dist_sft.data.mixture import Mixture, WeightChange, sample_weights
 from dist_sft.data.order import Order, Stream
 
 SETTLED = 200
@@ -70,14 +70,14 @@ def order_of(
     """
     if not mixed(data):
         limit = data.sources[0].max_epochs if len(data.sources) == 1 else None
-        return Order(streams, Mixture.of([Change(0, (1.0,))], [_visits(streams[0], limit)]))
+        return Order(streams, Mixture.of([WeightChange(0, (1.0,))], [_visits(streams[0], limit)]))
     shared = [source.token_share is not None for source in data.sources]
     settings = [(0, tuple(source.amount or 0.0 for source in data.sources))]
     settings += [(change.step * samples_per_step, change.weights) for change in data.schedule]
     if any(shared):
         changes = _changes_by_tokens(settings, shared, first_lengths(), SETTLED * samples_per_step)
     else:
-        changes = [Change(position, amounts) for position, amounts in settings]
+        changes = [WeightChange(position, amounts) for position, amounts in settings]
     limits = [_visits(stream, source.max_epochs) for stream, source in zip(streams, data.sources, strict=True)]
     return Order(streams, Mixture.of(changes, limits))
 
@@ -87,7 +87,7 @@ def _changes_by_tokens(
     shared: list[bool],
     lengths: Sequence[NDArray[np.int64]],
     settled: int,
-) -> list[Change]:
+) -> list[WeightChange]:
     """Shares of tokens as weights of samples, by measured lengths.
 
     The few rows of a small share may be longer or shorter than most, so until the position `settled` weights are those
@@ -103,7 +103,7 @@ def _changes_by_tokens(
     changes.setdefault(until, changes[0])
     for _ in range(ROUNDS):
         changes[0] = weights(settings[0][1], [round(until * weight / sum(changes[0])) for weight in changes[0]])
-    return [Change(position, changes[position]) for position in sorted(changes)]
+    return [WeightChange(position, changes[position]) for position in sorted(changes)]
 
 
 def _mean(lengths: NDArray[np.int64], count: int) -> float:

@@ -25,7 +25,7 @@ RESOLUTION = 1 << 20
 
 
 @dataclass(frozen=True)
-class Change:
+class WeightChange:
     """From this position on the streams have these weights."""
 
     position: int
@@ -73,7 +73,7 @@ class Mixture:
     end: int | None
 
     @classmethod
-    def of(cls, changes: Sequence[Change], limits: Sequence[int | None]) -> "Mixture":
+    def of(cls, changes: Sequence[WeightChange], limits: Sequence[int | None]) -> "Mixture":
         """
         Args:
             changes: in order of position; the first at 0. Weights are >= 0, one at least above 0.
@@ -119,7 +119,7 @@ class Mixture:
         return next(phase for phase in reversed(self.phases) if phase.begin <= position).visits_before(position)
 
 
-def _refuse_gap(begin: int, ahead: Sequence[Change], before: Sequence[int], limits: Sequence[int | None]) -> None:
+def _refuse_gap(begin: int, ahead: Sequence[WeightChange], before: Sequence[int], limits: Sequence[int | None]) -> None:
     """Where every source has ended, the run ends; unless a change still ahead would go on with some source."""
     for change in ahead:
         if any(w and (limit is None or n < limit) for w, n, limit in zip(change.weights, before, limits, strict=True)):

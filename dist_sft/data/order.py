@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_sft.data.curriculum import RowOrder, Shuffled
-from dist_sft.data.mixture import Change, Mixture
+from dist_sft.data.mixture import Mixture, WeightChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Order:
     def shuffled(cls, counts: Sequence[int], seed: int) -> "Order":
         """Every row of every source once per epoch, shuffled together, anew in each epoch."""
         stream = Stream(tuple(range(len(counts))), tuple(counts), Shuffled(sum(counts), seed, 0))
-        return cls((stream,), Mixture.of([Change(0, (1.0,))], [None]))
+        return cls((stream,), Mixture.of([WeightChange(0, (1.0,))], [None]))
 
     @property
     def sources(self) -> int:

@@ -75,16 +75,16 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Dealer:
+class Packer:
     """How packs are made.
 
-    world               ranks; groups of `neighbours` of them get the same packs
+    world               ranks; groups of `ranks_per_pack` of them get the same packs
     tokens_per_pack     most tokens in a pack; a single longer sample still gets a pack of its own
     packing             False: one sample per pack
     micro_steps         fewest micro-steps
-    quadratic           cost of a sample of L tokens is L + quadratic * L**2, see `model.cost`
+    quadratic           cost of a sample of L tokens is L + quadratic * L**2, see `estimate.cost`
     pad_to_multiple_of  packs are filled up to a multiple of so many tokens, within the limit
-    neighbours          ranks that work on one pack together; they divide the world
+    ranks_per_pack          ranks that work on one pack together; they divide the world
     """
 
     world: int
@@ -93,15 +93,15 @@ class Dealer:
     micro_steps: int = 1
     quadratic: float = 0.0
     pad_to_multiple_of: int = 1
-    neighbours: int = 1
+    ranks_per_pack: int = 1
 
     @property
     def groups(self) -> int:
         """How many packs are computed at a time."""
-        return self.world // self.neighbours
+        return self.world // self.ranks_per_pack
 
-    def deal(self, lengths: Sequence[int]) -> StepPlan:
-        """A plan for N samples of these lengths (tokens), for each group of neighbours. Deterministic."""
+    def pack(self, lengths: Sequence[int]) -> StepPlan:
+        """A plan for N samples of these lengths (tokens), for each group of ranks_per_pack. Deterministic."""
         length = np.asarray(lengths, np.int64)
         cost = length + self.quadratic * length * length
         bins = self._bins(length, cost) if self.packing else [[i] for i in range(len(length))]

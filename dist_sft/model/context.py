@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dist_sft.core import seeds
 from dist_sft.data.pack import Pack
-from dist_sft.model.neighbours import Neighbours
+from dist_sft.model.sequence_parallel import SequenceParallelGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class PackContext:
     The same for all packs of a run:
 
     steps              updates of the whole run
-    neighbours         ranks that work on one pack together
+    group              ranks that work on one pack together
     attention_dropout  share of the attention weights that is dropped
     """
 
@@ -76,7 +76,7 @@ class PackContext:
     asked: Asked = field(default_factory=lambda: Asked(torch.zeros(0, dtype=torch.int64)))
     sample_keys: list[int] = field(default_factory=list)
     kept: dict[str, object] = field(default_factory=dict)
-    neighbours: Neighbours = field(default_factory=Neighbours)
+    group: SequenceParallelGroup = field(default_factory=SequenceParallelGroup)
     attention_dropout: float = 0.0
 
     def enter(self, pack: Pack, device: torch.device, seed: int, step: int | None) -> None:
@@ -86,7 +86,7 @@ class PackContext:
         self.cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device)
         self.longest = int(lengths.max())
         self.windows, self.kept = [], {}
-        self.part = self.neighbours.part(self.ends[-1])
+        self.part = self.group.part(self.ends[-1])
         self.positions = torch.from_numpy(pack.positions[self.part].astype(np.int64)).to(device)
         self.lengths = torch.from_numpy(np.repeat(lengths, lengths)[self.part]).to(device)
         self.padding = torch.from_numpy(np.arange(self.ends[-1])[self.part] >= pack.real_tokens).to(device)

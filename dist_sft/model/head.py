@@ -6,22 +6,12 @@ the head is left out. What a model does to its logits afterwards is taken over, 
 
 from typing import Any
 
-import numpy as np
-import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from dist_sft.chat.conversation import EncodedSample
-from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
-from dist_sft.data.order import SampleId
-from dist_sft.data.pack import build_pack
 from dist_sft.model.context import PackContext
-from dist_sft.model.packed import PackedModel
-from dist_sft.model.scores import Shape, token_scores
-
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
-"""Largest difference between the loss by scores and that by logits that is rounding, relative to the largest logit."""
+from dist_sft.model.scores import LogitTransform, token_scores
 
 
 def attach_head(model: Any, pack: PackContext) -> None:
@@ -37,7 +27,7 @@ def attach_head(model: Any, pack: PackContext) -> None:
             "DoRA cannot sit on the head, whose outputs are never held at once", where="model.tuning.targets",
             fix="leave lm_head out of model.tuning.targets, or set model.tuning.dora=false",
         )  # fmt: skip
-    shape, logits = _take_shape(model), head.forward
+    shape, logits = _take_transform(model), head.forward
     _let_zero3_gather(head)
 
     def forward(hidden: Tensor) -> Tensor:
@@ -50,35 +40,6 @@ def attach_head(model: Any, pack: PackContext) -> None:
         return token_scores(factors, bias, asked.targets, shape, asked.mean)[None]
 
     head.forward = forward  # type: ignore[assignment]  # hooks of modules stay where they are
-
-
-def check_head(model: PackedModel, call: nn.Module, vocabulary: int) -> float:
-    """Compare scores with the model's own logits. Every rank must call this.
-
-    Returns the largest difference of a token's loss, relative to the largest logit or nat. Raises ModelError where it
-    is more than rounding.
-    """
-    ids = (seeds.mix64(np.arange(17, dtype=np.uint64)) % np.uint64(vocabulary)).astype(np.int32)
-    near = model.context.neighbours
-    pack = build_pack([SampleId(0, 0, 0)], [EncodedSample(ids, np.r_[0, np.ones(16)].astype(np.float32))], near.size)
-    here = near.part(len(pack.tokens))
-    count = max(0, min(here.stop, 16) - here.start)  # tokens that are predicted on this rank
-    with torch.no_grad(), model.evaluating():
-        scores, _ = model.token_scores(call, pack, None)
-        logits = model.logits(call, pack, None, torch.arange(max(count, 1), device=model.device)).float()
-    targets = torch.from_numpy(ids[here.start + 1 :][:count]).to(model.device, torch.int64)
-    expected = nn.functional.cross_entropy(logits[:count], targets, reduction="none")
-    found = (scores[:, 0] - scores[:, 1])[:count] - expected
-    worst = nn.functional.pad(found.abs(), (0, 1)).max() / logits.abs().max().clamp(min=1)
-    difference = float(near.gather(worst[None]).max())
-    if not difference <= TOLERANCE.get(next(model.module.parameters()).dtype, 1e-5):
-        raise ModelError(
-            f"the loss by its head differs from that of its logits by {difference:.2g} of the largest one: it changes "
-            "them in a way that is not known here",
-            where=type(model.module).__name__,
-            fix="choose another model, and report this one",
-        )
-    return difference
 
 
 def _active(head: Any) -> Any:
@@ -110,7 +71,7 @@ def _let_zero3_gather(head: Any) -> None:
             deepspeed.zero.register_external_parameter(head, weight)
 
 
-def _take_shape(model: Any) -> Shape:
+def _take_transform(model: Any) -> LogitTransform:
     """What the model's code would do to its logits, which is switched off there."""
     inner = getattr(model, "get_base_model", lambda: model)()
     text = inner.config.get_text_config()
@@ -121,4 +82,4 @@ def _take_shape(model: Any) -> Shape:
         scale, text.logits_scaling = 1 / text.logits_scaling, 1.0
     if getattr(inner, "logit_scale", None) is not None:  # Cohere
         scale, inner.logit_scale = float(inner.logit_scale), 1.0
-    return Shape(scale, cap)
+    return LogitTransform(scale, cap)

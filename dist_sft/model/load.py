@@ -3,54 +3,24 @@
 config -> PackedModel (the engine is built around its module)
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, dropout, neftune
 from dist_sft.model.adapters import with_adapters
+from dist_sft.model.architecture import first_line, load_architecture
 from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.precision import multiply_without_emulation
 from dist_sft.model.stored import refuse_two_heads
-
-
-def load_config(settings: ModelSection) -> PretrainedConfig:
-    """The model's architecture; reads no weights. Raises ModelError."""
-    folder = Path(settings.path)
-    local = folder.exists() or settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1
-    if local and not (folder / "config.json").is_file():
-        raise ModelError(
-            "there is no model here" if folder.is_dir() else "there is no such folder",
-            where=settings.path,
-            fix="model.path is a hub id, or a folder with config.json, weights and tokenizer",
-        )
-    try:
-        config = AutoConfig.from_pretrained(settings.path, revision=settings.revision, trust_remote_code=False)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"the model cannot be loaded: {_first_line(error)}",
-            where=settings.path,
-            fix="check model.path: a folder with config.json and weights (there is none of this name here), or a hub "
-            "id (and HF_TOKEN if it is gated)",
-        ) from error
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(
-            f"{config.model_type} is not a causal language model that transformers knows",
-            where=settings.path,
-            fix="choose a decoder-only model",
-        )
-    return config
 
 
 def load(
@@ -68,7 +38,7 @@ def load(
     Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
     """
-    config = load_config(settings)
+    config = load_architecture(settings)
     refuse_two_heads(settings, config)
     attention.register()
     attention_dropout = attention.dropout_of(settings.attention_dropout, config)
@@ -92,7 +62,7 @@ def load(
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the model cannot be loaded: {_first_line(error)}",
+            f"the model cannot be loaded: {first_line(error)}",
             where=settings.path,
             fix="the folder needs config.json and weights of a causal language model that transformers knows",
         ) from error
@@ -123,7 +93,3 @@ def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
     for name in attention.DROPOUTS:
         if hasattr(text, name):
             setattr(text, name, dropout)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

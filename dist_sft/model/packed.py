@@ -68,7 +68,7 @@ class PackedModel:
     def _supervised(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """int64[P], float32[P]: where the tokens stand that this rank predicts, and their weights."""
         weights = torch.from_numpy(pack.weights).to(self.device)
-        here = self.context.neighbours.part(len(pack.tokens))
+        here = self.context.group.part(len(pack.tokens))
         at = weights.nonzero()[:, 0]
         at = at[(at > here.start) & (at <= here.stop)]  # token t is predicted by the rank that holds t - 1
         if len(at) == 0:  # a rank with nothing to learn still runs the head, for all ranks gather its parameters
@@ -77,4 +77,4 @@ class PackedModel:
 
     def _from(self, at: Tensor, pack: Pack) -> Tensor:
         """int64[P]: where the tokens before `at` stand within this rank's part of the pack."""
-        return (at - 1 - self.context.neighbours.part(len(pack.tokens)).start).clamp(min=0)
+        return (at - 1 - self.context.group.part(len(pack.tokens)).start).clamp(min=0)

@@ -29,7 +29,7 @@ memory: 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class LogitTransform:
     """What a model does to its logits after the head: scale * logits, or cap * tanh(scale * logits / cap)."""
 
     scale: float = 1.0
@@ -47,7 +47,11 @@ class Shape:
 
 
 def token_scores(
-    factors: Sequence[tuple[Tensor, Tensor]], bias: Tensor | None, targets: Tensor, shape: Shape, mean: bool = False
+    factors: Sequence[tuple[Tensor, Tensor]],
+    bias: Tensor | None,
+    targets: Tensor,
+    transform: LogitTransform,
+    mean: bool = False,
 ) -> Tensor:
     """What a loss needs of the logits: those of sum over k of hidden_k @ weight_k.T + bias, shaped.
 
@@ -63,7 +67,7 @@ def token_scores(
     vocabulary = len(weights[0])
     width = max(2 * ALIGNED, BLOCK.get(targets.device.type, BLOCK["cuda"]) // len(targets) // ALIGNED * ALIGNED)
     blocks = [slice(at, min(at + width, vocabulary)) for at in range(0, vocabulary, width)]
-    walk = _Walk(shape, mean, blocks, len(factors))
+    walk = _Walk(transform, mean, blocks, len(factors))
     scores: Tensor = _Scores.apply(walk, targets, bias, *hidden, *weights)
     return scores
 
@@ -72,7 +76,7 @@ def token_scores(
 class _Walk:
     """Through the vocabulary, block by block."""
 
-    shape: Shape
+    transform: LogitTransform
     mean: bool
     blocks: list[slice]
     factors: int
@@ -87,7 +91,7 @@ class _Walk:
             logits += _matmul(*part)
         if bias is not None:
             logits += bias[block]
-        return logits if self.shape == Shape() else logits.copy_(self.shape(logits))
+        return logits if self.transform == LogitTransform() else logits.copy_(self.transform(logits))
 
     def rooms(self, targets: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Where what is known of each block stays for the backward pass, float32[P, B]; None: it is computed again.
@@ -110,7 +114,7 @@ class _Walk:
     @property
     def exponentials(self) -> bool:
         """Whether exp(logits - the block's most) are kept in place of the logits, which only a cap asks for again."""
-        return self.shape.cap is None
+        return self.transform.cap is None
 
     def spare(self, targets: Tensor) -> list[Tensor]:
         """Memory for one block's numbers after another's, float32[P, B] for each."""
@@ -168,7 +172,7 @@ class _Scores(torch.autograd.Function):
             part.scatter_add_(1, at[:, None], (of_target * inside)[:, None])
             if walk.mean:
                 part += (of_mean / len(weights[0]))[:, None]
-            walk.shape.backward_(part, known)
+            walk.transform.backward_(part, known)
             if of_bias is not None:
                 of_bias[block] = part.sum(0)
             for k, h in enumerate(hidden):

@@ -17,11 +17,11 @@ from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import Pack, build_pack
 from dist_sft.model.capacity import count_parameters
-from dist_sft.model.head import check_head
-from dist_sft.model.isolation import Isolation, prove_isolation
 from dist_sft.model.load import load
 from dist_sft.model.miniature import LARGEST, WINDOW, miniature, save_random, slides
 from dist_sft.model.packed import PackedModel
+from dist_sft.proofs.head import check_head
+from dist_sft.proofs.isolation import Isolation, prove_isolation
 from dist_sft.proofs.proof import Proof, largest
 
 SAMPLES, TOKENS = 4, 64

@@ -1,6 +1,6 @@
 """The dealer: which samples every rank computes in a step, and who holds their tokens. Plain Python on one event loop.
 
-Ask ─> chunks of the step ─ encoders ─> lengths ─ Dealer.deal ─> Ticket
+Ask ─> chunks of the step ─ encoders ─> lengths ─ Packer.deal ─> Ticket
 
 It holds nothing that is worth saving. All of it can be computed again from an Ask, so a dealer that dies is started
 anew and knows nothing, and the next Ask tells it what to do.
@@ -24,7 +24,7 @@ from dist_sft.core.errors import ClusterError, ConfigError
 from dist_sft.data.ledger import Entry
 from dist_sft.data.order import Steps
 from dist_sft.data.pack import StepTotals
-from dist_sft.data.packing import Dealer, StepPlan
+from dist_sft.data.packing import Packer, StepPlan
 from dist_sft.service.messages import Ask, ChunkFacts, Place, Ticket
 
 BYTES_PER_TOKEN = 8
@@ -124,7 +124,7 @@ class StepDealer:
     def __init__(
         self,
         streams: Mapping[str, Steps],
-        dealer: Dealer,
+        packer: Packer,
         encoders: Encoders,
         context_length: int,
         budget: int,
@@ -132,12 +132,12 @@ class StepDealer:
     ) -> None:
         """
         Args:
-            dealer: how packs are made; its world is each Ask's.
+            packer: how packs are made; its world is each Ask's.
             context_length: most tokens of a sample.
             budget: bytes.
             alone: only one rank asks, and it keeps its own ledger; the others have dealers of their own.
         """
-        self.streams, self.dealer, self.encoders = streams, dealer, encoders
+        self.streams, self.packer, self.encoders = streams, packer, encoders
         self.context_length, self.budget, self.alone = context_length, budget, alone
         self.in_flight = self.peak = self.encoded_chunks = 0
         self._session = 0
@@ -308,11 +308,11 @@ class StepDealer:
     def _ticket(self, ask: Ask, work: _Work) -> Ticket:
         steps = self.streams[ask.stream]
         if work.dealt is None:
-            dealer = dataclasses.replace(self.dealer, world=ask.world)
+            dealer = dataclasses.replace(self.packer, world=ask.world)
             work.dealt = _deal([chunk.facts for chunk in work.chunks if chunk.facts], dealer, steps.order.sources)
         dealt = work.dealt
         packs = tuple(
-            tuple(dealt.places[i] for i in pack) for pack in dealt.plan.packs[ask.rank // self.dealer.neighbours]
+            tuple(dealt.places[i] for i in pack) for pack in dealt.plan.packs[ask.rank // self.packer.ranks_per_pack]
         )
         numbers = sorted({place.chunk for pack in packs for place in pack})
         keeps = self.alone or ask.rank == 0
@@ -324,14 +324,14 @@ class StepDealer:
             entries=dealt.entries if keeps else (),
             notes=dealt.notes if keeps else (),
             seen=steps.positions_of(ask.step)[1],
-            multiple=self.dealer.pad_to_multiple_of,
+            multiple=self.packer.pad_to_multiple_of,
         )
 
 
-def _deal(facts: list[ChunkFacts], dealer: Dealer, sources: int) -> _Dealt:
+def _deal(facts: list[ChunkFacts], packer: Packer, sources: int) -> _Dealt:
     lengths = np.concatenate([part.lengths for part in facts])
     source = np.array([id_.source for part in facts for id_ in part.ids], np.int64)
-    plan = dealer.deal(lengths.tolist())
+    plan = packer.pack(lengths.tolist())
     totals = StepTotals(
         samples=len(lengths),
         weight=float(sum(np.concatenate([part.weights for part in facts]).tolist())),

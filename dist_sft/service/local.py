@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dist_sft.data.packing import Dealer
+from dist_sft.data.packing import Packer
 from dist_sft.service.dealing import StepDealer
 from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket, as_chunk
 
@@ -33,10 +33,10 @@ class ThreadEncoders:
 class LocalLink:
     """A DealerLink to a dealer in this process."""
 
-    def __init__(self, feeds: Mapping[str, Feed], dealer: Dealer, context_length: int, budget: int) -> None:
+    def __init__(self, feeds: Mapping[str, Feed], packer: Packer, context_length: int, budget: int) -> None:
         self.encoders = ThreadEncoders(feeds)
         streams = {name: feed.steps for name, feed in feeds.items()}
-        self.dealer = StepDealer(streams, dealer, self.encoders, context_length, budget, alone=True)
+        self.dealer = StepDealer(streams, packer, self.encoders, context_length, budget, alone=True)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="dealer", daemon=True).start()
 

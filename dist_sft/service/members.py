@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_sft.core.errors import ClusterError, SftError
-from dist_sft.data.packing import Dealer
+from dist_sft.data.packing import Packer
 from dist_sft.service.client import ChunksLost
 from dist_sft.service.dealing import StepDealer
 from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket, as_chunk
@@ -241,7 +241,7 @@ class Service:
 def start(
     name: str,
     feeds: Mapping[str, Feed],
-    dealer: Dealer,
+    packer: Packer,
     context_length: int,
     nodes: Sequence[str],
     cpus_per_encoder: float,
@@ -271,7 +271,7 @@ def start(
 
     class DealerActor(StepDealer):
         def __init__(self, streams: Any) -> None:
-            super().__init__(streams, dealer, RayEncoders(actors, stall), context_length, budget)
+            super().__init__(streams, packer, RayEncoders(actors, stall), context_length, budget)
 
     beside = _rather_on(nodes[0], resources)  # which counts only for what reserves something, be it a byte
     deal = ray.remote(num_cpus=0, memory=1, max_restarts=-1, **beside)(DealerActor)

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
 from dist_sft.checkpoint.starts import starts_in
-from dist_sft.cluster import run_folder
 from dist_sft.commands.export import export
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import sha256
 from dist_sft.model.saved import save_adapter
+from dist_sft.run import folder as run_folder
 from tests.checkpoint.test_export import engine_logits, logits, train_and_probe
 
 RUNS = {

@@ -14,7 +14,7 @@ import pytest
 from dist_sft.checkpoint.layout import Manifest, is_whole, newest_in, verify_shard, whole_steps
 from dist_sft.commands.export import export
 from dist_sft.core.errors import ConfigError, StorageError
-from dist_sft.core.places import place, remove_tree
+from dist_sft.core.storage import remove_tree, storage_path
 from tests.ranks import losses, records, train_on_ranks, wait_for_step
 
 STEPS, WORLD, BUCKET = 4, 2, "bucket"
@@ -82,7 +82,7 @@ def runs(tiny_run, s3, tmp_path_factory):
     """The folders of two runs that are the same but for where their checkpoints are; and the URL."""
     folder = tmp_path_factory.mktemp("runs")
     train_on_ranks([settings(tiny_run, folder / "disk"), settings(tiny_run, folder / "s3", f"{s3}/run")], WORLD)
-    return folder / "disk", folder / "s3", place(f"{s3}/run")
+    return folder / "disk", folder / "s3", storage_path(f"{s3}/run")
 
 
 def begun(folder):
@@ -115,7 +115,7 @@ def test_an_export_reads_from_a_url(runs, tmp_path):
 
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_is_used(tiny_run, runs, s3, tmp_path):
     disk, _, _ = runs
-    url, folder = place(f"{s3}/flipped"), tmp_path / "run"
+    url, folder = storage_path(f"{s3}/flipped"), tmp_path / "run"
     train_on_ranks([settings(tiny_run, folder, str(url), keep=2)], WORLD)
     assert whole_steps(url) == [3, 4], "older ones were removed"
     shard = next(url.glob("step_00000004/*/rank00001.safetensors"))
@@ -146,7 +146,7 @@ def test_a_run_with_checkpoints_elsewhere_does_not_begin_again(tiny_run, runs, s
     disk, before = runs[0], losses(runs[0])
     (error,) = train_on_ranks([settings(tiny_run, disk, f"{s3}/elsewhere")], WORLD, check=False)
     assert error.startswith("ConfigError: checkpoint.url: this run has checkpoints at ") and "copy them there" in error
-    assert losses(disk) == before and not whole_steps(place(f"{s3}/elsewhere"))
+    assert losses(disk) == before and not whole_steps(storage_path(f"{s3}/elsewhere"))
 
 
 def test_a_server_that_fails_says_nothing_about_a_checkpoint(runs, monkeypatch):
@@ -166,7 +166,7 @@ def test_a_server_that_fails_says_nothing_about_a_checkpoint(runs, monkeypatch):
 
 
 def test_files_that_cannot_be_removed_are_noticed(s3, monkeypatch):
-    folder = place(f"{s3}/stays")
+    folder = storage_path(f"{s3}/stays")
     (folder / "a").write_bytes(b"1")
 
     async def ignored(*_, **__):
@@ -201,8 +201,8 @@ def test_storage_that_is_not_there_or_goes_away_ends_the_run_with_the_reason(tin
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused(tiny_run, tmp_path, url, said):
-    from dist_sft.cluster.run_folder import checkpoints_of
     from dist_sft.config.sections import RunConfig
+    from dist_sft.run.folder import checkpoints_of
 
     config = RunConfig.model_validate(settings(tiny_run, tmp_path, url))
     with pytest.raises(ConfigError, match=said):

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from dist_sft.checkpoint.layout import whole_steps
-from dist_sft.core.places import place
+from dist_sft.core.storage import storage_path
 from tests.checkpoint.test_urls import s3, server
-from tests.cluster.commands import process, start
+from tests.command import process, start
 from tests.ranks import records, wait_for_step
 
 __all__ = ["s3", "server"]
@@ -51,4 +51,4 @@ def test_a_last_checkpoint_that_takes_longer_than_the_watchdogs_patience_becomes
         finally:
             server.process.send_signal(signal.SIGCONT)
         assert job.wait(200) == 0, (tmp_path / "log").read_text()
-    assert whole_steps(place(url)) == [30]
+    assert whole_steps(storage_path(url)) == [30]

@@ -316,8 +316,8 @@ def test_a_run_that_goes_on_is_asked_for_no_more_room_than_one_that_begins(run, 
     """
     ended = subprocess.run(["unshare", "--mount", "bash", "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    fits, one_too_many, put_aside = json.loads(ended.stdout)
-    assert fits == [] and len(put_aside) == 1
+    fits, one_too_many, quarantine = json.loads(ended.stdout)
+    assert fits == [] and len(quarantine) == 1
     assert re.fullmatch(
         r"\d+ MiB free in run.dir, and checkpoints take \d+ MiB, of which \d+ MiB are there", *one_too_many
     )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dist_sft.cluster.session import check_resources, worker_resources
 from dist_sft.core.errors import ClusterError
+from dist_sft.run.resources import check_resources, worker_resources
 from tests.kubernetes.cases import config_of
 
 

@@ -1,7 +1,7 @@
 """The environment of the processes that train."""
 
-from dist_sft.cluster.session import worker_environment
 from dist_sft.config.sections import RunConfig
+from dist_sft.run.resources import worker_environment
 
 
 def test_ranks_meet_on_the_interface_that_the_run_file_names(tiny_run):

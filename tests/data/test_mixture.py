@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_sft.core.errors import ConfigError
-from dist_sft.data.mixture import RESOLUTION, Change, Mixture, quotas, sample_weights
+from dist_sft.data.mixture import RESOLUTION, Mixture, WeightChange, quotas, sample_weights
 
 WEIGHTS = st.lists(st.integers(0, 60), min_size=1, max_size=7).filter(any)
 
@@ -19,7 +19,7 @@ def counts(streams, number):
 @settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 2000))
 def test_after_n_samples_each_source_is_within_one_of_its_weight(weights, begin):
-    mixture = Mixture.of([Change(0, tuple(weights))], [None] * len(weights))
+    mixture = Mixture.of([WeightChange(0, tuple(weights))], [None] * len(weights))
     streams, _ = mixture.locate(np.arange(begin + 500))
     ideal = np.arange(len(streams) + 1)[:, None] * np.array(weights) / sum(weights)
     assert abs(counts(streams, len(weights)) - ideal).max() < 1
@@ -33,11 +33,11 @@ def test_after_n_samples_each_source_is_within_one_of_its_weight(weights, begin)
 )
 def test_every_visit_comes_once_and_in_order_through_changes_and_ends(weights, more, limits):
     number, limits = len(weights), limits[: len(weights)]
-    changes = [Change(0, tuple(weights))]
+    changes = [WeightChange(0, tuple(weights))]
     for step, other in more:
         other = (other * number)[:number]
         if any(other):
-            changes.append(Change(changes[-1].position + step, tuple(other)))
+            changes.append(WeightChange(changes[-1].position + step, tuple(other)))
     try:
         mixture = Mixture.of(changes, limits)
     except ConfigError:  # a gap, see below
@@ -56,27 +56,27 @@ def test_every_visit_comes_once_and_in_order_through_changes_and_ends(weights, m
 
 
 def test_a_mixture_whose_sources_all_end_ends():
-    mixture = Mixture.of([Change(0, (3, 1))], [30, 5])
+    mixture = Mixture.of([WeightChange(0, (3, 1))], [30, 5])
     assert mixture.end == 35
     assert mixture.visits_before(35) == (30, 5)
-    assert Mixture.of([Change(0, (3, 1))], [30, None]).end is None
+    assert Mixture.of([WeightChange(0, (3, 1))], [30, None]).end is None
 
 
 def test_a_source_that_would_come_back_after_all_have_ended_is_refused():
     with pytest.raises(
         ConfigError, match=r"after 25 samples, and data.schedule goes on with others only at sample 100"
     ):
-        Mixture.of([Change(0, (1, 1)), Change(10, (1, 0)), Change(100, (0, 1))], [20, None])
-    assert Mixture.of([Change(0, (1, 0)), Change(100, (1, 0))], [20, 5]).end == 20
+        Mixture.of([WeightChange(0, (1, 1)), WeightChange(10, (1, 0)), WeightChange(100, (0, 1))], [20, None])
+    assert Mixture.of([WeightChange(0, (1, 0)), WeightChange(100, (1, 0))], [20, 5]).end == 20
 
 
 def test_others_share_the_place_of_a_source_that_has_ended():
-    streams, _ = Mixture.of([Change(0, (2, 1, 1))], [10, None, None]).locate(np.arange(120))
+    streams, _ = Mixture.of([WeightChange(0, (2, 1, 1))], [10, None, None]).locate(np.arange(120))
     assert np.bincount(streams[20:], minlength=3).tolist() == [0, 50, 50]
 
 
 def test_weights_change_at_the_position_that_is_named():
-    streams, _ = Mixture.of([Change(0, (1, 0)), Change(50, (0, 1))], [None, None]).locate(np.arange(100))
+    streams, _ = Mixture.of([WeightChange(0, (1, 0)), WeightChange(50, (0, 1))], [None, None]).locate(np.arange(100))
     assert streams.tolist() == [0] * 50 + [1] * 50
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
-from dist_sft.data.packing import Dealer
+from dist_sft.data.packing import Packer
 
 LENGTHS = st.lists(st.integers(1, 100), max_size=40)
 
@@ -20,7 +20,7 @@ LENGTHS = st.lists(st.integers(1, 100), max_size=40)
 def test_every_sample_is_dealt_once_within_the_limit_and_all_ranks_run_the_same_micro_steps(
     lengths, world, limit, packing, micro_steps, quadratic
 ):
-    plan = Dealer(world, limit, packing, micro_steps, quadratic).deal(lengths)
+    plan = Packer(world, limit, packing, micro_steps, quadratic).pack(lengths)
     packs = [pack for packs in plan.packs for pack in packs]
     assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
     assert len(plan.packs) == world
@@ -32,20 +32,20 @@ def test_every_sample_is_dealt_once_within_the_limit_and_all_ranks_run_the_same_
 
 @given(LENGTHS.filter(len), st.integers(1, 4))
 def test_a_deal_depends_on_lengths_alone(lengths, world):
-    assert Dealer(world, 120).deal(lengths) == Dealer(world, 120).deal(list(lengths))
+    assert Packer(world, 120).pack(lengths) == Packer(world, 120).pack(list(lengths))
 
 
 def test_as_few_micro_steps_as_the_limit_allows():
-    assert Dealer(world=2, tokens_per_pack=100).deal([50] * 8).micro_steps == 2
-    assert Dealer(world=2, tokens_per_pack=100).deal([50] * 4).micro_steps == 1
-    assert Dealer(world=2, tokens_per_pack=100).deal([60] * 4).micro_steps == 2
+    assert Packer(world=2, tokens_per_pack=100).pack([50] * 8).micro_steps == 2
+    assert Packer(world=2, tokens_per_pack=100).pack([50] * 4).micro_steps == 1
+    assert Packer(world=2, tokens_per_pack=100).pack([60] * 4).micro_steps == 2
 
 
 def test_packs_of_a_micro_step_cost_about_the_same():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(6, 1, 512), 16, 8192).astype(int).tolist()
-    packed = Dealer(world=16, tokens_per_pack=16384, quadratic=2e-5).deal(lengths)
-    unpacked = Dealer(world=16, tokens_per_pack=16384, packing=False, quadratic=2e-5).deal(lengths)
+    packed = Packer(world=16, tokens_per_pack=16384, quadratic=2e-5).pack(lengths)
+    unpacked = Packer(world=16, tokens_per_pack=16384, packing=False, quadratic=2e-5).pack(lengths)
     cost = np.array([n + 2e-5 * n * n for n in lengths]).reshape(-1, 16)  # dealt as they come
     assert packed.balance < 1.05
     assert unpacked.balance < 0.6 * cost.max(axis=1).sum() * 16 / cost.sum()
@@ -87,13 +87,13 @@ def imbalance(plan):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("limit", [8192, 32768])
 def test_ranks_wait_less_than_2_percent_for_each_other_on_chats(seed, limit):
-    plan = Dealer(8, limit, quadratic=QWEN3_8B).deal(chats(np.random.default_rng(seed), 1024))
+    plan = Packer(8, limit, quadratic=QWEN3_8B).pack(chats(np.random.default_rng(seed), 1024))
     assert imbalance(plan).max() <= 1.02
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nearly_full_packs_cost_the_same_too(seed):
-    plan = Dealer(8, 4096, quadratic=QWEN3_8B).deal(chats(np.random.default_rng(seed), 2048))
+    plan = Packer(8, 4096, quadratic=QWEN3_8B).pack(chats(np.random.default_rng(seed), 2048))
     assert plan.fill > 0.98 and plan.balance <= 1.01 and imbalance(plan).max() <= 1.06
 
 
@@ -103,7 +103,7 @@ def test_ranks_wait_less_than_10_percent_where_chats_are_mixed_with_long_documen
     while sum(lengths) < 0.85 * 64 * 4 * 32768:
         long = rng.random() < 0.1
         lengths.append(int(np.clip(rng.normal(12000, 2000), 1000, 32768)) if long else chats(rng, 1)[0])
-    plan = Dealer(64, 32768, micro_steps=4, quadratic=QWEN3_8B).deal(lengths)
+    plan = Packer(64, 32768, micro_steps=4, quadratic=QWEN3_8B).pack(lengths)
     assert plan.micro_steps == 4 and plan.dummies == 0
     assert imbalance(plan).max() <= 1.10
 
@@ -111,7 +111,7 @@ def test_ranks_wait_less_than_10_percent_where_chats_are_mixed_with_long_documen
 def test_a_step_for_8192_ranks_is_planned_in_half_a_second():
     lengths = chats(np.random.default_rng(0), 16384)
     begin = time.process_time()
-    plan = Dealer(8192, 4096, quadratic=QWEN3_8B).deal(lengths)
+    plan = Packer(8192, 4096, quadratic=QWEN3_8B).pack(lengths)
     assert time.process_time() - begin < 0.5
     assert sorted(i for packs in plan.packs for pack in packs for i in pack) == list(range(16384))
 
@@ -120,7 +120,7 @@ def test_a_step_for_8192_ranks_is_planned_in_half_a_second():
 @given(LENGTHS, st.integers(1, 5), st.sampled_from([1, 2, 8, 64]))
 def test_packs_are_filled_to_a_multiple_within_the_limit(lengths, world, multiple):
     limit = 128
-    plan = Dealer(world, limit, pad_to_multiple_of=multiple).deal(lengths)
+    plan = Packer(world, limit, pad_to_multiple_of=multiple).pack(lengths)
     padding = 0
     for packs in plan.packs:
         for pack in packs:
@@ -134,11 +134,11 @@ def test_packs_are_filled_to_a_multiple_within_the_limit(lengths, world, multipl
 
 
 def test_a_step_that_is_too_small_for_its_ranks_says_what_to_change():
-    small = Dealer(8, 4096).deal([500] * 4)
+    small = Packer(8, 4096).pack([500] * 4)
     assert (small.dummies, small.micro_steps) == (4, 1)
     assert small.advice() == (
         "the step is small for 8 ranks: 4 of 8 packs are empty (250 tokens of 4096 each). Set train.samples_per_step "
         "to about 59, or take fewer workers, or lower train.tokens_per_pack"
     )
-    assert Dealer(8, 4096).deal([500] * 59).advice() is None
-    assert Dealer(8, 4096).deal([]).advice() is None
+    assert Packer(8, 4096).pack([500] * 59).advice() is None
+    assert Packer(8, 4096).pack([]).advice() is None

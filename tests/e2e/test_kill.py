@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.cluster import commands
+from tests import command
 from tests.ranks import losses, records
 
 STEPS = 16
@@ -32,7 +32,7 @@ def start(run, log):
     """`dist-sft train` of settings."""
     path = Path(run["run"]["dir"]).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(run))
-    return commands.start(log, "train", path)
+    return command.start(log, "train", path)
 
 
 def finish(run, patience=300):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import yaml
 
-from dist_sft.cluster.kubernetes.manifest import render
-from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.load import load_config
+from dist_sft.kubernetes.manifest import render
+from dist_sft.kubernetes.text import as_documents
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import kubernetes_validate
 
-from dist_sft.cluster.kubernetes.rules import broken_rules
+from dist_sft.kubernetes.rules import broken_rules
 
 VERSION = "1.34"
 """Of Kubernetes."""

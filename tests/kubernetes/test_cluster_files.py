@@ -6,10 +6,10 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from dist_sft.cluster.kubernetes.manifest import render, render_cluster
-from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.kubernetes import mebibytes
 from dist_sft.config.load import load_config
+from dist_sft.kubernetes.manifest import render, render_cluster
+from dist_sft.kubernetes.text import as_documents
 from tests.kubernetes.cases import ROOT
 from tests.kubernetes.parts import container
 from tests.kubernetes.strict import complaints

@@ -6,7 +6,7 @@ After a change that is meant: `pytest tests/kubernetes/test_golden.py --write-go
 import pytest
 import yaml
 
-from dist_sft.cluster.kubernetes.manifest import render, render_cluster
+from dist_sft.kubernetes.manifest import render, render_cluster
 from tests.kubernetes.cases import CASES, GOLDEN, config_of, written
 from tests.kubernetes.strict import complaints
 

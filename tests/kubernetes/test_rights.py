@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dist_sft.cluster.kubernetes.text import as_documents, as_list
 from dist_sft.core.errors import ConfigError
+from dist_sft.kubernetes.text import as_documents, as_list
 from tests.kubernetes.cases import CASES
 from tests.kubernetes.parts import EVERYWHERE, templates, variables
 

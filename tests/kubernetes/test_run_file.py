@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from dist_sft.cluster.kubernetes.text import as_documents
 from dist_sft.config.load import load_config
 from dist_sft.core.errors import ConfigError
+from dist_sft.kubernetes.text import as_documents
 from tests.kubernetes.cases import config_of
 from tests.kubernetes.parts import container, templates
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import yaml
 
-from dist_sft.cluster.kubernetes.rules import refuse_broken
 from dist_sft.core.errors import ClusterError
+from dist_sft.kubernetes.rules import refuse_broken
 from tests.kubernetes.cases import GOLDEN
 from tests.kubernetes.strict import complaints
 

@@ -27,9 +27,9 @@ from dist_sft.data.pack import build_pack
 from dist_sft.model import attention
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
-from dist_sft.model.isolation import check_isolation
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.supported import refuse_unsupported
+from dist_sft.proofs.isolation import check_isolation
 from dist_sft.train.loss import negative_log_likelihood
 
 SMALL = {

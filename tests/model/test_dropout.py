@@ -19,7 +19,8 @@ from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.model.branches import branch_ends, decoder_blocks
-from dist_sft.model.dropout import SampleDropout, add_residual_dropout, check_residual_dropout, replace_dropout
+from dist_sft.model.dropout import SampleDropout, add_residual_dropout, replace_dropout
+from dist_sft.proofs.dropout import check_residual_dropout
 from tests.model.test_attention import CONFIGS, SMALL, build, pack, samples
 from tests.model.test_noise import enter
 

@@ -15,9 +15,9 @@ from dist_sft.model.attention.call import Call
 from dist_sft.model.attention.dropout import drop
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
-from dist_sft.model.isolation import prove_isolation
 from dist_sft.model.packed import PackedModel
-from dist_sft.model.scores import Shape, token_scores
+from dist_sft.model.scores import LogitTransform, token_scores
+from dist_sft.proofs.isolation import prove_isolation
 from dist_sft.train.optimizer import build_optimizer
 from tests.model.test_attention import CONFIGS, pack, samples
 from tests.model.test_noise import enter
@@ -126,7 +126,7 @@ def test_scores_on_a_gpu_are_those_of_all_logits(dtype):
     torch.manual_seed(0)
     hidden, weight = (torch.randn(size, device="cuda", dtype=dtype) for size in ((300, 64), (5000, 64)))
     targets = torch.randint(0, 5000, (300,), device="cuda")
-    found = token_scores([(hidden, weight)], None, targets, Shape(), mean=True)
+    found = token_scores([(hidden, weight)], None, targets, LogitTransform(), mean=True)
     logits = hidden.double() @ weight.double().t()
     expected = torch.stack([logits.logsumexp(1), logits.gather(1, targets[:, None])[:, 0], logits.mean(1)], 1)
     torch.testing.assert_close(found.double(), expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-3, rtol=1e-4)

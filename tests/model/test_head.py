@@ -13,9 +13,10 @@ from dist_sft.config.sections import LossSection
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, scores
 from dist_sft.model.context import PackContext
-from dist_sft.model.head import attach_head, check_head
+from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
-from dist_sft.model.scores import Shape, token_scores
+from dist_sft.model.scores import LogitTransform, token_scores
+from dist_sft.proofs.head import check_head
 from dist_sft.train.loss import needs_mean, token_loss
 from tests.model.test_attention import CONFIGS, SMALL, build, pack, samples
 
@@ -43,7 +44,7 @@ def exact(factors, bias, targets, shape):
     return torch.stack([logits.logsumexp(1), logits.gather(1, targets[:, None])[:, 0], logits.mean(1)], dim=1)
 
 
-@pytest.mark.parametrize("shape", [Shape(), Shape(0.5), Shape(1.0, 5.0), Shape(0.5, 5.0)])
+@pytest.mark.parametrize("shape", [LogitTransform(), LogitTransform(0.5), LogitTransform(1.0, 5.0), LogitTransform(0.5, 5.0)])
 def test_scores_and_gradients_are_those_of_all_logits(shape, blocks):
     torch.manual_seed(0)
     sizes = [(37, 16), (700, 16), (37, 3), (700, 3), (700,)]
@@ -70,8 +71,8 @@ def test_the_weights_gradient_lends_its_memory_to_logits(positions, dtype, monke
     torch.manual_seed(0)
     hidden, weight = torch.randn(positions, 33).to(dtype), torch.randn(701, 33).to(dtype)
     targets, inputs = torch.randint(0, 701, (positions,)), [hidden.requires_grad_(), weight.requires_grad_()]
-    found = token_scores([(hidden, weight)], None, targets, Shape(cap=5.0))
-    expected = exact([(hidden, weight)], None, targets, Shape(cap=5.0))
+    found = token_scores([(hidden, weight)], None, targets, LogitTransform(cap=5.0))
+    expected = exact([(hidden, weight)], None, targets, LogitTransform(cap=5.0))
     gradients = torch.autograd.grad((found[:, 0] - found[:, 1]).sum(), inputs)
     for one, other in zip(gradients, torch.autograd.grad((expected[:, 0] - expected[:, 1]).sum(), inputs), strict=True):
         torch.testing.assert_close(
@@ -84,7 +85,7 @@ def test_the_weights_gradient_lends_its_memory_to_logits(positions, dtype, monke
 
 def test_a_frozen_head_gets_no_gradient_and_hidden_states_do():
     hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(300, 8)
-    token_scores([(hidden, weight)], None, torch.arange(5), Shape())[:, 0].sum().backward()
+    token_scores([(hidden, weight)], None, torch.arange(5), LogitTransform())[:, 0].sum().backward()
     assert weight.grad is None and hidden.grad.abs().sum() > 0
 
 
@@ -99,8 +100,8 @@ def test_bfloat16_loses_no_more_than_the_rounding_of_its_inputs(blocks):
         result = of(*inputs)
         return result.detach(), *torch.autograd.grad((result[:, 0] - result[:, 1]).sum(), inputs)
 
-    found = losses_and_gradients(lambda h, w: token_scores([(h, w)], None, targets, Shape(), mean=True))
-    expected = losses_and_gradients(lambda h, w: exact([(h, w)], None, targets, Shape()))
+    found = losses_and_gradients(lambda h, w: token_scores([(h, w)], None, targets, LogitTransform(), mean=True))
+    expected = losses_and_gradients(lambda h, w: exact([(h, w)], None, targets, LogitTransform()))
     if scores.matmul_dtype(hidden.device, hidden.dtype) == torch.float32:
         torch.testing.assert_close(found[0].double(), expected[0], atol=1e-4, rtol=1e-5)
     assert found[1].dtype == found[2].dtype == torch.bfloat16
@@ -122,7 +123,7 @@ def test_the_logits_of_a_pack_are_never_held_at_once(monkeypatch):
 
     hidden, weight = torch.randn(200, 8, requires_grad=True), torch.randn(5000, 8, requires_grad=True)
     with Sizes():
-        token_scores([(hidden, weight)], None, torch.arange(200), Shape())[:, 0].sum().backward()
+        token_scores([(hidden, weight)], None, torch.arange(200), LogitTransform())[:, 0].sum().backward()
     assert max(largest) <= max(200 * 128, weight.numel())
 
 
@@ -140,7 +141,7 @@ def test_losses_are_those_of_their_formulas(name):
     torch.manual_seed(0)
     settings, logits = LOSSES[name], torch.randn(9, 50, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 50, (9,))
-    found = token_loss(exact([(logits, torch.eye(50))], None, targets, Shape()), settings)
+    found = token_loss(exact([(logits, torch.eye(50))], None, targets, LogitTransform()), settings)
     p = logits.softmax(1).gather(1, targets[:, None])[:, 0]
     expected = torch.nn.functional.cross_entropy(
         logits, targets, reduction="none", label_smoothing=settings.label_smoothing
@@ -163,7 +164,7 @@ def test_a_model_scores_as_transformers_computes_its_logits(name):
     (sample,) = samples(23)
     found, weights = model.token_scores(model.module, pack([sample]), None, mean=True)
     logits = plain(torch.from_numpy(sample.tokens).long()[None]).logits[0, :-1]
-    expected = exact([(logits, torch.eye(97))], None, torch.from_numpy(sample.tokens[1:]).long(), Shape())
+    expected = exact([(logits, torch.eye(97))], None, torch.from_numpy(sample.tokens[1:]).long(), LogitTransform())
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-4)
     assert weights.tolist() == [1.0] * 22
     gradients = []

@@ -7,8 +7,8 @@ import contextlib
 import subprocess
 from dataclasses import dataclass, field
 
-from tests.cluster.ray_head import BIN, TOKEN, environment
 from tests.multihost.hosts import Host, Switch
+from tests.ray_head import BIN, TOKEN, environment
 
 START_UP, ATTEMPTS = 180, 3
 """Seconds for a node of Ray on a busy machine, and how often that is tried."""

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 import yaml
 
-from tests.cluster.ray_head import BIN, environment
 from tests.multihost.cluster import cluster
 from tests.multihost.runs import STEPS, learned
+from tests.ray_head import BIN, environment
 
 
 @pytest.fixture(scope="package")

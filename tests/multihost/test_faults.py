@@ -28,7 +28,7 @@ def test_a_rank_that_is_frozen_is_found_and_all_start_again(hosts, submit, ended
     assert all("no step for 20 s" in text and "train/engine.py" in text for text in said), "where they wait"
 
 
-@pytest.mark.soak  # on one host it is a test of each day: tests/cluster/test_submit.py
+@pytest.mark.soak  # on one host it is a test of each day: tests/remote/test_submit.py
 def test_a_driver_that_is_killed_fails_the_job_and_the_same_command_goes_on(hosts, submit, ended, run, learned_alone):
     job = submit()
     wait_for_step(run, 8, job)

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from dist_sft.cluster.kubernetes.manifest import render
 from dist_sft.config.load import load_config
+from dist_sft.kubernetes.manifest import render
 from dist_sft.tracking.json_lines import records_in
 from tests.kubernetes.cases import ROOT
 from tests.kubernetes.rehearsal import pods

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.cluster.ray_head import TOKEN
 from tests.multihost.hosts import why_not
 from tests.multihost.runs import STEPS, learned, one_wandb_run, starts
 from tests.ranks import wait_for_step
+from tests.ray_head import TOKEN
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.skipif(bool(why_not()), reason=str(why_not()))]
 

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
-from dist_sft.cluster.run_data import RunData
 from dist_sft.config.sections import RunConfig
+from dist_sft.run.data import RunData
 from tests.ranks import losses, records, train_on_ranks
 
 STEPS = 5

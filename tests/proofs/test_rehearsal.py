@@ -2,12 +2,12 @@
 
 import pytest
 
-from dist_sft.cluster.run_data import RunData
 from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import SftError
-from dist_sft.model.load import load_config
+from dist_sft.model.architecture import load_architecture
 from dist_sft.proofs.proof import refuse
+from dist_sft.run.data import RunData
 
 pytestmark = pytest.mark.xdist_group("rehearsal")
 
@@ -62,7 +62,7 @@ def proofs_of(config, rows_of=None):
     """rows_of: settings that the tiny model's rows are read with; the same unless they are given."""
     data = RunData.of(rows_of or config)
     looked = data.train.rows.probe(data.train.steps)
-    return rehearse(config, load_config(config.model), looked.samples, data.encoder.template.source)
+    return rehearse(config, load_architecture(config.model), looked.samples, data.encoder.template.source)
 
 
 def test_a_sound_run_is_proved(run):

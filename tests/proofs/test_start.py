@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from dist_sft.chat import spans
-from dist_sft.cluster import run_data
-from dist_sft.cluster.run_data import RunData
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import SftError
 from dist_sft.model.context import PackContext
 from dist_sft.proofs.masks import certify_masks
+from dist_sft.run import data as run_data
+from dist_sft.run.data import RunData
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import CancelledError
 
 from dist_sft.data.ledger import Ledger
-from dist_sft.data.packing import Dealer
+from dist_sft.data.packing import Packer
 from dist_sft.service.client import ChunksLost, StepClient
 from dist_sft.service.dealing import StepDealer
 from dist_sft.service.messages import as_chunk
@@ -55,7 +55,7 @@ class Cluster:
         self.dice, self.losses = dice or random.Random(0), losses
         self.encoders = Encoders(feeds, encoders, self.dice, deaths)
         streams = {name: feed.steps for name, feed in feeds.items()}
-        packing = dealer or Dealer(1, 3 * context)
+        packing = dealer or Packer(1, 3 * context)
         self.new_dealer = lambda: StepDealer(streams, packing, self.encoders, context, budget)
         self.dealer = self.new_dealer()
         self.fate = {}

@@ -24,7 +24,7 @@ from dist_sft.data.encoding import EncodedStep, step_hash
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.order import Order, SampleId, Steps
 from dist_sft.data.pack import build_pack
-from dist_sft.data.packing import Dealer
+from dist_sft.data.packing import Packer
 from dist_sft.service.client import StepClient
 from dist_sft.service.local import LocalLink
 from dist_sft.service.messages import Ask, Feed
@@ -69,11 +69,11 @@ def test_the_hashes_are_those_that_were_committed(truth):
 )  # fmt: skip
 def test_every_step_is_the_oracles(truth, world, encoders, prefetch, seed, deaths, losses, kills, budget, limit):
     _, feed, expected = truth
-    dealer = Dealer(1, limit, quadratic=1e-3)
+    dealer = Packer(1, limit, quadratic=1e-3)
     if encoders == 0:  # each rank for itself
         parts = []
         for rank in range(world):
-            link = LocalLink({"train": feed}, Dealer(world, limit, quadratic=1e-3), chats.CONTEXT, budget)
+            link = LocalLink({"train": feed}, Packer(world, limit, quadratic=1e-3), chats.CONTEXT, budget)
             parts.append(list(StepClient(link, "train", STEPS, 1, world, rank, prefetch, Ledger(), 1.0).shares(0)))
             link.close()
     else:
@@ -364,7 +364,7 @@ class TestTraps:
 
     @pytest.mark.parametrize("limit", [121, 333, 1000])
     def test_a_token_limit_that_is_no_power_of_two(self, truth, limit):
-        cluster = Cluster({"train": truth[1]}, 2, dealer=Dealer(1, limit))
+        cluster = Cluster({"train": truth[1]}, 2, dealer=Packer(1, limit))
         parts = cluster.run(STEPS, 3)
         cluster.close()
         assert max(len(pack.tokens) for shares in parts for share in shares for pack in share.packs) <= limit
@@ -394,7 +394,7 @@ class TestTraps:
         path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
         ledger, cluster = (
             Ledger(),
-            Cluster({"train": chats.feed([path], 1, per_step=3)}, 1, dealer=Dealer(1, chats.CONTEXT)),
+            Cluster({"train": chats.feed([path], 1, per_step=3)}, 1, dealer=Packer(1, chats.CONTEXT)),
         )
         ((share,),) = cluster.run(1, 1, ledger=ledger)
         assert [len(pack.tokens) for pack in share.packs if pack.samples] == [chats.CONTEXT]

@@ -14,7 +14,7 @@ import ray
 from ray._private import internal_api
 
 from dist_sft.data.ledger import Ledger
-from dist_sft.data.packing import Dealer
+from dist_sft.data.packing import Packer
 from dist_sft.service.client import StepClient
 from dist_sft.service.members import PATIENCE as PATIENCE_OF_A_LINK
 from dist_sft.service.members import RayLink, start
@@ -48,7 +48,7 @@ def here():
 def service(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ray_chats")
     feeds = {"train": chats.feed(chats.write(folder), STEPS, cache=folder / "cache")}
-    dealer = Dealer(1, 333, quadratic=1e-3)
+    dealer = Packer(1, 333, quadratic=1e-3)
     service = start("kills", feeds, dealer, chats.CONTEXT, here(), 0.5, {}, 1 << 22, STALL, 8 * WORLD)
     yield service
     service.stop()
@@ -131,7 +131,7 @@ def objects():
 def test_nothing_is_left_of_a_service_that_stopped(cluster, tmp_path):
     before, held = alive(), objects()
     feeds = {"train": chats.feed(chats.write(tmp_path), STEPS)}
-    service = start("short", feeds, Dealer(1, 333), chats.CONTEXT, here(), 0.5, {}, 1 << 22, STALL, 8)
+    service = start("short", feeds, Packer(1, 333), chats.CONTEXT, here(), 0.5, {}, 1 << 22, STALL, 8)
     link = RayLink("short", True, 30, service.started)
     shares = list(StepClient(link, "train", STEPS, 1, 1, 0, 3, Ledger(), 1.0).shares(0))
     assert len(shares) == STEPS

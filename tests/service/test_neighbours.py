@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from dist_sft.data.packing import Dealer
+from dist_sft.data.packing import Packer
 from tests.service import chats
 from tests.service.members import Cluster
 
@@ -17,8 +17,8 @@ def feed(tmp_path_factory):
     return chats.feed(chats.write(tmp_path_factory.mktemp("chats")), STEPS)
 
 
-def delivered(feed, world, neighbours, seed=0):
-    dealer = Dealer(1, 360, pad_to_multiple_of=neighbours, neighbours=neighbours)
+def delivered(feed, world, ranks_per_pack, seed=0):
+    dealer = Packer(1, 360, pad_to_multiple_of=ranks_per_pack, ranks_per_pack=ranks_per_pack)
     cluster = Cluster({"train": feed}, 2, random.Random(seed), deaths=0.2, losses=0.1, dealer=dealer)
     cluster.kill_at = {5, 11}
     parts = cluster.run(STEPS, world)
@@ -40,5 +40,5 @@ def test_neighbours_get_the_same_packs_and_groups_different_ones(feed, seed):
 
 
 def test_a_plan_is_for_groups_of_ranks():
-    plan = Dealer(8, 100, neighbours=4, pad_to_multiple_of=4).deal([30, 70, 20, 50])
+    plan = Packer(8, 100, ranks_per_pack=4, pad_to_multiple_of=4).pack([30, 70, 20, 50])
     assert len(plan.packs) == 2 and sorted(i for packs in plan.packs for pack in packs for i in pack) == [0, 1, 2, 3]

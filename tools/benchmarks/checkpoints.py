@@ -43,7 +43,7 @@ def main() -> None:
 def measured(folder: Path, behind: bool, asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds that training stood still, by checkpoint, and until each was whole; bytes of the last one."""
     from dist_sft.checkpoint.layout import Manifest, newest
-    from dist_sft.cluster.local_ranks import work_on_ranks
+    from dist_sft.run.local_ranks import work_on_ranks
     from dist_sft.tracking.json_lines import records_in
 
     chats = write_chats(folder / "chats.jsonl", rows=200, mean_words=20)

@@ -43,12 +43,12 @@ def model_folder(folder: Path) -> Path:
 def ours(file: Path, model: Path) -> None:
     import ray
 
-    from dist_sft.cluster.places import places
+    from dist_sft.cluster.placement import place_encoders
     from dist_sft.cluster.runner import data_service
     from dist_sft.cluster.session import connect as join
-    from dist_sft.cluster.supply import connect
     from dist_sft.config.sections import RunConfig
     from dist_sft.data.ledger import Ledger
+    from dist_sft.run.supply import connect
 
     with TemporaryDirectory(dir=WORK) as folder:
         config = RunConfig.model_validate(
@@ -63,7 +63,7 @@ def ours(file: Path, model: Path) -> None:
         join(config)
         for name in ("cold", "second start"):
             begin = time.monotonic()
-            with data_service(config, places(config, ray.nodes())) as offer:
+            with data_service(config, place_encoders(config, ray.nodes())) as offer:
                 started = time.monotonic()
                 supply = connect(offer, config, world=1, rank=0, session=1)
                 share = next(supply.training(Ledger(), lambda step, text: None).shares(0))

@@ -74,7 +74,7 @@ def _seconds(call: Any) -> float:
 
 def flops(config: Any, spec: dict[str, Any]) -> float:
     """Per token, over all steps."""
-    from dist_sft.model.cost import model_cost
+    from dist_sft.estimate.cost import model_cost
 
     head = 3 * 2.0 * config.hidden_size * config.vocab_size * sum(spec["supervised"])
     backbone = model_cost(config, trains_weights=True).flops(sum(spec["tokens"]), sum(spec["squares"]))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from dist_sft.data.order import Order, SampleId, Steps
-from dist_sft.data.packing import Dealer, StepPlan
+from dist_sft.data.packing import Packer, StepPlan
 from dist_sft.service.dealing import StepDealer
 from dist_sft.service.messages import Ask, ChunkFacts
 from tools.benchmarks.measure import heading, took
 
 ROWS = 10_000_000
 QWEN3_8B = 2.12e-5
-"""What attention adds to the cost of a token, per token of its sample: see dist_sft.model.cost."""
+"""What attention adds to the cost of a token, per token of its sample: see dist_sft.estimate.cost."""
 
 
 def main() -> None:
@@ -42,22 +42,22 @@ def order() -> None:
 def plans() -> None:
     """Cost of the slowest rank over the mean, per micro-step; and the time of the largest plan."""
     rng = np.random.default_rng(0)
-    _show("8 ranks, 1,024 chats of at most 4k, packs of 8,192", Dealer(8, 8192, quadratic=QWEN3_8B), _chats(rng, 1024))
-    _show("8 ranks, 2,048 chats of at most 4k, packs of 4,096", Dealer(8, 4096, quadratic=QWEN3_8B), _chats(rng, 2048))
+    _show("8 ranks, 1,024 chats of at most 4k, packs of 8,192", Packer(8, 8192, quadratic=QWEN3_8B), _chats(rng, 1024))
+    _show("8 ranks, 2,048 chats of at most 4k, packs of 4,096", Packer(8, 4096, quadratic=QWEN3_8B), _chats(rng, 2048))
     mix = np.where(rng.random(4100) < 0.9, _chats(rng, 4100), rng.normal(12000, 2000, 4100).clip(1000, 32768)).astype(
         int
     )
-    _show("64 ranks, 90 % chats and 10 % documents of 12k, packs of 32k", Dealer(64, 32768, True, 4, QWEN3_8B), mix)
-    _show("8,192 ranks, 16,384 chats, packs of 4,096", Dealer(8192, 4096, quadratic=QWEN3_8B), _chats(rng, 16384))
-    _show("the same, padded to 128", Dealer(8192, 4096, True, 1, QWEN3_8B, 128), _chats(rng, 16384))
+    _show("64 ranks, 90 % chats and 10 % documents of 12k, packs of 32k", Packer(64, 32768, True, 4, QWEN3_8B), mix)
+    _show("8,192 ranks, 16,384 chats, packs of 4,096", Packer(8192, 4096, quadratic=QWEN3_8B), _chats(rng, 16384))
+    _show("the same, padded to 128", Packer(8192, 4096, True, 1, QWEN3_8B, 128), _chats(rng, 16384))
 
 
 def _chats(rng: np.random.Generator, count: int) -> Any:
     return rng.lognormal(6.1, 0.7, count).clip(16, 4096).astype(int)
 
 
-def _show(name: str, dealer: Dealer, lengths: Any) -> None:
-    spent, plan = took(lambda: dealer.deal(lengths.tolist()))
+def _show(name: str, packer: Packer, lengths: Any) -> None:
+    spent, plan = took(lambda: packer.pack(lengths.tolist()))
     assert isinstance(plan, StepPlan)
     cost = np.array(plan.cost)
     worst = float((cost.max(axis=0) / cost.mean(axis=0)).max())
@@ -83,7 +83,7 @@ async def deals() -> None:
     """The dealer's work for a step, without the messages themselves."""
     for world, samples in ((64, 4096), (1024, 8192), (8192, 16384)):
         steps = Steps(Order.shuffled((ROWS,), seed=0), samples, samples * 100)
-        dealer = StepDealer({"train": steps}, Dealer(1, 4096, quadratic=QWEN3_8B), _Encoders(), 4096, 1 << 32)
+        dealer = StepDealer({"train": steps}, Packer(1, 4096, quadratic=QWEN3_8B), _Encoders(), 4096, 1 << 32)
         times = []
         for step in range(4):
             begin = time.process_time()

@@ -41,8 +41,8 @@ def main(spec: dict[str, Any]) -> None:
     probe = of_this_rank(spec["out"])
     import torch.distributed as dist
 
-    from dist_sft.cluster.assembly import assemble
     from dist_sft.config.sections import RunConfig
+    from dist_sft.run.assembly import assemble
     from dist_sft.train.loop import train
 
     world = int(os.environ["WORLD_SIZE"])

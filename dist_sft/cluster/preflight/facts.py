@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_sft.checkpoint.layout import ASIDE
+from dist_sft.checkpoint.layout import QUARANTINED
 
 PACKAGES = ("torch", "deepspeed", "ray", "transformers", "dist-sft")
 """Versions that must agree: ranks exchange what these packages make."""
@@ -78,7 +78,7 @@ def _held(checkpoints: Path) -> int:
     """Bytes that a run frees as it goes on; checkpoints that were put aside stay."""
     held = 0
     for folder in checkpoints.glob("step_*"):
-        for path in folder.rglob("*") if folder.suffix != ASIDE else ():
+        for path in folder.rglob("*") if folder.suffix != QUARANTINED else ():
             with contextlib.suppress(OSError):  # removed meanwhile
                 held += path.stat().st_size
     return held

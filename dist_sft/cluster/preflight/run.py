@@ -12,12 +12,12 @@ from dist_sft.cluster.preflight.ask import answers, ask, pinned, task
 from dist_sft.cluster.preflight.facts import NodeFacts, clock, look, versions
 from dist_sft.cluster.preflight.judge import Finding, judge
 from dist_sft.cluster.preflight.network import Reduced
-from dist_sft.cluster.session import worker_resources
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError
+from dist_sft.estimate.memory import state_bytes
+from dist_sft.model.architecture import load_architecture
 from dist_sft.model.capacity import count_trained
-from dist_sft.model.load import load_config
-from dist_sft.model.memory import state_bytes
+from dist_sft.run.resources import worker_resources
 
 KNOCK = 5.0
 """Seconds for a connection between two nodes."""
@@ -98,7 +98,7 @@ def _room(config: RunConfig) -> float:
     """Bytes that the checkpoints of a run take in run.dir, with the one that is being written."""
     if config.checkpoint.url:
         return 0.0
-    trained = count_trained(load_config(config.model), config.model.tuning).total
+    trained = count_trained(load_architecture(config.model), config.model.tuning).total
     keep = config.checkpoint
     return float(trained * state_bytes(config, stage=1) * (keep.keep + keep.keep_best + 1))
 

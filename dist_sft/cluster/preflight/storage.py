@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dist_sft.core.errors import SftError
 from dist_sft.core.files import durable
-from dist_sft.core.places import is_remote, place, remove_file
+from dist_sft.core.storage import is_remote, remove_file, storage_path
 
 SIZE = 4 << 20
 """Bytes that a node writes: more than a disk that is as good as full still takes."""
@@ -76,7 +76,7 @@ def remove(where: str, name: str) -> str:
 
 
 def _folder(where: str) -> Path:
-    return place(where) / ".preflight"
+    return storage_path(where) / ".preflight"
 
 
 def _said(error: Exception) -> str:

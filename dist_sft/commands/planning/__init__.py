@@ -6,17 +6,17 @@ run file -> first rows (workload) -> memory, network, time, disk (plan) -> what 
 from dataclasses import dataclass
 from typing import Any
 
-from dist_sft.cluster.run_data import RunData
-from dist_sft.commands.planning.changes import Change, changes
+from dist_sft.commands.planning.changes import Adjustment, changes
 from dist_sft.commands.planning.machine import Machine
-from dist_sft.commands.planning.plan import Plan, dealer_of, make_plan, on_machine
+from dist_sft.commands.planning.plan import Plan, make_plan, on_machine, packer_of
 from dist_sft.commands.planning.shown import gib, recommended
 from dist_sft.commands.planning.workload import look
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import ClusterError
-from dist_sft.model.load import load_config
+from dist_sft.model.architecture import load_architecture
+from dist_sft.run.data import RunData
 
-__all__ = ["Machine", "Plan", "Planned", "dealer_of", "plan_run"]
+__all__ = ["Machine", "Plan", "Planned", "packer_of", "plan_run"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Planned:
     """changes: what was tried to make it fit; [] where it does, or where the GPU's memory is not known."""
 
     plan: Plan
-    changes: list[Change]
+    changes: list[Adjustment]
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -59,7 +59,7 @@ def plan_run(config: RunConfig, machine: Machine, rows: int) -> Planned:
     """Raises the first SftError that opening the data, the DeepSpeed settings or the machine give."""
     config = on_machine(config, machine)
     data = RunData.of(config)
-    data.dealer(config, machine.ranks)  # says clearly what does not go with the machine
-    architecture, work = load_config(config.model), look(config, data, rows)
+    data.packer(config, machine.ranks)  # says clearly what does not go with the machine
+    architecture, work = load_architecture(config.model), look(config, data, rows)
     plan = make_plan(config, architecture, work, machine)
     return Planned(plan, changes(config, architecture, work, machine) if plan.fits is False else [])

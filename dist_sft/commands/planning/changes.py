@@ -19,7 +19,7 @@ MOST_NODES = 64
 
 
 @dataclass(frozen=True)
-class Change:
+class Adjustment:
     """settings: what to write; price: what it costs; plan: with it."""
 
     settings: str
@@ -41,15 +41,15 @@ class Step:
     machine: Machine
 
 
-def changes(config: RunConfig, architecture: PretrainedConfig, work: Workload, machine: Machine) -> list[Change]:
+def changes(config: RunConfig, architecture: PretrainedConfig, work: Workload, machine: Machine) -> list[Adjustment]:
     """Each change alone, cheapest first; where none is enough, one upon the other until they are.
 
     Those that a run would refuse, or that are made already, are left out.
     """
 
-    def planned(step: Step) -> Change | None:
+    def planned(step: Step) -> Adjustment | None:
         try:
-            return Change(step.settings, step.price, make_plan(step.config, architecture, work, step.machine))
+            return Adjustment(step.settings, step.price, make_plan(step.config, architecture, work, step.machine))
         except ConfigError:
             return None
 
@@ -57,7 +57,7 @@ def changes(config: RunConfig, architecture: PretrainedConfig, work: Workload, m
     alone = [change for turn in TURNS for change in _turned(turn, start, planned)]
     if any(change.fits for change in alone):
         return alone
-    names, current, together = list[str](), start, list[Change]()
+    names, current, together = list[str](), start, list[Adjustment]()
     for turn in TURNS:
         for change in _turned(turn, current, planned):
             names = [*(name for name in names if not (name + change.settings).count("--nodes") > 1), change.settings]
@@ -71,9 +71,9 @@ def changes(config: RunConfig, architecture: PretrainedConfig, work: Workload, m
 Turn = Callable[[RunConfig, Machine], Step | None]
 
 
-def _turned(turn: Turn, start: Step, planned: Callable[[Step], Change | None]) -> list[Change]:
+def _turned(turn: Turn, start: Step, planned: Callable[[Step], Adjustment | None]) -> list[Adjustment]:
     """A change, made once; of nodes again and again, until it fits."""
-    found, step = list[Change](), turn(start.config, start.machine)
+    found, step = list[Adjustment](), turn(start.config, start.machine)
     while step is not None:
         if (change := planned(step)) is not None:
             found.append(change)

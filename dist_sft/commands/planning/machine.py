@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from dist_sft.core.errors import ConfigError
-from dist_sft.model.cost import GPU_GIB, gpu_memory, peak_flops
+from dist_sft.estimate.cost import GPU_GIB, gpu_memory, peak_flops
 
 RESERVED = 0.08
 """Share of a GPU's memory that the CUDA context, NCCL and a fragmented allocator take. An assumption, not measured."""

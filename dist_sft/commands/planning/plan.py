@@ -13,10 +13,10 @@ from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.workload import Workload
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.sections import RunConfig
-from dist_sft.data.packing import Dealer, StepPlan
-from dist_sft.model.cost import BYTES, model_cost
-from dist_sft.model.memory import Memory, estimate, state_bytes
-from dist_sft.model.traffic import Collective, Sizes, traffic
+from dist_sft.data.packing import Packer, StepPlan
+from dist_sft.estimate.cost import BYTES, model_cost
+from dist_sft.estimate.memory import Memory, estimate, state_bytes
+from dist_sft.estimate.traffic import Collective, Sizes, traffic
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def make_plan(config: RunConfig, architecture: PretrainedConfig, work: Workload,
     stage: int = merged.get("zero_optimization", {}).get("stage", 0)
     sizes = Sizes.of(config, architecture, merged)
     cost = model_cost(architecture, trains_weights=config.model.tuning.kind == "full")
-    dealt = work.dealt(dealer_of(config, machine.ranks, cost.quadratic))
+    dealt = work.dealt(packer_of(config, machine.ranks, cost.quadratic))
     micro_steps = [plan.micro_steps for plan in dealt]
     memory = estimate(
         config, architecture, merged, sizes.all, sizes.trained, "cuda", max(micro_steps), work.learned, sizes.persistent
@@ -170,10 +170,10 @@ def _checkpoint(config: RunConfig, sizes: Sizes) -> float:
     return float(sizes.trained * state_bytes(config, stage=1))
 
 
-def dealer_of(config: RunConfig, ranks: int, quadratic: float) -> Dealer:
-    """As `cluster.run_data.RunData.dealer`, for a run that is only thought of."""
+def packer_of(config: RunConfig, ranks: int, quadratic: float) -> Packer:
+    """As `run.data.RunData.packer`, for a run that is only thought of."""
     train = config.train
-    return Dealer(
+    return Packer(
         ranks, train.tokens_per_pack, train.packing, train.micro_steps, quadratic, train.pack_multiple,
         train.sequence_parallel,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dist_sft.commands.planning.changes import Change
+from dist_sft.commands.planning.changes import Adjustment
 from dist_sft.commands.planning.machine import RESERVED
 from dist_sft.commands.planning.plan import Plan
 
@@ -22,7 +22,7 @@ PARTS = {
 }
 
 
-def show(plan: Plan, changes: Sequence[Change], console: Console) -> None:
+def show(plan: Plan, changes: Sequence[Adjustment], console: Console) -> None:
     """Memory by part, network by collective, time, host, disk; then what to change, where it does not fit."""
     console.print(_memory(plan))
     console.print(
@@ -40,7 +40,7 @@ def show(plan: Plan, changes: Sequence[Change], console: Console) -> None:
         console.print(_changes(changes))
 
 
-def recommended(changes: Sequence[Change]) -> Change | None:
+def recommended(changes: Sequence[Adjustment]) -> Adjustment | None:
     """The first that fits: they are ordered, cheapest first."""
     return next((change for change in changes if change.fits), None)
 
@@ -109,7 +109,7 @@ def _figures(plan: Plan) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _changes(changes: Sequence[Change]) -> Table:
+def _changes(changes: Sequence[Adjustment]) -> Table:
     table = _table("changes, cheapest first", ("", "left"), ("a GPU", "right"), ("", "left"), ("hours", "right"),
                    ("price", "left"))  # fmt: skip
     best = recommended(changes)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from statistics import fmean
 
-from dist_sft.cluster.run_data import RunData
 from dist_sft.config.sections import RunConfig
 from dist_sft.core.errors import DataError
-from dist_sft.data.packing import Dealer, StepPlan
-from dist_sft.model.cost import ModelCost
+from dist_sft.data.packing import Packer, StepPlan
+from dist_sft.estimate.cost import ModelCost
+from dist_sft.run.data import RunData
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Workload:
         passes = 3 if cost.trains_weights else 2
         return cost.flops(self.tokens, squares) + 2 * passes * head * fmean(self.supervised)
 
-    def dealt(self, dealer: Dealer) -> list[StepPlan]:
+    def dealt(self, packer: Packer) -> list[StepPlan]:
         """Each step, dealt."""
-        return [dealer.deal(lengths) for lengths in self.lengths]
+        return [packer.pack(lengths) for lengths in self.lengths]
 
 
 def look(config: RunConfig, data: RunData, rows: int) -> Workload:

@@ -45,7 +45,7 @@ def _attention(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
         pack: PackContext = module.pack_context  # type: ignore[assignment]
         _refuse(module, query, key, attention_mask, dropout, pack, rest)
         pack.windows.append(sliding_window)
-        near = pack.neighbours
+        near = pack.group
         parts = near.to_heads(*(tensor[0].transpose(0, 1) for tensor in (query, key, value)))
         active = pack.attention_dropout if pack.keys is not None else 0.0
         first = near.rank * parts[0].shape[1]

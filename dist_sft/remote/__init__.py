@@ -1,0 +1,1 @@
+"""A Ray cluster from outside: package, submit and follow a job."""

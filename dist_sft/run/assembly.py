@@ -1,0 +1,172 @@
+"""What one rank is made of, in the order in which it is built.
+
+process group -> data -> model -> engine -> checkpoint -> training
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_sft.checkpoint.agreement import on_rank_0
+from dist_sft.checkpoint.starts import newest_starts, starts_in
+from dist_sft.checkpoint.store import CheckpointStore
+from dist_sft.checkpoint.writing import Retention
+from dist_sft.config.deepspeed import deepspeed_config
+from dist_sft.config.resolve import redacted
+from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
+from dist_sft.data.ledger import Ledger
+from dist_sft.estimate.cost import peak_flops
+from dist_sft.model.adapters import starts_of
+from dist_sft.model.attention import name_of
+from dist_sft.model.load import load
+from dist_sft.model.sequence_parallel import SequenceParallelGroup
+from dist_sft.model.tokenizer import save_tokenizer
+from dist_sft.proofs.dropout import check_residual_dropout
+from dist_sft.proofs.head import check_head
+from dist_sft.proofs.isolation import check_isolation
+from dist_sft.run import folder as run_folder
+from dist_sft.run.data import TRAIN, Brief
+from dist_sft.run.extension_builds import wait_for_builds
+from dist_sft.run.supply import Offer, connect
+from dist_sft.tracking.json_lines import Goodput, JsonLines, tokens_so_far
+from dist_sft.tracking.tracker import RankZeroTracker, Sink
+from dist_sft.tracking.wandb_sink import Wandb
+from dist_sft.train.clock import StepClock
+from dist_sft.train.engine import build_engine
+from dist_sft.train.loop import train
+from dist_sft.train.parts import Heartbeat, Training
+
+
+@dataclass
+class Rank:
+    """One rank of a run, ready to train. done, state: where the newest checkpoint left off."""
+
+    run: Training
+    done: int
+    state: dict[str, Any]
+    ledger: Ledger
+    tracker: RankZeroTracker
+    checkpoints: CheckpointStore
+
+
+def work(
+    settings: dict[str, Any],
+    attempt: str,
+    offer: Offer | None = None,
+    heartbeat: Heartbeat | None = None,
+) -> dict[str, Any]:
+    """One rank of a run, from start to end; what rank 0 returns reaches the driver.
+
+    settings: a RunConfig as JSON values. attempt: names this start of the run. offer: of a data service; without one
+    the rank reads the data itself. heartbeat: who watches it. The process group is already there.
+    """
+    rank = assemble(RunConfig.model_validate(settings), attempt, offer)
+    rank.run.heartbeat = heartbeat or Heartbeat()
+    failed = True
+    try:
+        last, outcome = train(rank.run, rank.done, rank.state)
+        dropped = dict(rank.ledger.counts)
+        good = rank.tracker.goodput.share(time.time())
+        more = {"lost": rank.ledger.lost, "token_shares": rank.tracker.token_shares, "goodput": good}
+        rank.tracker.note(last, outcome, ledger=dropped, **more)
+        failed = False
+    finally:
+        if failed:
+            rank.checkpoints.settle()
+        rank.tracker.close(failed)
+    return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done, "goodput": good}
+
+
+def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Rank:
+    """Build everything that this rank needs. A collective: all ranks call it. Raises SftError."""
+    rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(config.run.dir)
+    device = _prepare_process()
+    session: int = on_rank_0(folder, lambda: run_folder.next_session(folder))
+    supply = connect(offer, config, world, rank, session)
+    brief = supply.brief
+    held_out, left_out = supply.held_out()
+    sinks: list[Sink] = []
+    on_rank_0(folder, lambda: _open_folder(folder, brief, config))
+    on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
+
+    merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
+    tuning = config.model.tuning
+    place = run_folder.checkpoints_of(config, folder)
+    kept = _kept_starts(place, tuning)
+    model = load(config.model, merged, config.run.seed, device, brief.steps[TRAIN], kept)
+    model.context.group = SequenceParallelGroup.form(config.train.sequence_parallel)
+    ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
+    engine = build_engine(model.module, merged, config.train, ratio)
+    check_isolation(model, engine, brief.vocabulary, config.data.context_length)
+    check_head(model, engine, brief.vocabulary)
+    if config.model.residual_dropout:
+        check_residual_dropout(model, engine)
+    adapter, starts = tuning.kind == "lora", starts_of(model.module)
+    checkpoints = CheckpointStore(
+        place,
+        Retention(config.checkpoint.keep, config.checkpoint.keep_best),
+        adapter,
+        attempt=f"{session}-{attempt}",
+        run=run_folder.identity(brief.facts),
+        starts=starts,
+        behind=config.checkpoint.behind,
+        versions=brief.facts["versions"],
+    )
+    progress = checkpoints.load(engine)
+    done = progress.step
+
+    metrics, now = folder / "metrics.jsonl", time.time()
+    on_rank_0(folder, lambda: sinks.append(JsonLines(metrics, done)))
+    so_far = tokens_so_far(metrics, done if rank == 0 else 0, len(brief.sources))
+    good = Goodput.so_far(metrics, now) if rank == 0 else Goodput(now)
+    ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
+    tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger, good)
+    attention = name_of(model.module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
+    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
+    for text in (*progress.quarantined, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
+        tracker.note(done, text)
+    checkpoints.tell, checkpoints.say = tracker.checkpoint, tracker.note
+    clock = StepClock(brief.cost.flops)
+    run = Training(config, engine, model, supply.training(ledger, tracker.note), held_out, checkpoints, tracker, clock)
+    return Rank(run, done, progress.state, ledger, tracker, checkpoints)
+
+
+def _prepare_process() -> torch.device:
+    """Settings of this process; the device that it trains on."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
+    wait_for_builds(say=lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=timedelta(minutes=30))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _kept_starts(checkpoints: Path, tuning: FullTuning | LoraTuning) -> dict[str, Tensor] | None:
+    """What the adapter of the run started from, if it has been trained before."""
+    if not isinstance(tuning, LoraTuning) or tuning.init != "pissa":
+        return None
+    newest: Path | None = on_rank_0(checkpoints, lambda: newest_starts(checkpoints))
+    return starts_in(newest) if newest else None
+
+
+def _open_folder(folder: Path, brief: Brief, config: RunConfig) -> None:
+    run_folder.prepare(folder, brief.facts, config)
+    save_tokenizer(config.model.path, brief.template, folder / "tokenizer", config.model.revision)
+
+
+def _wandb(folder: Path, facts: dict[str, Any], config: RunConfig) -> list[Sink]:
+    wandb = config.tracking.wandb
+    return [Wandb(wandb, config.run, folder / "wandb", redacted(facts))] if wandb and wandb.mode != "disabled" else []
+
+
+def _peak(device: torch.device) -> float | None:
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

@@ -1,0 +1,177 @@
+"""The data side of a run, and all that its config.json says: what can be known before weights are read.
+
+RunConfig -> encoder, rows, order of the run, what identifies the run
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_sft.chat.encode import Encoder
+from dist_sft.checkpoint.layout import whole_steps
+from dist_sft.config.sections import RunConfig
+from dist_sft.core.errors import ConfigError
+from dist_sft.data.arrange import order_of, streams_of
+from dist_sft.data.encoding import Rows, open_sources
+from dist_sft.data.order import Order, Steps
+from dist_sft.data.packing import Packer
+from dist_sft.data.sources import RowSource
+from dist_sft.estimate.cost import ModelCost, model_cost
+from dist_sft.model.architecture import load_architecture
+from dist_sft.model.neftune import strengths
+from dist_sft.model.supported import refuse_split, refuse_unsupported
+from dist_sft.model.tokenizer import load_vocabulary
+from dist_sft.model.weights import check_weights, model_fingerprint
+from dist_sft.proofs.masks import certify_masks, prove_masks
+from dist_sft.proofs.noise import prove_noise
+from dist_sft.proofs.proof import refuse
+from dist_sft.run import folder as run_folder
+from dist_sft.service.messages import Feed
+
+TRAIN, HELD_OUT = "train", "held_out"
+"""Names of the two feeds."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a rank must know of the data; the rest is the service's. Travels to every rank.
+
+    facts       what the run folder keeps
+    template    Jinja source
+    vocabulary  number of ids
+    steps       of each feed, by name
+    sources     their names
+    """
+
+    facts: dict[str, Any]
+    template: str
+    vocabulary: int
+    cost: ModelCost
+    steps: dict[str, int]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data side of a run: needs no GPU and no process group.
+
+    train, held_out  rows and their steps; the latter of eval.source, each row once
+    model_id         what identifies the weights that the run starts from
+    """
+
+    encoder: Encoder
+    train: Feed
+    held_out: Feed | None
+    cost: ModelCost
+    model_id: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunData":
+        """Raises every error that data, template, tokenizer or architecture can give before training."""
+        settings = config.model
+        architecture = load_architecture(settings)
+        refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
+        if settings.neftune:
+            strengths(settings.neftune, architecture.get_text_config().num_hidden_layers)
+        refuse_split(architecture, config.train.sequence_parallel, settings.path)
+        check_weights(settings)
+        with ThreadPoolExecutor(1, "open") as pool:  # files are hashed and indexed while the tokenizer is loaded
+            opened = pool.submit(open_sources, config.data.sources, config.data)
+            encoder = make_encoder(config)
+            train = _train(config, encoder, opened.result())
+        cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
+        return cls(encoder, train, _held_out(config, encoder), cost, model_fingerprint(settings.path, architecture))
+
+    @property
+    def feeds(self) -> dict[str, Feed]:
+        return {TRAIN: self.train, **({HELD_OUT: self.held_out} if self.held_out else {})}
+
+    def probe(self, config: RunConfig) -> None:
+        """Look at the first rows of a run, unless it has checkpoints: then they were learned long ago.
+
+        Raises DataError where they hold nothing to learn, RowError for those that bad_rows forbids, and SftError where
+        their masks, or the noise on them, are not what they should be.
+        """
+        if whole_steps(run_folder.checkpoints_of(config, Path(config.run.dir))):
+            return
+        for name, feed in self.feeds.items():
+            looked = feed.rows.probe(feed.steps)
+            refuse(prove_masks(certify_masks(feed, looked)))
+            if config.model.neftune and name == TRAIN:
+                width = load_architecture(config.model).get_text_config().hidden_size
+                refuse(prove_noise(config.model.neftune, looked.samples, width, config.run.seed))
+
+    def brief(self, config: RunConfig) -> Brief:
+        return Brief(
+            self.facts(config),
+            self.encoder.template.source,
+            self.encoder.vocabulary.size,
+            self.cost,
+            {name: len(feed.steps) for name, feed in self.feeds.items()},
+            tuple(source.name for source in self.train.rows.sources),
+        )
+
+    def facts(self, config: RunConfig) -> dict[str, Any]:
+        """What the run folder keeps. Held-out rows must stay as they are only where they can end the run."""
+        judges = self.held_out is not None and config.eval.patience is not None
+        fingerprints = {
+            "sources": self.train.rows.fingerprints,
+            "encoder": self.encoder.fingerprint,
+            "model": self.model_id,
+            **({"held_out": self.held_out.rows.fingerprints} if self.held_out and judges else {}),
+        }
+        return run_folder.facts(config, fingerprints, list(self.encoder.stop_ids))
+
+    def packer(self, config: RunConfig, world: int) -> Packer:
+        """How packs are made. Raises ConfigError where groups of neighbouring ranks do not add up to the world."""
+        settings = config.train
+        if world % settings.sequence_parallel:
+            raise ConfigError(
+                f"{world} ranks cannot be split into groups of {settings.sequence_parallel}",
+                where="train.sequence_parallel",
+                fix=f"take a number of ranks that is a multiple of {settings.sequence_parallel}",
+            )
+        return Packer(
+            world,
+            settings.tokens_per_pack,
+            settings.packing,
+            settings.micro_steps,
+            self.cost.quadratic,
+            settings.pack_multiple,
+            settings.sequence_parallel,
+        )
+
+
+def make_encoder(config: RunConfig) -> Encoder:
+    """The tokenizer and template of a run, with its loss weights."""
+    load_architecture(config.model)  # first, for it says more clearly that there is no model
+    data = config.data
+    vocabulary = load_vocabulary(config.model.path, config.model.revision)
+    return Encoder(vocabulary, data.template, data.loss, data.context_length, data.overlong)
+
+
+def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> Feed:
+    data, settings = config.data, config.train
+    rows = Rows(data.sources, data, encoder, opened)
+    streams = streams_of(data, rows.sources, config.run.seed)
+    order = order_of(data, streams, settings.samples_per_step, lambda: rows.first_lengths(streams))
+    end = order.mixture.end
+    if settings.steps is not None and end is not None and settings.steps * settings.samples_per_step > end:
+        raise ConfigError(
+            f"train.steps is {settings.steps}, and every source has ended after {end} samples: "
+            f"{end // settings.samples_per_step} whole steps",
+            where="train.steps",
+            fix="raise max_epochs of a source, or train fewer steps",
+        )
+    return Feed(rows, Steps.of(order, settings.samples_per_step, settings.steps, settings.epochs))
+
+
+def _held_out(config: RunConfig, encoder: Encoder) -> Feed | None:
+    """eval.samples of the held-out rows, picked once and for all."""
+    if config.eval.source is None:
+        return None
+    rows = Rows([config.eval.source], config.data, encoder)
+    count = min(config.eval.samples or sum(rows.lengths), sum(rows.lengths))
+    return Feed(rows, Steps(Order.shuffled(rows.lengths, seed=0), config.train.samples_per_step, count))

@@ -1,0 +1,124 @@
+"""What a submission sends to a cluster, and what it refuses to send: found before any cluster is asked."""
+
+import os
+import zipfile
+
+import pytest
+import yaml
+
+from dist_sft.commands.submit import next_id, prepare
+from dist_sft.config.load import load_config
+from dist_sft.core.errors import ClusterError
+from dist_sft.remote.jobs import Job
+from dist_sft.remote.package import LIMIT, package
+
+NOBODY = ("--address", "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A run file whose settings name files in all the ways there are."""
+    for name in ("data/a.jsonl", "data/b.jsonl", "data/__pycache__/c.pyc", "held_out.jsonl", "chat.jinja", "other.txt",
+                 "model/config.json", "model/.git/HEAD", "runs/old/checkpoint"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
+    settings = {
+        "run": {"name": "named", "dir": "/mnt/shared/run"},
+        "model": {"path": "model"},
+        "data": {"sources": [{"path": "data/*.jsonl"}, {"path": "/mnt/shared/c.jsonl"}, {"path": "hub:openai/gsm8k"},
+                             {"path": "s3://bucket/d.jsonl"}], "template": "chat.jinja"},
+        "eval": {"source": "held_out.jsonl"},
+        "train": {"steps": 1},
+        "deepspeed": "zero.json",
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_only_what_the_run_file_names_is_sent(folder):
+    sent = package(folder / "run.yaml", load_config("run.yaml", ()))
+    assert sorted(sent.files) == [
+        "chat.jinja", "data/a.jsonl", "data/b.jsonl", "held_out.jsonl", "model/config.json", "run.yaml", "zero.json"
+    ]  # fmt: skip
+    more = package(folder / "run.yaml", load_config("run.yaml", ()), ["."])
+    assert set(more.files) - set(sent.files) == {"other.txt"}
+
+
+def test_equal_files_make_an_equal_package(folder):
+    sent = package(folder / "run.yaml", load_config("run.yaml", ()))
+    sent.write(folder / "1.zip")
+    os.utime(folder / "data/a.jsonl", (1e9, 1e9))
+    sent.write(folder / "2.zip")
+    assert (folder / "1.zip").read_bytes() == (folder / "2.zip").read_bytes()
+    with zipfile.ZipFile(folder / "1.zip") as archive:
+        assert archive.read("zero.json") == (folder / "zero.json").read_bytes()
+
+
+def test_a_run_file_elsewhere_is_found_beside_its_deepspeed_json(folder, tmp_path_factory):
+    apart = tmp_path_factory.mktemp("apart")
+    for name in ("run.yaml", "zero.json"):
+        (folder / name).rename(apart / name)
+    sent = package(apart / "run.yaml", load_config(apart / "run.yaml", ()))
+    assert sent.run_file == "run.yaml" and sent.files["zero.json"] == apart / "zero.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (
+            ["run.dir=runs/a"],
+            "run.dir: run.dir is 'runs/a', in the job's working directory: its checkpoints would vanish",
+        ),
+        (["eval.source=../rows.jsonl"], "eval.source: ../rows.jsonl: leads out of the current folder"),
+        (
+            ["eval.source=held.jsonl"],
+            "eval.source: held.jsonl: no such file on this machine\n  fix: did you mean held_out",
+        ),
+        (["--include", "nothing"], "--include: nothing: no such file on this machine"),
+        (["--secret", "WANDB_API_KEY=s3cr3t"], "--secret WANDB_API_KEY=...: a secret is given by its name alone"),
+        (["data.sources.3.path=s3://me:s3cr3t@bucket/d"], "run.yaml: data.sources.3.path looks like a secret"),
+        (["--runtime-env", "env.yaml"], "env.yaml: env_vars.HF_TOKEN looks like a secret"),
+        (["--runtime-env", "bad.yaml"], "bad.yaml: not what Ray takes: "),
+        (["--runtime-env", "dir.yaml"], "dir.yaml: working_dir is made of what the run file names"),
+        (["deepspeed={zero_optimization: {stage: 9}}"], "deepspeed: the ZeRO stage is 9"),
+    ],
+)
+def test_what_cannot_work_or_would_leak_is_refused_here(folder, refused, arguments, error):
+    (folder.parent / "rows.jsonl").write_text("{}")
+    (folder / "env.yaml").write_text("env_vars: {HF_HOME: /mnt/hub, HF_TOKEN: s3cr3t}")
+    (folder / "bad.yaml").write_text("env_vars: {OMP_NUM_THREADS: 1}")
+    (folder / "dir.yaml").write_text("working_dir: .")
+    said = refused("submit", "run.yaml", *arguments, *NOBODY)
+    assert said.startswith(error) and "s3cr3t" not in said
+
+
+def test_too_much_is_refused_with_the_sizes(folder, refused):
+    with (folder / "model" / "model.safetensors").open("wb") as file:
+        file.truncate(LIMIT)
+    said = refused("submit", "run.yaml", *NOBODY)
+    assert said.startswith("working directory: 100.0 MB would be uploaded, and 100.0 MB may be: model/ 100.0 MB, ")
+
+
+def test_the_command_of_a_job_is_what_one_would_type(folder):
+    overrides = ["model.tuning={kind: lora, rank: 8}", "cluster.address=ray://elsewhere:10001"]
+    config = load_config("run.yaml", overrides)
+    job = prepare(folder / "run.yaml", config, overrides, secrets=["WANDB_API_KEY"])
+    assert job.command == (
+        "dist-sft train run.yaml 'model.tuning={kind: lora, rank: 8}' cluster.address=ray://elsewhere:10001 "
+        "cluster.address=null --secret=WANDB_API_KEY"
+    )
+    assert job.runtime_env == {} and job.metadata["run"] == "named"
+
+
+def test_jobs_of_a_run_are_numbered_and_one_runs_at_a_time():
+    def job(job_id, status):
+        return Job(job_id, status, "", None, "")
+
+    ended = [job("a-1", "FAILED"), job("a-10", "STOPPED"), job("a-1-4", "RUNNING"), job("ab-30", "RUNNING")]
+    assert next_id("a", [], "") == "a-1" and next_id("a", ended, "") == "a-11"
+    with pytest.raises(ClusterError, match="run 'a' is pending on this cluster as job a-2"):
+        next_id("a", [*ended, job("a-2", "PENDING")], "")
+    assert next_id("größer / besser", [], "") != next_id("grösser / besser", [], "")
+    assert len(next_id("x" * 200, [], "")) < 80
