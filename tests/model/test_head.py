@@ -44,7 +44,9 @@ def exact(factors, bias, targets, shape):
     return torch.stack([logits.logsumexp(1), logits.gather(1, targets[:, None])[:, 0], logits.mean(1)], dim=1)
 
 
-@pytest.mark.parametrize("shape", [LogitTransform(), LogitTransform(0.5), LogitTransform(1.0, 5.0), LogitTransform(0.5, 5.0)])
+@pytest.mark.parametrize(
+    "shape", [LogitTransform(), LogitTransform(0.5), LogitTransform(1.0, 5.0), LogitTransform(0.5, 5.0)]
+)
 def test_scores_and_gradients_are_those_of_all_logits(shape, blocks):
     torch.manual_seed(0)
     sizes = [(37, 16), (700, 16), (37, 3), (700, 3), (700,)]
