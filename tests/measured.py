@@ -57,7 +57,7 @@ def measure(settings, carried):
     """One run of this rank, to its end."""
     import ctypes
 
-    from dist_sft.config.sections import RunConfig
+    from dist_sft.config.run_config import RunConfig
     from dist_sft.run.assembly import assemble
     from dist_sft.train.loop import train
     from dist_sft.train.parts import Heartbeat

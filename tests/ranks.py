@@ -65,7 +65,7 @@ def write_logits(settings, tokens, out):
     import torch
 
     from dist_sft.chat.conversation import EncodedSample
-    from dist_sft.config.sections import RunConfig
+    from dist_sft.config.run_config import RunConfig
     from dist_sft.data.order import SampleId
     from dist_sft.data.pack import build_pack
     from dist_sft.run.assembly import assemble
@@ -114,7 +114,7 @@ def train_and_write_frozen(settings, out):
     import deepspeed
     import torch
 
-    from dist_sft.config.sections import RunConfig
+    from dist_sft.config.run_config import RunConfig
     from dist_sft.run.assembly import assemble
     from dist_sft.train.loop import train
 

@@ -6,7 +6,7 @@ nodes of Ray, what a worker and an encoder reserve -> a node for each encoder
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.run.resources import counted, encoder_resources, encoders_of, worker_resources
 

@@ -20,7 +20,7 @@ from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.session import connect, quiet
 from dist_sft.config.deepspeed import deepspeed_config, portable
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, StorageError
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData

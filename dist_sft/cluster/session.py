@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.run.extension_builds import wait_for_builds
 from dist_sft.run.resources import is_local, ray_address

@@ -14,7 +14,7 @@ from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.advice import warnings
 from dist_sft.config.deepspeed import Device, deepspeed_config
 from dist_sft.config.presets import SOURCES
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep
 from dist_sft.data.packing import Packer
 from dist_sft.estimate import advice as advisor

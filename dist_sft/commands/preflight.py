@@ -5,7 +5,7 @@ from rich.table import Table
 
 from dist_sft.cluster.preflight.run import Report, preflight
 from dist_sft.cluster.session import connect, quiet
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.run import folder as run_folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.encoding import Rows
 from dist_sft.data.order import SampleId

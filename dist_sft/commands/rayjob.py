@@ -9,7 +9,8 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from dist_sft.config.sections import ModelSection, RunConfig
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.kubernetes.shape import shape
 

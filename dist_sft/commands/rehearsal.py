@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.config.deepspeed import deepspeed_config, transferable
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
 from dist_sft.model.miniature import miniature, save_random
 from dist_sft.model.supported import splits

@@ -20,8 +20,9 @@ from ray.runtime_env import RuntimeEnv
 from dist_sft.cluster.secrets import secret_names
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.document import parse_yaml
-from dist_sft.config.resolve import redact_urls, resolved, secret_keys
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.redact import redact_urls, secret_keys
+from dist_sft.config.resolve import resolved
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
 from dist_sft.remote.follow import command
 from dist_sft.remote.jobs import Job, Jobs

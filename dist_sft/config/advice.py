@@ -1,6 +1,6 @@
 """Settings that are allowed, and seldom meant."""
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 
 RATES = {"full": (1e-7, 1e-4), "lora": (1e-5, 2e-3)}
 """Learning rates of AdamW that published fine-tuning uses, by kind of tuning, with room at both ends.

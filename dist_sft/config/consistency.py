@@ -1,23 +1,18 @@
 """Settings that are each right, and wrong together."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from dist_sft.config.document import Path, dotted
 from dist_sft.config.kubernetes_rules import kubernetes
 from dist_sft.config.noise import Depth
+from dist_sft.config.presets import PRESETS
 from dist_sft.config.problems import Problem
-from dist_sft.config.sections import LoraTuning, RunConfig, Source
+from dist_sft.config.root import Check
+from dist_sft.config.sections import LoraTuning, RunSections, Source
 
 
-def contradictions(config: RunConfig) -> list[Problem]:
-    """All pairs of settings that cannot both be meant."""
-    checks = (
-        *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
-        *(_evaluation, _device, _workers, _service, _mixture, _changes, _order, kubernetes),
-    )
-    return [problem for check in checks for problem in check(config)]
-
-
-def _length(config: RunConfig) -> Iterator[Problem]:
+def _length(config: RunSections) -> Iterator[Problem]:
     train, data = config.train, config.data
     if train.epochs is None and train.steps is None:
         yield Problem(("train",), "neither train.epochs nor train.steps is set", "set one, e.g. train.epochs: 2")
@@ -39,7 +34,7 @@ def _length(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _schedule(config: RunConfig) -> Iterator[Problem]:
+def _schedule(config: RunSections) -> Iterator[Problem]:
     train = config.train
     if train.min_learning_rate > train.learning_rate:
         yield Problem(
@@ -61,7 +56,7 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _optimizer(config: RunConfig) -> Iterator[Problem]:
+def _optimizer(config: RunSections) -> Iterator[Problem]:
     optimizer = config.train.optimizer
     if optimizer.name != "sgd" and optimizer.momentum > 0:
         yield Problem(
@@ -78,7 +73,7 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _adapters(config: RunConfig) -> Iterator[Problem]:
+def _adapters(config: RunSections) -> Iterator[Problem]:
     tuning = config.model.tuning
     if not isinstance(tuning, LoraTuning):
         return
@@ -98,7 +93,7 @@ def _adapters(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _evaluation(config: RunConfig) -> Iterator[Problem]:
+def _evaluation(config: RunSections) -> Iterator[Problem]:
     if config.eval.patience is not None and config.eval.source is None:
         yield Problem(
             ("eval", "patience"),
@@ -107,7 +102,7 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _device(config: RunConfig) -> Iterator[Problem]:
+def _device(config: RunSections) -> Iterator[Problem]:
     if config.model.attention in ("varlen", "flash") and config.cluster.gpus_per_worker == 0:
         yield Problem(
             ("model", "attention"),
@@ -122,7 +117,7 @@ def _device(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _workers(config: RunConfig) -> Iterator[Problem]:
+def _workers(config: RunSections) -> Iterator[Problem]:
     """What binds the number of ranks."""
     size, fewest, most = config.train.sequence_parallel, config.cluster.fewest, config.cluster.most
     if fewest > most:
@@ -150,7 +145,7 @@ def _workers(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _service(config: RunConfig) -> Iterator[Problem]:
+def _service(config: RunSections) -> Iterator[Problem]:
     if config.service.resource and config.service.encoders == 0:
         yield Problem(
             ("service", "resource"),
@@ -159,7 +154,7 @@ def _service(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _mixture(config: RunConfig) -> Iterator[Problem]:
+def _mixture(config: RunSections) -> Iterator[Problem]:
     sources = config.data.sources
     mixed = [source.amount is not None for source in sources]
     for i, source in enumerate(sources):
@@ -196,7 +191,7 @@ def _shares(sources: Sequence[Source], amounts: Sequence[float], path: tuple[str
         )
 
 
-def _changes(config: RunConfig) -> Iterator[Problem]:
+def _changes(config: RunSections) -> Iterator[Problem]:
     sources, last = config.data.sources, 0
     for i, change in enumerate(config.data.schedule):
         path = ("data", "schedule", i)
@@ -217,7 +212,7 @@ def _changes(config: RunConfig) -> Iterator[Problem]:
         last = change.step
 
 
-def _order(config: RunConfig) -> Iterator[Problem]:
+def _order(config: RunSections) -> Iterator[Problem]:
     order = config.data.order
     if order.pacing and order.kind not in ("staged", "interleaved"):
         what = f"data.order.pacing opens easy rows first, and data.order.kind is {order.kind}"
@@ -232,7 +227,7 @@ def _order(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("data", "order", "stages"), "data.order.stages names a stage twice", "name each once")
 
 
-def _noise(config: RunConfig) -> Iterator[Problem]:
+def _noise(config: RunSections) -> Iterator[Problem]:
     settings = config.model.neftune
     if settings is None:
         return
@@ -268,7 +263,7 @@ def _noise(config: RunConfig) -> Iterator[Problem]:
         yield Problem((*path, "schedule", "warmup"), what, "give a share of all steps, e.g. 0.03, or fewer steps")
 
 
-def _preset(config: RunConfig) -> Iterator[Problem]:
+def _preset(config: RunSections) -> Iterator[Problem]:
     preset, kind = config.train.preset, config.model.tuning.kind
     if preset in ("full", "lora") and preset != kind:
         yield Problem(
@@ -276,10 +271,28 @@ def _preset(config: RunConfig) -> Iterator[Problem]:
             f"train.preset is {preset}, and model.tuning.kind is {kind}: their learning rates differ tenfold",
             f"set train.preset: {kind}",
         )
+    elif ignored := [dotted(path) for path in PRESETS.get(preset, {}) if not _is_set(config, path)]:
+        what = f"train.preset is {preset}, and what it fills in is left at other values: {', '.join(ignored)}"
+        yield Problem(("train", "preset"), what, "make the configuration with load_config or RunConfig.model_validate")
 
 
-def _loss(config: RunConfig) -> Iterator[Problem]:
+def _is_set(config: RunSections, path: Path) -> bool:
+    """Whether a setting was given, and not left at its default."""
+    section: Any = config
+    for part in path[:-1]:
+        section = getattr(section, str(part))
+    return path[-1] in section.model_fields_set
+
+
+def _loss(config: RunSections) -> Iterator[Problem]:
     loss = config.train.loss
     if loss.kind == "dft" and loss.label_smoothing:
         what = "train.loss.kind is dft, which weighs a target by its own probability, and label_smoothing spreads it"
         yield Problem(("train", "loss", "label_smoothing"), what, "remove label_smoothing, or set kind: nll")
+
+
+CHECKS: tuple[Check, ...] = (
+    *(_length, _schedule, _optimizer, _adapters, _preset, _loss, _noise),
+    *(_evaluation, _device, _workers, _service, _mixture, _changes, _order, kubernetes),
+)
+"""Each looks for one kind of settings that cannot both be meant."""

@@ -16,7 +16,7 @@ from dist_sft.config.deepspeed_rules import refusals
 from dist_sft.config.document import Document, dotted
 from dist_sft.config.document import Path as Key
 from dist_sft.config.problems import Problem, as_error, show
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.config.settings import nearest
 
 Device = Literal["cpu", "cuda"]

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from dist_sft.config.document import Path, dotted
 from dist_sft.config.problems import Problem
-from dist_sft.config.resolve import redacted
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.redact import redacted
+from dist_sft.config.sections import RunSections
 
 OURS = ("HOME", "HF_HOME", "DIST_SFT_CACHE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "PYTHONUNBUFFERED")
 """Variables that the manifest sets by itself."""
@@ -14,7 +14,7 @@ OPERATORS = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_REDIS_ADDRES
 """Variables that KubeRay sets from fields of their own."""
 
 
-def kubernetes(config: RunConfig) -> Iterator[Problem]:
+def kubernetes(config: RunSections) -> Iterator[Problem]:
     """Contradictions in the section, if there is one."""
     if config.kubernetes is None:
         return
@@ -22,7 +22,7 @@ def kubernetes(config: RunConfig) -> Iterator[Problem]:
         yield from check(config)
 
 
-def _queues(config: RunConfig) -> Iterator[Problem]:
+def _queues(config: RunSections) -> Iterator[Problem]:
     settings = config.kubernetes
     if settings and settings.queue and settings.gang:
         yield Problem(
@@ -33,7 +33,7 @@ def _queues(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _variables(config: RunConfig) -> Iterator[Problem]:
+def _variables(config: RunSections) -> Iterator[Problem]:
     """Each variable has one origin, and no secret stands in the run file."""
     origin = dict.fromkeys(OURS, "the manifest") | dict.fromkeys(OPERATORS, "KubeRay")
     for path, value in _all_variables(config):
@@ -47,7 +47,7 @@ def _variables(config: RunConfig) -> Iterator[Problem]:
         origin.setdefault(name, section)
 
 
-def _all_variables(config: RunConfig) -> Iterator[tuple[Path, str | None]]:
+def _all_variables(config: RunSections) -> Iterator[tuple[Path, str | None]]:
     """Settings that are variables of the pods, with their values; None for one that a Secret holds."""
     settings = config.kubernetes
     assert settings
@@ -69,7 +69,7 @@ def _instead(name: str) -> str:
     return f"; set kubernetes.{fields[name]}" if name in fields else ""
 
 
-def _tolerations(config: RunConfig) -> Iterator[Problem]:
+def _tolerations(config: RunSections) -> Iterator[Problem]:
     settings = config.kubernetes
     assert settings
     for pods in ("head", "worker"):

@@ -6,7 +6,8 @@ The rest is execution (see EXECUTION in sections): how fast, where, how visibly.
 from typing import Any
 
 from dist_sft.config.problems import show
-from dist_sft.config.sections import RunConfig, Section
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import Section
 
 PACKING = ("tokens_per_pack", "packing", "micro_steps", "pad_to_multiple_of")
 """Settings of `train` that decide which samples share a pack."""

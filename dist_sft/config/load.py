@@ -1,81 +1,81 @@
-"""A run file and its overrides -> RunConfig, or one error that names everything wrong with them.
+"""A file and its overrides -> checked settings, or one error that names everything wrong with them.
 
-run.yaml ─ document ─> values and lines ─ overrides, preset ─> values ─ pydantic, consistency ─> RunConfig
+run.yaml ─ document ─> values and lines ─ overrides ─> values ─ `Root.of` ─> RunConfig
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from dist_sft.config.consistency import contradictions
 from dist_sft.config.deepspeed_file import find_deepspeed
 from dist_sft.config.document import Document, parse_yaml
 from dist_sft.config.overrides import apply_overrides
-from dist_sft.config.presets import apply_preset
-from dist_sft.config.problems import as_error, from_pydantic
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.root import Root, from_values
+from dist_sft.config.run_config import RunConfig, with_shorthand
 from dist_sft.core.errors import ConfigError
 
+Source = Path | str | Mapping[str, Any]
+"""A file, or the settings themselves."""
+RootT = TypeVar("RootT", bound=Root)
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run file, put `key=value` overrides into it, check all of it.
+
+def load_config(run: Source, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file, or take a mapping of its settings; put `key=value` overrides into it; check all of it.
 
     Paths in it stay relative to the current folder, except `deepspeed:`, which becomes the path of the JSON that was
     found (see `find_deepspeed`).
 
     Raises:
-        ConfigError: with every problem found, each at file:line or at its override.
+        ConfigError: with every problem found, each at file:line, at its override, or at "values".
     """
-    document = apply_preset(apply_overrides(_read(Path(path)), overrides))
-    config = validate(document)
+    document = read(run, overrides, RunConfig, with_shorthand)
+    config = RunConfig.of(document)
     if isinstance(config.deepspeed, str):
-        found = find_deepspeed(config.deepspeed, Path(path).parent, document.where(("deepspeed",)))
+        beside = Path() if isinstance(run, Mapping) else Path(run).parent
+        found = find_deepspeed(config.deepspeed, beside, document.where(("deepspeed",)))
         config = config.model_copy(update={"deepspeed": str(found)})
     return config
 
 
-def validate(document: Document) -> RunConfig:
-    """Values -> RunConfig. Strict: no text becomes a number, no true becomes 1.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
-    try:
-        config = RunConfig.model_validate_json(json.dumps(document.value), strict=True)
-    except ValidationError as error:
-        raise as_error(from_pydantic(error, document), document) from None
-    problems = contradictions(config)
-    if problems:
-        raise as_error(problems, document)
-    return config
+def load(root: type[RootT], source: Source, overrides: Sequence[str] = ()) -> RootT:
+    """Any kind of file of settings, with the errors of a run file. Raises ConfigError."""
+    return root.of(read(source, overrides, root))
 
 
-def _read(path: Path) -> Document:
+def read(
+    source: Source,
+    overrides: Sequence[str],
+    root: type[Root],
+    written_out: Callable[[Any], Any] = lambda value: value,
+) -> Document:
+    """The values of a file or mapping, with overrides in them. Raises ConfigError where it holds no settings."""
+    document = from_values(dict(source)) if isinstance(source, Mapping) else _read(Path(source), root)
+    return apply_overrides(document, overrides, written_out)
+
+
+def _read(path: Path, root: type[Root]) -> Document:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError("no such run file", where=str(path), fix=_others(path)) from None
+        raise ConfigError(f"no such {root.file.removeprefix('the ')}", where=str(path), fix=_others(path)) from None
     except OSError as error:
-        raise ConfigError(f"the run file cannot be read: {error.strerror}", where=str(path)) from None
+        raise ConfigError(f"{root.file} cannot be read: {error.strerror}", where=str(path)) from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigError("not UTF-8", where=f"{path}:{line}", fix="save the file as UTF-8") from None
     document = parse_yaml(text, str(path))
+    needed = [name for name, field in root.model_fields.items() if field.is_required()]
     if document.value is None:
-        raise ConfigError("the run file is empty", where=str(path), fix="it needs at least model, data and train")
-    return _mapping(document, path)
-
-
-def _mapping(document: Document, path: Path) -> Document:
-    value: Any = document.value
-    if not isinstance(value, dict):
-        kind = "a list" if isinstance(value, list) else "a single value"
-        raise ConfigError(f"{kind}, not sections of key: value", where=f"{path}:1", fix="start with model: {path: ...}")
+        listed = " and ".join(filter(None, [", ".join(needed[:-1]), *needed[-1:]]))
+        fix = f"it needs at least {listed}" if needed else ""
+        raise ConfigError(f"{root.file} is empty", where=str(path), fix=fix)
+    if not isinstance(document.value, dict):
+        kind = "a list" if isinstance(document.value, list) else "a single value"
+        first = next(iter(needed or root.model_fields))
+        fix = f"start with a section, e.g. {first}:"
+        raise ConfigError(f"{kind}, not sections of key: value", where=f"{path}:1", fix=fix)
     return document
 
 

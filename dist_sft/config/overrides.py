@@ -3,20 +3,24 @@
 Keys are dotted, with list indices (`data.sources.0.path=x.jsonl`); values are YAML (`model.tuning={kind: lora}`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dist_sft.config.document import Document, Path, dotted, parse_yaml
 from dist_sft.core.errors import ConfigError
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
+def apply_overrides(
+    document: Document, overrides: Sequence[str], written_out: Callable[[Any], Any] = lambda value: value
+) -> Document:
     """A document with the overrides in it, in order; what they set is placed at "override 'key=value'".
+
+    written_out: writes out what may be written short, so that an override reaches into it.
 
     Raises:
         ConfigError: not key=value, a value that is not YAML, or a key that leads through a plain value.
     """
-    value, locations = with_shorthand(document.value), dict(document.locations)
+    value, locations = written_out(document.value), dict(document.locations)
     for override in overrides:
         where = f"override '{override}'"
         path, new = _parse(override, where)
@@ -26,25 +30,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             locations.setdefault(path[:length], where)  # sections that the override makes
         for key, place in new.locations.items():
             locations[(*path, *key)] = place
-        value = with_shorthand(_set(value, path, 0, new.value, where))
+        value = written_out(_set(value, path, 0, new.value, where))
     return Document(value, locations)
-
-
-def with_shorthand(value: Any) -> Any:
-    """Write out what may be written short: a source that is only its path."""
-    if not isinstance(value, dict):
-        return value
-    data, evaluation = value.get("data"), value.get("eval")
-    if isinstance(data, dict) and "sources" in data:
-        sources = data["sources"] if isinstance(data["sources"], list) else [data["sources"]]
-        value = {**value, "data": {**data, "sources": [_source(source) for source in sources]}}
-    if isinstance(evaluation, dict) and "source" in evaluation:
-        value = {**value, "eval": {**evaluation, "source": _source(evaluation["source"])}}
-    return value
-
-
-def _source(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
 
 
 def _parse(override: str, where: str) -> tuple[Path, Document]:

@@ -12,13 +12,14 @@ from typing import Any, get_args
 from pydantic_core import ErrorDetails, ValidationError
 
 from dist_sft.config.document import Document, Path, dotted
+from dist_sft.config.section import Section
 from dist_sft.config.settings import holds, nearest, section_at, sections_in, suggestion
 from dist_sft.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a run file: the setting it is about, what is wrong, how to mend it."""
+    """One thing wrong with a file of settings: the setting it is about, what is wrong, how to fix it."""
 
     path: Path
     what: str
@@ -33,12 +34,12 @@ def as_error(problems: Sequence[Problem], document: Document, of: str = "the run
     return ConfigError(f"{len(errors)} problems in {of}\n" + "\n".join(str(error) for error in errors))
 
 
-def from_pydantic(error: ValidationError, document: Document) -> list[Problem]:
+def from_pydantic(error: ValidationError, document: Document, root: type[Section]) -> list[Problem]:
     """Problems in the order of the settings; the branches of a union are joined into one."""
     by_path: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_path.setdefault(_real_path(details, document.value), []).append(details)
-    return [_problem(path, details, document.value) for path, details in by_path.items()]
+    return [_problem(root, path, details, document.value) for path, details in by_path.items()]
 
 
 def _real_path(details: ErrorDetails, value: Any) -> Path:
@@ -56,29 +57,29 @@ def _real_path(details: ErrorDetails, value: Any) -> Path:
     return tuple(path)
 
 
-def _problem(path: Path, errors: list[ErrorDetails], value: Any) -> Problem:
-    key, first = dotted(path) or "the run file", errors[0]
+def _problem(root: type[Section], path: Path, errors: list[ErrorDetails], value: Any) -> Problem:
+    key, first = dotted(path) or root.file, errors[0]
     kind, context = first["type"], first.get("ctx", {})
     if kind == "extra_forbidden":
-        return Problem(path, f"{key} is not a setting", suggestion(path, value))
+        return Problem(path, f"{key} is not a setting", suggestion(root, path, value))
     if kind == "missing":
-        return Problem(path, f"{key} is missing", _describe(path, value))
+        return Problem(path, f"{key} is missing", _describe(root, path, value))
     if kind == "union_tag_not_found":
-        return Problem(path, f"{key} is missing", f"add {path[-1]}: one of {_tags(_kinds(path, value))}")
+        return Problem(path, f"{key} is missing", f"add {path[-1]}: one of {_tags(_kinds(root, path, value))}")
     if kind == "union_tag_invalid":
         return _not_one_of(path, key, context["tag"], context["expected_tags"])
     if kind == "literal_error":
         given = path[-1] if first["loc"][-1] == "[key]" else first["input"]
         return _not_one_of(path, key, given, context["expected"])
     if kind in ("too_short", "string_too_short"):
-        return Problem(path, f"{key} is empty", _describe(path, value))
+        return Problem(path, f"{key} is empty", _describe(root, path, value))
     wanted = " or ".join(dict.fromkeys(_wanted(error) for error in errors))
     return Problem(path, f"{key} is {show(first['input'])}, not {wanted}", _retype(errors, wanted))
 
 
-def _kinds(path: Path, value: Any) -> list[str]:
+def _kinds(root: type[Section], path: Path, value: Any) -> list[str]:
     """The kinds of section that may stand where path, a discriminator, is missing."""
-    parent = section_at(path[:-2], value)
+    parent = section_at(root, path[:-2], value)
     field = parent.model_fields.get(str(path[-2])) if parent and len(path) > 1 else None
     candidates = sections_in(field.annotation) if field else []
     return [get_args(section.model_fields[str(path[-1])].annotation)[0] for section in candidates]
@@ -149,8 +150,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _describe(path: Path, value: Any) -> str:
-    section = section_at(path[:-1], value)
+def _describe(root: type[Section], path: Path, value: Any) -> str:
+    section = section_at(root, path[:-1], value)
     field = section.model_fields.get(str(path[-1])) if section else None
     return f"add {dotted(path)}" + (f": {field.description}" if field and field.description else "")
 

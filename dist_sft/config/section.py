@@ -1,6 +1,6 @@
 """What all sections of a run file have in common."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -17,6 +17,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 class Section(BaseModel):
     """Frozen, and refuses unknown keys."""
+
+    file: ClassVar[str] = "the file"
+    """What a whole file of this kind is called in messages."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False

@@ -343,8 +343,8 @@ class TrackingSection(Section):
     log_every: PositiveInt = Field(default=1, description="steps per console line", json_schema_extra=EXECUTION)
 
 
-class RunConfig(Section):
-    """A whole run file."""
+class RunSections(Section):
+    """The sections of a run file, each right by itself; `run_config.RunConfig` is what they are together."""
 
     run: RunSection = RunSection()
     model: ModelSection

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from dist_sft.config.document import Path, dotted
-from dist_sft.config.sections import RunConfig, Section
+from dist_sft.config.section import Section
 
 
 def nearest(name: str, names: list[str]) -> str | None:
@@ -22,9 +22,9 @@ def sections_in(annotation: Any) -> list[type[Section]]:
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
-def section_at(path: Path, value: Any) -> type[Section] | None:
-    """The section that stands at a path of a run file with this value, or None where none does."""
-    section: type[Section] = RunConfig
+def section_at(root: type[Section], path: Path, value: Any) -> type[Section] | None:
+    """The section that stands at a path of a file of this kind with this value, or None where none does."""
+    section = root
     for part in path:
         value = value[part] if holds(value, part) else None
         if isinstance(part, int):
@@ -33,31 +33,42 @@ def section_at(path: Path, value: Any) -> type[Section] | None:
         candidates = sections_in(field.annotation) if field else []
         if not candidates:
             return None
-        section = _chosen(candidates, value)
+        section = chosen(candidates, value)
     return section
 
 
-def suggestion(path: Path, value: Any) -> str:
+def meant(root: type[Section], path: Path, value: Any) -> list[tuple[Path, type[Section]]]:
+    """The settings, with their sections, that one which does not exist may have been meant to be; nearest first."""
+    name, parent = str(path[-1]), path[:-1]
+    section = section_at(root, parent, value)
+    if section and (near := nearest(name, list(section.model_fields))):
+        return [((*parent, near), section)]
+    everywhere = list(_all_settings(root, ()))
+    if exact := [(at, of) for at, of in everywhere if at[-1] == name]:
+        return exact
+    near = nearest(name, [str(at[-1]) for at, _ in everywhere])
+    return [next((at, of) for at, of in everywhere if at[-1] == near)] if near else []
+
+
+def suggestion(root: type[Section], path: Path, value: Any) -> str:
     """What to do about a setting that does not exist: the nearest right name, here or in another section."""
     name, parent = str(path[-1]), path[:-1]
-    section = section_at(parent, value)
+    found = meant(root, path, value)
+    if found and found[0][0][:-1] == parent and found[0][0][-1] != name:
+        return f"did you mean '{found[0][0][-1]}'?"
+    if found and found[0][0][-1] == name:
+        return " or ".join(_belongs(at, of, parent) for at, of in found[:3])
+    if found:
+        return f"did you mean '{dotted(found[0][0])}'?"
+    section = section_at(root, parent, value)
     siblings = list(section.model_fields) if section else []
-    if near := nearest(name, siblings):
-        return f"did you mean '{near}'?"
-    places = list(_all_settings(RunConfig, ()))
-    exact = [(place, of) for place, of in places if place[-1] == name]
-    if exact:
-        return " or ".join(_belongs(place, of, parent) for place, of in exact[:3])
-    if near := nearest(name, [str(place[-1]) for place, _ in places]):
-        place = next(place for place, _ in places if place[-1] == near)
-        return f"did you mean '{dotted(place)}'?"
-    return f"settings of {dotted(parent) or 'a run file'}: {', '.join(siblings)}" if siblings else ""
+    return f"settings of {dotted(parent) or root.file}: {', '.join(siblings)}" if siblings else ""
 
 
-def _belongs(place: Path, section: type[Section], parent: Path) -> str:
-    if place[:-1] == parent and "kind" in section.model_fields:
-        return f"{place[-1]} belongs to kind: {get_args(section.model_fields['kind'].annotation)[0]}"
-    return f"{place[-1]} belongs " + (f"under {dotted(place[:-1])}" if place[:-1] else "at the left margin")
+def _belongs(at: Path, section: type[Section], parent: Path) -> str:
+    if at[:-1] == parent and "kind" in section.model_fields:
+        return f"{at[-1]} belongs to kind: {get_args(section.model_fields['kind'].annotation)[0]}"
+    return f"{at[-1]} belongs " + (f"under {dotted(at[:-1])}" if at[:-1] else "at the left margin")
 
 
 def _all_settings(section: type[Section], path: Path) -> Iterator[tuple[Path, type[Section]]]:
@@ -74,7 +85,8 @@ def holds(value: Any, part: str | int) -> bool:
     return isinstance(value, dict) and part in value
 
 
-def _chosen(candidates: list[type[Section]], value: Any) -> type[Section]:
+def chosen(candidates: list[type[Section]], value: Any) -> type[Section]:
+    """Of the sections that may stand somewhere, the one whose `kind` the value has; the first where it has none."""
     kind = value.get("kind") if isinstance(value, dict) else None
     for candidate in candidates:
         if "kind" in candidate.model_fields and kind in get_args(candidate.model_fields["kind"].annotation):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dist_sft.config.resolve import redact_urls
+from dist_sft.config.redact import redact_urls
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.readers.base import File, RawRow, Rows

@@ -17,7 +17,8 @@ from typing import Literal
 from transformers import PretrainedConfig
 
 from dist_sft.config.advice import RATES
-from dist_sft.config.sections import LoraTuning, RunConfig
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import LoraTuning
 from dist_sft.model.capacity import Trained, count_trained
 
 BITS_PER_PARAMETER = 2.0

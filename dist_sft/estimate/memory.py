@@ -14,7 +14,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from dist_sft.config.deepspeed import Device
-from dist_sft.config.sections import LoraTuning, RunConfig
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import LoraTuning
 from dist_sft.estimate.cost import BYTES, Widths
 from dist_sft.model.scores import BLOCK, KEPT
 

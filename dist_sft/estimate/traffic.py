@@ -15,7 +15,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from dist_sft.config.sections import FullTuning, RunConfig
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import FullTuning
 from dist_sft.estimate.cost import BYTES, Widths
 from dist_sft.model.capacity import count_trained, tensor_sizes
 

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from dist_sft.config.kubernetes import KubernetesSection
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.kubernetes import pods
 from dist_sft.kubernetes.rules import Object, refuse_broken

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from dist_sft.config.kubernetes import KubernetesSection, PodSection, mebibytes
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.run.resources import encoders_of
 

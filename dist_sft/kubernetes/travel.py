@@ -9,8 +9,8 @@ from typing import Any
 
 from dist_sft.config.deepspeed import portable
 from dist_sft.config.kubernetes import KubernetesSection
-from dist_sft.config.resolve import secret_keys
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.redact import secret_keys
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.kubernetes.pods import SCRATCH
 from dist_sft.kubernetes.text import as_documents

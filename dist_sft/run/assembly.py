@@ -20,8 +20,9 @@ from dist_sft.checkpoint.starts import newest_starts, starts_in
 from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.checkpoint.writing import Retention
 from dist_sft.config.deepspeed import deepspeed_config
-from dist_sft.config.resolve import redacted
-from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
+from dist_sft.config.redact import redacted
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import FullTuning, LoraTuning
 from dist_sft.data.ledger import Ledger
 from dist_sft.estimate.cost import peak_flops
 from dist_sft.model.adapters import starts_of

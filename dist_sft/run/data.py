@@ -11,7 +11,7 @@ from typing import Any
 
 from dist_sft.chat.encode import Encoder
 from dist_sft.checkpoint.layout import whole_steps
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import Rows, open_sources

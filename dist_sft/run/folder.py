@@ -21,8 +21,9 @@ from typing import Any
 
 from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.config.learned import changed_keys, learned
-from dist_sft.config.resolve import redacted, resolved, resolved_yaml
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.redact import redacted
+from dist_sft.config.resolve import resolved, resolved_yaml
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import CheckpointError, ConfigError, StorageError
 from dist_sft.core.files import atomic, reading, stable_hash, write_json, writing
 from dist_sft.core.storage import is_remote, storage_path

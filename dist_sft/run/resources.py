@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 
 RAY_STARTED = Path("/tmp/ray/ray_current_cluster")

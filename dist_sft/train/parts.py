@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.results import EvalResult, StepResult
 from dist_sft.data.pack import Pack, StepShare
 from dist_sft.train.clock import StepClock

@@ -201,7 +201,7 @@ def test_storage_that_is_not_there_or_goes_away_ends_the_run_with_the_reason(tin
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused(tiny_run, tmp_path, url, said):
-    from dist_sft.config.sections import RunConfig
+    from dist_sft.config.run_config import RunConfig
     from dist_sft.run.folder import checkpoints_of
 
     config = RunConfig.model_validate(settings(tiny_run, tmp_path, url))
@@ -210,7 +210,7 @@ def test_a_url_that_cannot_be_used_is_refused(tiny_run, tmp_path, url, said):
 
 
 def test_credentials_in_a_url_are_refused(tiny_run, tmp_path):
-    from dist_sft.config.sections import RunConfig
+    from dist_sft.config.run_config import RunConfig
 
     with pytest.raises(ValueError, match="url"):
         RunConfig.model_validate(settings(tiny_run, tmp_path, "s3://me:secret@bucket/x"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dist_sft.cluster.placement import place_encoders
 from dist_sft.cluster.runner import data_service
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.run.resources import check_resources
 from tests.cluster.test_preflight import forget_authentication

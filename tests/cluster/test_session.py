@@ -1,6 +1,6 @@
 """The environment of the processes that train."""
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.run.resources import worker_environment
 
 

@@ -10,7 +10,7 @@ from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.plan import main_memory, make_plan
 from dist_sft.commands.planning.shown import recommended
 from dist_sft.commands.planning.workload import Workload
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
 

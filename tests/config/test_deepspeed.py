@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_sft.config.deepspeed import deepspeed_config, portable
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))

@@ -4,7 +4,7 @@ import pytest
 
 from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.deepspeed_keys import KNOWN
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 
 
 class Asked(dict):

@@ -7,7 +7,8 @@ import pytest
 from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.load import load_config
 from dist_sft.config.resolve import resolved, resolved_yaml
-from dist_sft.config.sections import LoraTuning, RunConfig
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import LoraTuning
 from dist_sft.core.errors import ConfigError
 
 GOOD = """\

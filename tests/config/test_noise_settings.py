@@ -9,7 +9,7 @@ from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.load import load_config
 from dist_sft.config.noise import Depth
 from dist_sft.config.resolve import resolved, resolved_yaml
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 
 RUN = """\

@@ -10,7 +10,7 @@ from dist_sft.config.load import load_config
 from dist_sft.config.overrides import apply_overrides
 from dist_sft.config.presets import PRESETS, apply_preset
 from dist_sft.config.resolve import resolved, resolved_yaml
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 
 RUN = """\

@@ -1,6 +1,6 @@
 """No secret leaves the machine with the config."""
 
-from dist_sft.config.resolve import redact_urls, redacted, secret_keys
+from dist_sft.config.redact import redact_urls, redacted, secret_keys
 
 
 def test_values_of_secret_keys_are_hidden():

@@ -3,8 +3,8 @@
 import pytest
 from transformers import LlamaConfig
 
-from dist_sft.config.consistency import contradictions
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.consistency import CHECKS
+from dist_sft.config.sections import RunSections
 from dist_sft.core.errors import ModelError
 from dist_sft.model.supported import refuse_split
 
@@ -16,7 +16,8 @@ def problems(workers, **train):
         "train": {"steps": 1, "tokens_per_pack": 96, **train},
         "cluster": {"workers": workers},
     }
-    return [f"{problem}" for problem in contradictions(RunConfig.model_validate(config))]
+    sections = RunSections.model_validate(config)
+    return [f"{problem}" for check in CHECKS for problem in check(sections)]
 
 
 def test_neighbours_must_divide_the_workers():

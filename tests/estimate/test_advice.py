@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 
 from dist_sft.config.document import Document
 from dist_sft.config.presets import apply_preset
-from dist_sft.config.sections import FullTuning, LoraTuning, RunConfig
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import FullTuning, LoraTuning
 from dist_sft.core.errors import ModelError
 from dist_sft.estimate.advice import DataFacts, advise, change_of, lines, usual_rates
 from dist_sft.model.adapters import with_adapters

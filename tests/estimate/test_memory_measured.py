@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dist_sft.config.deepspeed import deepspeed_config
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.estimate.memory import estimate
 from dist_sft.estimate.traffic import Sizes
 from tests.measured import measure_on_ranks

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoConfig
 
 from dist_sft.config.deepspeed import deepspeed_config
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.estimate.traffic import Collective, Sizes, traffic
 from tests.measured import measure_on_ranks
 from tests.ranks import records

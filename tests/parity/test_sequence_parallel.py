@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.run.data import RunData
 from tests.ranks import losses, records, train_on_ranks
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dist_sft.commands.rehearsal import rehearse
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import SftError
 from dist_sft.model.architecture import load_architecture
 from dist_sft.proofs.proof import refuse

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_sft.chat import spans
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import SftError
 from dist_sft.model.context import PackContext
 from dist_sft.proofs.masks import certify_masks

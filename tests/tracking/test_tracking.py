@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from dist_sft.config.resolve import redacted
+from dist_sft.config.redact import redacted
 from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.errors import StorageError
 from dist_sft.core.results import EvalResult, StepResult

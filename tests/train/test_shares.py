@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import TrainingError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import StepShare, StepTotals, build_pack

@@ -46,7 +46,7 @@ def ours(file: Path, model: Path) -> None:
     from dist_sft.cluster.placement import place_encoders
     from dist_sft.cluster.runner import data_service
     from dist_sft.cluster.session import connect as join
-    from dist_sft.config.sections import RunConfig
+    from dist_sft.config.run_config import RunConfig
     from dist_sft.data.ledger import Ledger
     from dist_sft.run.supply import connect
 

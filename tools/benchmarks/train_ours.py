@@ -41,7 +41,7 @@ def main(spec: dict[str, Any]) -> None:
     probe = of_this_rank(spec["out"])
     import torch.distributed as dist
 
-    from dist_sft.config.sections import RunConfig
+    from dist_sft.config.run_config import RunConfig
     from dist_sft.run.assembly import assemble
     from dist_sft.train.loop import train
 

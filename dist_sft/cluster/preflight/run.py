@@ -12,7 +12,7 @@ from dist_sft.cluster.preflight.ask import answers, ask, pinned, task
 from dist_sft.cluster.preflight.facts import NodeFacts, clock, look, versions
 from dist_sft.cluster.preflight.judge import Finding, judge
 from dist_sft.cluster.preflight.network import Reduced
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.estimate.memory import state_bytes
 from dist_sft.model.architecture import load_architecture

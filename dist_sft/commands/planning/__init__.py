@@ -11,7 +11,7 @@ from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.plan import Plan, make_plan, on_machine, packer_of
 from dist_sft.commands.planning.shown import gib, recommended
 from dist_sft.commands.planning.workload import look
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.model.architecture import load_architecture
 from dist_sft.run.data import RunData

@@ -10,7 +10,8 @@ from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.plan import Plan, make_plan
 from dist_sft.commands.planning.workload import Workload
 from dist_sft.config.deepspeed import portable
-from dist_sft.config.sections import LoraTuning, RunConfig
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.sections import LoraTuning
 from dist_sft.core.errors import ConfigError
 
 RANK = 16

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.workload import Workload
 from dist_sft.config.deepspeed import deepspeed_config
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.data.packing import Packer, StepPlan
 from dist_sft.estimate.cost import BYTES, model_cost
 from dist_sft.estimate.memory import Memory, estimate, state_bytes

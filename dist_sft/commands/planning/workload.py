@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import fmean
 
-from dist_sft.config.sections import RunConfig
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import DataError
 from dist_sft.data.packing import Packer, StepPlan
 from dist_sft.estimate.cost import ModelCost

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from dist_sft.config.resolve import redact_urls
+from dist_sft.config.redact import redact_urls
 from dist_sft.core.errors import DataError, MissingExtra
 
 Buffer = memoryview

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fsspec
 
-from dist_sft.config.resolve import redact_urls
+from dist_sft.config.redact import redact_urls
 from dist_sft.core.errors import DataError
 from dist_sft.data.readers.content import Content, Local, Remote, reached
 from dist_sft.data.readers.suffixes import READERS, suffixes
