@@ -91,21 +91,36 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_do():
     assert weight.grad is None and hidden.grad.abs().sum() > 0
 
 
-def test_bfloat16_loses_no_more_than_the_rounding_of_its_inputs(blocks):
-    """transformers rounds the logits too; a sum of parts, each rounded, would be worse still."""
+@pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
+def test_bfloat16_loses_what_transformers_loses_or_the_rounding_of_its_inputs_alone(products, blocks, monkeypatch):
+    """Products in bfloat16 round every logit, as transformers' do; products in float32 round none."""
+    monkeypatch.setattr(scores, "matmul_dtype", lambda device, dtype: products)
     torch.manual_seed(0)
     hidden, weight = torch.randn(200, 64).bfloat16(), torch.randn(900, 64).bfloat16()
     targets = torch.randint(0, 900, (200,))
 
     def losses_and_gradients(of):
         inputs = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
-        result = of(*inputs)
-        return result.detach(), *torch.autograd.grad((result[:, 0] - result[:, 1]).sum(), inputs)
+        losses = of(*inputs)
+        return losses.detach(), *torch.autograd.grad(losses.sum(), inputs)
 
-    found = losses_and_gradients(lambda h, w: token_scores([(h, w)], None, targets, LogitTransform(), mean=True))
-    expected = losses_and_gradients(lambda h, w: exact([(h, w)], None, targets, LogitTransform()))
-    if scores.matmul_dtype(hidden.device, hidden.dtype) == torch.float32:
-        torch.testing.assert_close(found[0].double(), expected[0], atol=1e-4, rtol=1e-5)
+    def ours(hidden, weight):
+        found = token_scores([(hidden, weight)], None, targets, LogitTransform(), mean=True)
+        return found[:, 0] - found[:, 1]
+
+    def of_transformers(hidden, weight):
+        """What modeling code and ForCausalLMLoss do, in the dtype of the weights."""
+        return torch.nn.functional.cross_entropy(
+            torch.nn.functional.linear(hidden, weight).float(), targets, reduction="none"
+        )
+
+    def without_rounding(hidden, weight):
+        found = exact([(hidden, weight)], None, targets, LogitTransform())
+        return found[:, 0] - found[:, 1]
+
+    found = losses_and_gradients(ours)
+    expected = losses_and_gradients(of_transformers if products == torch.bfloat16 else without_rounding)
+    torch.testing.assert_close(found[0].double(), expected[0].double(), atol=1e-4, rtol=1e-5)
     assert found[1].dtype == found[2].dtype == torch.bfloat16
     for one, other in zip(found[1:], expected[1:], strict=True):
         assert (one.float() - other.float()).abs().max() <= 2**-7 * other.float().abs().max()
