@@ -57,15 +57,15 @@ def measure(settings, carried):
     """One run of this rank, to its end."""
     import ctypes
 
-    from dist_sft.config.run_config import RunConfig
     from dist_sft.run.assembly import assemble
+    from dist_sft.run.opened import open_run
     from dist_sft.train.loop import train
     from dist_sft.train.parts import Heartbeat
 
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     base, found = resident(), {}
-    rank = assemble(RunConfig.model_validate(settings), "test")
+    rank = assemble(open_run(settings), "test")
 
     class Measuring(Heartbeat):
         def step(self, done):

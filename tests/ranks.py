@@ -65,12 +65,12 @@ def write_logits(settings, tokens, out):
     import torch
 
     from dist_sft.chat.conversation import EncodedSample
-    from dist_sft.config.run_config import RunConfig
     from dist_sft.data.order import SampleId
     from dist_sft.data.pack import build_pack
     from dist_sft.run.assembly import assemble
+    from dist_sft.run.opened import open_run
 
-    run = assemble(RunConfig.model_validate(settings), "probe").run
+    run = assemble(open_run(settings), "probe").run
     run.model.module.eval()
     sample = EncodedSample(np.array(tokens, np.int32), np.zeros(len(tokens), np.float32))
     with torch.no_grad():
@@ -114,11 +114,11 @@ def train_and_write_frozen(settings, out):
     import deepspeed
     import torch
 
-    from dist_sft.config.run_config import RunConfig
     from dist_sft.run.assembly import assemble
+    from dist_sft.run.opened import open_run
     from dist_sft.train.loop import train
 
-    rank = assemble(RunConfig.model_validate(settings), "test")
+    rank = assemble(open_run(settings), "test")
     train(rank.run, rank.done, rank.state)
     frozen = {name: p for name, p in rank.run.model.module.named_parameters() if not p.requires_grad}
     partitioned = [p for p in frozen.values() if hasattr(p, "ds_id")]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from dist_sft.cli.app import AsJson, Overrides, RunFile, Secrets, app, print_json, say, working
 from dist_sft.config import advice
-from dist_sft.config.load import load_config
+from dist_sft.run.opened import open_run
 
 
 @app.command(epilog="Examples: `dist-sft check run.yaml`, `dist-sft check run.yaml cluster.workers=2 --json`")
@@ -21,18 +21,17 @@ def check(
 ) -> None:
     """Everything that can fail before a GPU is taken: settings, machine, run folder, model, template, rows, masks;
     and proofs: exactly the answers are learned, packed as alone, several ranks as one, resumed as never stopped."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.commands.check import as_json as findings_as_json
-        from dist_sft.commands.check import check_run, show
-        from dist_sft.proofs.proof import refuse
+        from dist_sft.cli.show.check import show
+        from dist_sft.commands.check import check_run
 
-        findings = check_run(config, fast, rows)
+        report = check_run(run, fast, rows)
     if as_json:
-        print_json(findings_as_json(findings))
+        print_json(report.as_dict())
     else:
-        show(findings, Console())
-    refuse(findings["proofs"])
+        show(report, Console())
+    report.refuse()
     if not as_json:
         print("ok")
 
@@ -48,11 +47,12 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Run, or go on with, what a run file describes: on the Ray cluster that it names, else on this machine."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
+    config = run.config
     for warning in advice.warnings(config):
         say(f"warning: {warning}", "yellow")
     with working(as_json):
-        from dist_sft.cluster.runner import train as run
+        from dist_sft.cluster.runner import train as train_run
 
         if secret:
             from dist_sft.cluster.secrets import refuse_missing
@@ -62,7 +62,7 @@ def train(
             connect(config)
             refuse_missing(secret)
         try:
-            result = run(config)
+            result = train_run(run)
         except KeyboardInterrupt:
             say(f"the same command goes on from the newest checkpoint in {config.run.dir}, if there is one", "yellow")
             raise

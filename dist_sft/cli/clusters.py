@@ -21,7 +21,7 @@ from dist_sft.cli.app import (
     say,
     working,
 )
-from dist_sft.config.load import load_config
+from dist_sft.run.opened import open_run
 
 if TYPE_CHECKING:
     from dist_sft.remote.jobs import Jobs
@@ -43,14 +43,14 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What a run will need before a GPU is taken: memory by part, network, time, disk; and what would make it fit."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
+        from dist_sft.cli.show.plan import show
         from dist_sft.commands.planning import plan_run
         from dist_sft.commands.planning.machine import Machine
-        from dist_sft.commands.planning.shown import show
 
-        machine = Machine.of(nodes, gpus or max(1, config.cluster.most // nodes), gpu, gpu_memory, mfu)
-        planned = plan_run(config, machine, rows)
+        machine = Machine.of(nodes, gpus or max(1, run.config.cluster.most // nodes), gpu, gpu_memory, mfu)
+        planned = plan_run(run, machine, rows)
     if as_json:
         print_json(planned.as_dict())
     else:
@@ -65,11 +65,12 @@ def plan(
 def preflight(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Look at every node of the Ray cluster that could hold workers: one storage for all, versions, clocks, disk,
     shared memory, GPUs, open files, ports, bandwidth of an all-reduce between nodes. `train` does most of it, too."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.commands.preflight import look_at_cluster, show
+        from dist_sft.cli.show.preflight import show
+        from dist_sft.commands.preflight import look_at_cluster
 
-        report = look_at_cluster(config)
+        report = look_at_cluster(run)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -103,7 +104,7 @@ def submit(
 ) -> None:
     """Train on a Ray cluster from outside: upload the run file and what it names by relative paths, run
     `dist-sft train` there, follow its log, and exit with its result: 0 only when the run is complete."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
         from dist_sft.commands import submit as commands
         from dist_sft.remote.follow import how_to_go_on
@@ -111,7 +112,7 @@ def submit(
         from dist_sft.remote.package import megabytes
 
         submission = commands.prepare(
-            run_file, config, overrides or [], include=include or [], secrets=secret or [], runtime_env=runtime_env
+            run_file, run, overrides or [], include=include or [], secrets=secret or [], runtime_env=runtime_env
         )
         jobs = jobs_at(address)
         job_id = commands.submit(jobs, submission)
@@ -207,14 +208,14 @@ def rayjob(
     as_json: AsJson = False,
 ) -> None:
     """Print the Kubernetes objects of a run, for KubeRay: run file, disruption budgets, RayJob. Contacts nobody."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
         from dist_sft.commands.rayjob import short_of_memory
         from dist_sft.kubernetes.manifest import render, render_cluster
         from dist_sft.kubernetes.text import as_documents, as_list
 
-        objects = render_cluster(config) if cluster else render(config)
-        if warning := short_of_memory(config):
+        objects = render_cluster(run) if cluster else render(run)
+        if warning := short_of_memory(run):
             say(f"warning: {warning}", "yellow")
     if as_json:
         print_json(as_list(objects))

@@ -1,13 +1,15 @@
 """preview, steps, data stats: what a run will learn from."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import track
 
 from dist_sft.cli.app import AsJson, Overrides, RunFile, app, data, print_json, working
-from dist_sft.config.load import load_config
+from dist_sft.run.opened import open_run
 
 
 @app.command(
@@ -22,11 +24,12 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Show one row as the tokens that the model gets, coloured by their loss weight."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.commands.preview import preview_row, show
+        from dist_sft.cli.show.preview import show
+        from dist_sft.commands.preview import preview_row
 
-        view = preview_row(config, source, row)
+        view = preview_row(run, source, row)
     if as_json:
         print_json(view.as_dict())
     else:
@@ -45,11 +48,12 @@ def steps(
     as_json: AsJson = False,
 ) -> None:
     """Show the deal: the samples of each step, and who computes them. Reads the tokenizer, but no model weights."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.commands.deal import deal, show
+        from dist_sft.cli.show.steps import show
+        from dist_sft.commands.deal import deal
 
-        dealt = deal(config, start, count, world or config.cluster.most)
+        dealt = deal(run, start, count, world or run.config.cluster.most)
     if as_json:
         for step in dealt:
             print_json(step.as_dict())
@@ -70,12 +74,13 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Rows, tokens, lengths by source, the mixture as it comes about, how steps pack, and what is not learned."""
-    config = load_config(run_file, overrides or [])
+    run = open_run(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.commands.stats import draw, show
+        from dist_sft.cli.show.stats import draw, show
         from dist_sft.commands.stats import stats as look
 
-        found = look(config, count or None, world or config.cluster.most, Console(stderr=True))
+        progress = partial(track, description="encoding", console=Console(stderr=True), transient=True)
+        found = look(run, count or None, world or run.config.cluster.most, progress)
         if png:
             draw(found, png)
     if as_json:

@@ -1,6 +1,6 @@
 """Run `assembly.work` on as many ranks as the run file asks for, through Ray Train.
 
-RunConfig -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every rank -> RunResult
+OpenedRun -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every rank -> RunResult
 """
 
 import contextlib
@@ -19,11 +19,10 @@ from dist_sft.cluster.placement import place_encoders
 from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.session import connect, quiet
-from dist_sft.config.deepspeed import deepspeed_config, portable
-from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, StorageError
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
+from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import (
     check_resources,
     encoder_cpus,
@@ -70,17 +69,18 @@ class Sealed:
     offer: Offer | None = field(repr=False)
 
 
-def train(config: RunConfig) -> RunResult:
+def train(run: OpenedRun) -> RunResult:
     """Run, or go on with, what a run file describes. Raises SftError; whatever a rank raised arrives as itself.
 
     Ctrl-C is a KeyboardInterrupt here: Ray is shut down, and the newest whole checkpoint stays.
     """
     import ray
 
-    quiet(config)
-    deepspeed_config(config, config.cluster.most, "cuda" if config.cluster.gpus_per_worker else "cpu")
-    run_dir = run_folder.locate(config)
-    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(run_dir)})})
+    quiet(run.config)
+    _ = run.resolved_deepspeed  # its contradictions are said before anything starts
+    run_dir = run_folder.locate(run.config)
+    run = run.changed(run=run.config.run.model_copy(update={"dir": str(run_dir)}))
+    config = run.config
     with _lock(run_dir):
         started = not ray.is_initialized()
         if started:
@@ -89,16 +89,16 @@ def train(config: RunConfig) -> RunResult:
             check_resources(config, ray.cluster_resources(), "Ray")
             nodes = place_encoders(config, ray.nodes())
             if ray_address(config) is not None and config.cluster.preflight:
-                preflight(config, run_dir, short=True).refuse()
-            with data_service(config, nodes) as offer:
-                return _fit(config, run_dir, offer)
+                preflight(run, run_dir, short=True).refuse()
+            with data_service(run, nodes) as offer:
+                return _fit(run, run_dir, offer)
         finally:
             if started:
                 ray.shutdown()
 
 
 @contextlib.contextmanager
-def data_service(config: RunConfig, nodes: Sequence[str]) -> Iterator[Offer | None]:
+def data_service(run: OpenedRun, nodes: Sequence[str]) -> Iterator[Offer | None]:
     """The running service, for as long as the block lasts; None where each worker encodes for itself.
 
     nodes: id of the node of each encoder.
@@ -108,12 +108,12 @@ def data_service(config: RunConfig, nodes: Sequence[str]) -> Iterator[Offer | No
         return
     from dist_sft.service.members import start
 
-    data = RunData.of(config)
+    data, config = RunData.of(run), run.config
     settings = config.service
     service = start(
         f"dist-sft-{uuid.uuid4().hex[:12]}",
         data.feeds,
-        data.packer(config, config.cluster.most),
+        data.packer(config.cluster.most),
         config.data.context_length,
         nodes,
         encoder_cpus(config),
@@ -123,19 +123,20 @@ def data_service(config: RunConfig, nodes: Sequence[str]) -> Iterator[Offer | No
         config.cluster.most * settings.prefetch,
     )
     try:
-        data.probe(config)
-        yield Offer(data.brief(config), service.name, service.started)
+        data.probe()
+        yield Offer(data.brief(), service.name, service.started)
     finally:
         service.stop()
 
 
-def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
+def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from dist_sft.cluster.failures import EndOnErrors, as_sft_error
 
+    config = run.config
     attempt, wanted = uuid.uuid4().hex[:12], config.cluster
     gpu = wanted.gpus_per_worker > 0
 
@@ -152,7 +153,7 @@ def _fit(config: RunConfig, run_dir: Path, offer: Offer | None) -> RunResult:
     trainer = Trainer(
         _train_function,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
         train_loop_config={
-            "sealed": Sealed(portable(config).model_dump(mode="json"), offer),
+            "sealed": Sealed(run.portable.model_dump(mode="json"), offer),
             "attempt": attempt,
             "folder": str(Path.cwd()),
             "hang": wanted.hang,

@@ -3,13 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import DataError
 from dist_sft.data.encoding import step_hash
 from dist_sft.run.data import RunData
+from dist_sft.run.opened import OpenedRun
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,16 @@ class DealtStep:
         return asdict(self)
 
 
-def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtStep]:
+def deal(run: OpenedRun, start: int, count: int, world: int) -> list[DealtStep]:
     """Steps start .. start + count - 1 as `world` ranks would get them. Raises DataError past the end of the run."""
-    data = RunData.of(config)
+    data = RunData.of(run)
     if start >= len(data.train.steps):
         raise DataError(
             f"there is no step {start}: the run has {len(data.train.steps)}, counted from 0",
             where="--from",
             fix=f"use --from 0 to {len(data.train.steps) - 1}, or raise train.steps or train.epochs",
         )
-    packer = data.packer(config, world)
+    packer = data.packer(world)
     dealt = []
     for step in range(start, min(start + count, len(data.train.steps))):
         encoded = data.train.rows.encode(step, data.train.steps.samples(step))
@@ -70,27 +67,3 @@ def deal(config: RunConfig, start: int, count: int, world: int) -> list[DealtSte
             )
         )
     return dealt
-
-
-def show(dealt: list[DealtStep], console: Console) -> None:
-    """A table for each step: a line per rank, a column per micro-step."""
-    for step in dealt:
-        table = Table(title=f"step {step.step}: {len(step.samples)} samples", title_justify="left")
-        table.add_column("rank", justify="right")
-        for micro_step in range(len(step.packs[0])):
-            table.add_column(f"micro-step {micro_step}: tokens, samples")
-        for rank, (packs, tokens) in enumerate(zip(step.packs, step.tokens, strict=True)):
-            cells = [
-                f"{total:6d}  " + " ".join(step.samples[i] for i in pack) if pack else "     -"
-                for pack, total in zip(packs, tokens, strict=True)
-            ]
-            table.add_row(str(rank), *cells)
-        console.print(table)
-        console.print(
-            f"supervised tokens {step.supervised}  weight {step.weight:g}  balance {step.balance:.2f}  "
-            f"dropped {len(step.dropped)}  hash {step.hash[:16]}"
-        )
-        if step.advice:
-            console.print(step.advice, style="yellow", markup=False, highlight=False)
-        for row in step.dropped:
-            console.print(f"  {row['reason']}: {row['where']}", markup=False)

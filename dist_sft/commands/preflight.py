@@ -1,42 +1,23 @@
-"""`dist-sft preflight`: a look at every node of the cluster, for a person or a machine."""
-
-from rich.console import Console
-from rich.table import Table
+"""`dist-sft preflight`: a look at every node of the cluster."""
 
 from dist_sft.cluster.preflight.run import Report, preflight
 from dist_sft.cluster.session import connect, quiet
-from dist_sft.config.run_config import RunConfig
 from dist_sft.run import folder as run_folder
+from dist_sft.run.opened import OpenedRun
 
 
-def look_at_cluster(config: RunConfig) -> Report:
+def look_at_cluster(run: OpenedRun) -> Report:
     """Join the cluster, or start a local Ray, and look at all nodes that could hold workers. Raises ClusterError."""
     import ray
 
+    config = run.config
     quiet(config)
     run_dir = run_folder.locate(config)
     started = not ray.is_initialized()
     if started:
         connect(config)
     try:
-        return preflight(config, run_dir)
+        return preflight(run, run_dir)
     finally:
         if started:
             ray.shutdown()
-
-
-def show(report: Report, console: Console) -> None:
-    """A line for each node."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("node", "GPUs", "run.dir free", "/dev/shm", "clock", "files", "all-reduce", "python, torch")
-    for head in heads:
-        table.add_column(head, justify="left" if head in ("node", heads[-1]) else "right", no_wrap=head == "node")
-    wrong = {finding.where for finding in report.findings}
-    for i, node in enumerate(report.nodes):
-        reduced = "" if report.reduced is None else f"{report.reduced[i].gigabytes:.2f} GB/s"
-        table.add_row(
-            node.name, str(len(node.gpus)), "?" if node.storage is None else f"{node.storage / 2**30:.1f} GiB",
-            f"{node.shm / 2**30:.2f} GiB", f"{node.clock:+.2f} s", f"{node.files:,}", reduced,
-            f"{node.versions['python']}, {node.versions['torch']}", style="red" if node.name in wrong else None,
-        )  # fmt: skip
-    console.print(table)

@@ -9,33 +9,34 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.kubernetes.shape import shape
+from dist_sft.model.pretrained import Pretrained
+from dist_sft.run.opened import OpenedRun
 
 
-def short_of_memory(config: RunConfig) -> str | None:
+def short_of_memory(run: OpenedRun) -> str | None:
     """What a worker pod lacks and which setting gives it; None where it has enough, and where nobody can tell here:
     the model is not on this machine, or the run is one on CPU, which `plan` knows nothing about.
 
     Raises:
         ConfigError: the DeepSpeed settings do not go with the workers.
     """
+    config = run.config
     settings, folder = config.kubernetes, _folder(config.model)
     if settings is None or folder is None or config.cluster.gpus_per_worker == 0:
         return None
     from dist_sft.commands.planning import Machine  # transformers: seconds, for which most manifests need not wait
     from dist_sft.commands.planning.plan import main_memory
-    from dist_sft.commands.planning.shown import gib
-    from dist_sft.model.architecture import load_architecture
+    from dist_sft.core.units import gib
 
     try:
-        architecture = load_architecture(config.model.model_copy(update={"path": str(folder)}))
+        architecture = Pretrained(config.model.model_copy(update={"path": str(folder)})).architecture
     except ModelError:
         return None
     size = shape(config, settings)
-    wanted = main_memory(config, architecture, Machine.of(size.pods, size.ranks, None, None, 1.0)).total
+    wanted = main_memory(run, architecture, Machine.of(size.pods, size.ranks, None, None, 1.0)).total
     there = size.worker.memory << 20
     if wanted <= there:
         return None

@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.config.deepspeed import deepspeed_config, transferable
+from dist_sft.config.deepspeed import transferable
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
 from dist_sft.model.miniature import miniature, save_random
@@ -23,6 +21,7 @@ from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.proofs.proof import Proof, largest
 from dist_sft.run.local_ranks import work_on_ranks
+from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.tracking.json_lines import records_in
 
 STEPS, SAMPLES, TOKENS = 3, 6, 512
@@ -36,28 +35,26 @@ LOSSES, NORMS = 1e-5, 1e-4
 """Largest relative differences that are rounding, float32."""
 
 
-def rehearse(
-    config: RunConfig, architecture: PretrainedConfig, samples: Sequence[EncodedSample], template: str
-) -> list[Proof]:
+def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) -> list[Proof]:
     """Proofs that world size, ZeRO, offload, packing and accumulation change nothing, and that a checkpoint loads.
 
     samples: some of the run's, to choose a length by. template: Jinja source.
     """
     names = ("ranks, ZeRO and packing as one rank alone", "resumed from its checkpoint as never stopped")
-    small = miniature(architecture)
+    config, small = run.config, miniature(run.architecture)
     near = max(n for n in splits(small) if config.train.sequence_parallel % n == 0 and n <= MOST)
     world = max(2, near)
     with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name:
         folder = Path(name)
-        asked = _as_asked(config, folder, world, near, samples)
+        asked = _as_asked(run, folder, world, near, samples)
         try:
-            merged = deepspeed_config(RunConfig.model_validate(asked), world, "cpu")
+            merged = open_run(asked).resolved_deepspeed
         except ConfigError as error:
             return [Proof(each, None, detail=f"not on CPU: {error.what}") for each in names]
         parameters = save_random(small, folder / "model", config.run.seed)
         save_tokenizer(config.model.path, template, folder / "model", config.model.revision)
-        runs = {"plain": _plain(asked), "asked": asked, "resumed": asked}
-        settings = {each: run | {"run": run["run"] | {"dir": str(folder / each)}} for each, run in runs.items()}
+        kinds = {"plain": _plain(asked), "asked": asked, "resumed": asked}
+        settings = {each: kind | {"run": kind["run"] | {"dir": str(folder / each)}} for each, kind in kinds.items()}
         try:
             ended = work_on_ranks([settings["plain"]], 1, TIMEOUT)
             ended += work_on_ranks([settings["asked"], settings["resumed"]], world, TIMEOUT, str(folder / "asked"))
@@ -85,10 +82,9 @@ def _replaced(config: RunConfig, near: int) -> Iterator[str]:
         yield ", adamw in place of adamw8bit"
 
 
-def _as_asked(
-    config: RunConfig, folder: Path, world: int, near: int, samples: Sequence[EncodedSample]
-) -> dict[str, Any]:
+def _as_asked(run: OpenedRun, folder: Path, world: int, near: int, samples: Sequence[EncodedSample]) -> dict[str, Any]:
     """The run's settings, made small, for ranks on CPU. Rates do not warm up, so that a lost update shows."""
+    config = run.config
     lengths = sorted(len(sample) for sample in samples)
     length = min(config.data.context_length, max(TOKENS, lengths[len(lengths) // 2]))
     settings: dict[str, Any] = config.model_dump(mode="json")
@@ -115,7 +111,7 @@ def _as_asked(
     settings["checkpoint"] |= {"every": 1, "keep": STEPS, "url": None}
     settings["cluster"] |= {"workers": world, "gpus_per_worker": 0, "address": None}
     settings["tracking"] |= {"wandb": None}
-    settings["deepspeed"] = transferable(config)
+    settings["deepspeed"] = transferable(config, run.deepspeed)
     return settings
 
 

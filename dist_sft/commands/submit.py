@@ -18,15 +18,14 @@ from typing import Any
 from ray.runtime_env import RuntimeEnv
 
 from dist_sft.cluster.secrets import secret_names
-from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.document import parse_yaml
 from dist_sft.config.redact import redact_urls, secret_keys
 from dist_sft.config.resolve import resolved
-from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
 from dist_sft.remote.follow import command
 from dist_sft.remote.jobs import Job, Jobs
 from dist_sft.remote.package import Package, package
+from dist_sft.run.opened import OpenedRun
 
 NAME_LENGTH = 60
 """Most characters of a run's name in the ids of its jobs, which are names of files, too."""
@@ -45,7 +44,7 @@ class Submission:
 
 def prepare(
     run_file: Path,
-    config: RunConfig,
+    run: OpenedRun,
     overrides: Sequence[str],
     *,
     include: Sequence[str] = (),
@@ -57,11 +56,11 @@ def prepare(
     include: files and folders to upload beside what the run file names.  secrets: names of environment variables that
     every node must have.  runtime_env: a YAML file with what Ray shall set up, e.g. pip, uv, env_vars.
     """
-    secrets = secret_names(secrets)
+    config, secrets = run.config, secret_names(secrets)
     environment = _read_runtime_env(runtime_env) if runtime_env else {}
     for where, values in ((str(run_file), resolved(config)), (str(runtime_env), environment)):
         _refuse_secrets(where, values)
-    deepspeed_config(config, config.cluster.most, "cuda" if config.cluster.gpus_per_worker else "cpu")
+    _ = run.resolved_deepspeed  # its contradictions are said here, not by the job
     files = package(run_file, config, include)
     if config.cluster.address:
         overrides = [*overrides, "cluster.address=null"]  # the job's own cluster, by the name it has inside

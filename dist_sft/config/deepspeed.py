@@ -22,18 +22,17 @@ from dist_sft.config.settings import nearest
 Device = Literal["cpu", "cuda"]
 
 
-def deepspeed_config(config: RunConfig, world: int, device: Device) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, document: Document, world: int, device: Device) -> dict[str, Any]:
     """What `deepspeed.initialize(config=...)` and `HfDeepSpeedConfig` get. It holds no "auto".
 
     Args:
-        config: its `deepspeed` is a path or the content of a DeepSpeed JSON.
+        document: the DeepSpeed JSON, see `deepspeed_document`.
         world: data-parallel ranks.
         device: what the ranks compute on.
     Raises:
         ConfigError: with all that is wrong: a key that DeepSpeed does not know, a value that contradicts the run
             file, or a setting that is known not to work; each at file:line.
     """
-    document = _document(config)
     given = _without_auto(document.value)
     decided = {key: (value, why) for key, value, why in _decided(config, world, _stage(given))}
     problems = [*_unknown(document.value), *_contradictions(given, decided)]
@@ -49,20 +48,16 @@ def deepspeed_config(config: RunConfig, world: int, device: Device) -> dict[str,
     return result
 
 
-def transferable(config: RunConfig) -> dict[str, Any]:
+def transferable(config: RunConfig, document: Document) -> dict[str, Any]:
     """The content of the DeepSpeed JSON without what the run decides, and without precision: for a run in float32."""
-    given = _without_auto(_document(config).value)
+    given = _without_auto(document.value)
     for path, *_ in _decided(config, 1, _stage(given)):
         _remove(given, path)
     return {key: value for key, value in given.items() if key not in ("bf16", "fp16", "data_types")}
 
 
-def portable(config: RunConfig) -> RunConfig:
-    """The same config with the content of the DeepSpeed JSON in place of its path: what travels to other nodes."""
-    return config.model_copy(update={"deepspeed": copy.deepcopy(_document(config).value)})
-
-
-def _document(config: RunConfig) -> Document:
+def deepspeed_document(config: RunConfig) -> Document:
+    """The content of the DeepSpeed JSON, and the line of each key. Raises ConfigError where it cannot be read."""
     if isinstance(config.deepspeed, str):
         return read_deepspeed(Path(config.deepspeed))
     return Document(config.deepspeed, {(): "deepspeed"})

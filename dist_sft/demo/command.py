@@ -18,11 +18,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from dist_sft.cluster.runner import train
 from dist_sft.commands.export import export
-from dist_sft.config.load import load_config
 from dist_sft.core.errors import ConfigError, TrainingError
 from dist_sft.demo import dataset, model, run_file
 from dist_sft.demo.answers import Answer, ask, score, score_by_kind
 from dist_sft.demo.dataset import Row
+from dist_sft.run.opened import open_run
 
 TRAINING_ROWS, HELD_OUT_ROWS = 12_000, 256
 LEARNED = 0.6
@@ -44,9 +44,9 @@ def run(folder: Path, seed: int = 0) -> None:
     console.print(f"made {TRAINING_ROWS} chats, {len(held_out)} held-out ones and a small model in {folder}")
     before = ask(folder / "model", held_out)
     console.print(f"before training: {score(before):.0%} of the held-out answers are exactly right")
-    config = load_config(folder / "run.yaml")
-    train(config)
-    exported = export(Path(config.run.dir), folder / "export")
+    opened = open_run(folder / "run.yaml")
+    train(opened)
+    exported = export(opened.folder, folder / "export")
     after = ask(exported, held_out)
     console.print(scores(before, after), examples(before, after))
     console.print(f"{exported} is a model for transformers; {time.monotonic() - begin:.0f} s in all")

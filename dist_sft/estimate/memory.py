@@ -17,6 +17,7 @@ from dist_sft.config.deepspeed import Device
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import LoraTuning
 from dist_sft.estimate.cost import BYTES, Widths
+from dist_sft.model.capacity import count_trained
 from dist_sft.model.scores import BLOCK, KEPT
 
 BUCKET = 500_000_000
@@ -114,6 +115,17 @@ def estimate(
         update=0 if offloaded else _update(zero, trained / (ranks if stage else 1), stage, architecture, device),
         early=held if stage >= 2 or micro_steps > 1 else 0,
         host=offloaded + (weights if at_host["offload_param"] else 0),
+    )
+
+
+def memory_of_a_rank(
+    config: RunConfig, architecture: PretrainedConfig, deepspeed: dict[str, Any], device: Device, supervised: float
+) -> Memory:
+    """`estimate` for a run with its own number of parameters. supervised: share of all tokens."""
+    trained = count_trained(architecture, config.model.tuning)
+    adapters = trained.total if config.model.tuning.kind == "lora" else 0
+    return estimate(
+        config, architecture, deepspeed, trained.base + adapters, trained.total, device, supervised=supervised
     )
 
 

@@ -18,20 +18,22 @@ from dist_sft.kubernetes import pods
 from dist_sft.kubernetes.rules import Object, refuse_broken
 from dist_sft.kubernetes.shape import ClusterShape, shape
 from dist_sft.kubernetes.travel import run_file, trainer_of
+from dist_sft.run.opened import OpenedRun
 
 LONGEST_NAME = 47
 """Of a RayJob, by KubeRay: names of its clusters and services have a suffix."""
 
 
-def render(config: RunConfig) -> list[Object]:
+def render(run: OpenedRun) -> list[Object]:
     """All objects of a run, in the order in which they are to be made.
 
     Raises:
         ConfigError: no `kubernetes` section, workers that fill no equal pods, paths that pods do not see, a secret.
         ClusterError: a manifest that KubeRay's operator would refuse.
     """
+    config = run.config
     settings = _settings(config)
-    name, text, size = settings.name or _slug(config.run.name), run_file(config, settings), shape(config, settings)
+    name, text, size = settings.name or _slug(config.run.name), run_file(run, settings), shape(config, settings)
     run_map = _run_map(name, settings, text)
     job = _ray_job(name, settings, _ray_cluster(name, settings, size, trainer_of(config), run_map["metadata"]["name"]))
     objects = [run_map, *_budgets(name, settings, size), job]
@@ -39,8 +41,9 @@ def render(config: RunConfig) -> list[Object]:
     return objects
 
 
-def render_cluster(config: RunConfig) -> list[Object]:
+def render_cluster(run: OpenedRun) -> list[Object]:
     """A RayCluster with the pods of a run, which stays, and takes runs by `ray job submit`. Raises as `render`."""
+    config = run.config
     settings = _settings(config)
     name, size = settings.name or _slug(config.run.name), shape(config, settings)
     cluster = _object(

@@ -7,13 +7,13 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from dist_sft.config.deepspeed import portable
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.redact import secret_keys
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.kubernetes.pods import SCRATCH
 from dist_sft.kubernetes.text import as_documents
+from dist_sft.run.opened import OpenedRun
 
 TRAINER = "trainer"
 """Resource of Ray's that a worker pod has one of for each of its workers: by CPUs alone Ray would pack more into it."""
@@ -22,7 +22,7 @@ MOST = 1 << 20
 """Bytes of a ConfigMap, as Kubernetes limits them."""
 
 
-def run_file(config: RunConfig, settings: KubernetesSection) -> str:
+def run_file(run: OpenedRun, settings: KubernetesSection) -> str:
     """The settings that were made (in the file, by overrides, by a preset), with the DeepSpeed JSON among them.
 
     What is about this machine and about Kubernetes stays behind: the pods know their cluster by RAY_ADDRESS.
@@ -30,7 +30,8 @@ def run_file(config: RunConfig, settings: KubernetesSection) -> str:
     Raises:
         ConfigError: a path that the pods cannot see, a secret in a URL, or more than a ConfigMap holds.
     """
-    values = portable(config).model_dump(mode="json", exclude_unset=True)
+    config = run.config
+    values = run.portable.model_dump(mode="json", exclude_unset=True)
     values.pop("kubernetes", None)
     values["cluster"] = {**values.get("cluster", {}), "resource": trainer_of(config)}
     values["cluster"].pop("address", None)

@@ -3,6 +3,7 @@
 config -> PackedModel (the engine is built around its module)
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, dropout, neftune
 from dist_sft.model.adapters import with_adapters
-from dist_sft.model.architecture import first_line, load_architecture
+from dist_sft.model.architecture import first_line
 from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
@@ -25,6 +26,7 @@ from dist_sft.model.stored import refuse_two_heads
 
 def load(
     settings: ModelSection,
+    architecture: PretrainedConfig,
     deepspeed: dict[str, Any],
     seed: int,
     device: torch.device,
@@ -33,12 +35,13 @@ def load(
 ) -> PackedModel:
     """The model of a run, ready for deepspeed.initialize.
 
-    steps: of the whole run. starts: what its adapters started from, on resume.
+    architecture: see `Pretrained`; it stays as it is. steps: of the whole run. starts: what its adapters started from,
+    on resume.
 
     Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
     """
-    config = load_architecture(settings)
+    config = copy.deepcopy(architecture)
     refuse_two_heads(settings, config)
     attention.register()
     attention_dropout = attention.dropout_of(settings.attention_dropout, config)

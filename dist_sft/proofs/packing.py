@@ -16,6 +16,7 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import Pack, build_pack
+from dist_sft.model.architecture import load_architecture
 from dist_sft.model.capacity import count_parameters
 from dist_sft.model.load import load
 from dist_sft.model.miniature import LARGEST, WINDOW, miniature, save_random, slides
@@ -38,27 +39,31 @@ def prove_packing(config: RunConfig, architecture: PretrainedConfig, samples: Se
     window, isolation also on a copy in which it slides.
     """
     whole = count_parameters(architecture) <= LARGEST
-    with _loaded(config, None if whole else architecture) as (model, which):
+    with _loaded(config, architecture, copied=not whole) as (model, which):
         proofs = [_isolation(config, model, which), *_of_packs(model, samples, which)]
     if whole and slides(architecture):
-        with _loaded(config, architecture) as (model, which):
+        with _loaded(config, architecture, copied=True) as (model, which):
             proofs.insert(1, _isolation(config, model, f"{which}, windows of {WINDOW} tokens"))
     return proofs
 
 
 @contextmanager
-def _loaded(config: RunConfig, copied: PretrainedConfig | None) -> Iterator[tuple[PackedModel, str]]:
-    """The run's model, or a miniature of an architecture; and which it is, with the attention that computes it here."""
+def _loaded(config: RunConfig, architecture: PretrainedConfig, copied: bool) -> Iterator[tuple[PackedModel, str]]:
+    """The run's model, or a miniature of it; and which it is, with the attention that computes it here."""
     settings, which = config.model.model_copy(update={"dtype": "float32", "compile": False}), "the model"
     if settings.attention in ("flash", "varlen"):
         which += f" (segments in place of {settings.attention})"
         settings = settings.model_copy(update={"attention": "segments"})
     with TemporaryDirectory(prefix="dist_sft_proof_") as folder:
         if copied:
-            small = save_random(miniature(copied), Path(folder), config.run.seed)
+            small = save_random(miniature(architecture), Path(folder), config.run.seed)
             settings = settings.model_copy(update={"path": folder, "revision": None})
+            architecture = load_architecture(settings)
             which = which.replace("the model", f"a copy of {small / 1e6:.1f} M parameters")
-        yield load(settings, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1), which
+        yield (
+            load(settings, architecture, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1),
+            which,
+        )
 
 
 def _isolation(config: RunConfig, model: PackedModel, which: str) -> Proof:

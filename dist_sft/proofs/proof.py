@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from dist_sft.core.errors import SftError
 
@@ -49,15 +47,3 @@ def refuse(proofs: Sequence[Proof]) -> None:
             raise SftError(
                 f"this does not hold: {proof.name}{figures}{': ' if proof.detail else ''}{proof.detail}", fix=proof.fix
             )
-
-
-def table(proofs: Sequence[Proof]) -> Table:
-    """For a person."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column, justify in (("proof", "left"), ("", "left"), ("figure", "right"), ("limit", "right"), ("on", "left")):
-        shown.add_column(column, justify=justify)  # type: ignore[arg-type]
-    marks = {True: "[green]holds[/]", False: "[red]fails[/]", None: "[yellow]not tried[/]"}
-    for proof in proofs:
-        figure, limit = ("" if value is None else f"{value:.1e}" for value in (proof.figure, proof.limit))
-        shown.add_row(proof.name, marks[proof.holds], figure, limit, Text(proof.detail))
-    return shown

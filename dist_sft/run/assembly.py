@@ -19,7 +19,6 @@ from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.starts import newest_starts, starts_in
 from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.checkpoint.writing import Retention
-from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.redact import redacted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import FullTuning, LoraTuning
@@ -36,6 +35,7 @@ from dist_sft.proofs.isolation import check_isolation
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import TRAIN, Brief
 from dist_sft.run.extension_builds import wait_for_builds
+from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.run.supply import Offer, connect
 from dist_sft.tracking.json_lines import Goodput, JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
@@ -66,10 +66,10 @@ def work(
 ) -> dict[str, Any]:
     """One rank of a run, from start to end; what rank 0 returns reaches the driver.
 
-    settings: a RunConfig as JSON values. attempt: names this start of the run. offer: of a data service; without one
-    the rank reads the data itself. heartbeat: who watches it. The process group is already there.
+    settings: of `OpenedRun.portable`, as JSON values. attempt: names this start of the run. offer: of a data service;
+    without one the rank reads the data itself. heartbeat: who watches it. The process group is already there.
     """
-    rank = assemble(RunConfig.model_validate(settings), attempt, offer)
+    rank = assemble(open_run(settings), attempt, offer)
     rank.run.heartbeat = heartbeat or Heartbeat()
     failed = True
     try:
@@ -86,23 +86,23 @@ def work(
     return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done, "goodput": good}
 
 
-def assemble(config: RunConfig, attempt: str, offer: Offer | None = None) -> Rank:
+def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Rank:
     """Build everything that this rank needs. A collective: all ranks call it. Raises SftError."""
-    rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(config.run.dir)
+    config, folder, rank, world = opened.config, opened.folder, dist.get_rank(), dist.get_world_size()
     device = _prepare_process()
     session: int = on_rank_0(folder, lambda: run_folder.next_session(folder))
-    supply = connect(offer, config, world, rank, session)
+    supply = connect(offer, opened, world, rank, session)
     brief = supply.brief
     held_out, left_out = supply.held_out()
     sinks: list[Sink] = []
     on_rank_0(folder, lambda: _open_folder(folder, brief, config))
     on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
 
-    merged = deepspeed_config(config, world, "cuda" if device.type == "cuda" else "cpu")
+    merged = opened.deepspeed_for(world, "cuda" if device.type == "cuda" else "cpu")
     tuning = config.model.tuning
     place = run_folder.checkpoints_of(config, folder)
     kept = _kept_starts(place, tuning)
-    model = load(config.model, merged, config.run.seed, device, brief.steps[TRAIN], kept)
+    model = load(config.model, opened.architecture, merged, config.run.seed, device, brief.steps[TRAIN], kept)
     model.context.group = SequenceParallelGroup.form(config.train.sequence_parallel)
     ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
     engine = build_engine(model.module, merged, config.train, ratio)

@@ -1,12 +1,11 @@
 """The data side of a run, and all that its config.json says: what can be known before weights are read.
 
-RunConfig -> encoder, rows, order of the run, what identifies the run
+OpenedRun -> encoder, rows, order of the run, what identifies the run
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dist_sft.chat.encode import Encoder
@@ -19,15 +18,14 @@ from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Packer
 from dist_sft.data.sources import RowSource
 from dist_sft.estimate.cost import ModelCost, model_cost
-from dist_sft.model.architecture import load_architecture
 from dist_sft.model.neftune import strengths
 from dist_sft.model.supported import refuse_split, refuse_unsupported
-from dist_sft.model.tokenizer import load_vocabulary
 from dist_sft.model.weights import check_weights, model_fingerprint
 from dist_sft.proofs.masks import certify_masks, prove_masks
 from dist_sft.proofs.noise import prove_noise
 from dist_sft.proofs.proof import refuse
 from dist_sft.run import folder as run_folder
+from dist_sft.run.opened import OpenedRun
 from dist_sft.service.messages import Feed
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -57,10 +55,12 @@ class Brief:
 class RunData:
     """The data side of a run: needs no GPU and no process group.
 
+    run              what the data belong to
     train, held_out  rows and their steps; the latter of eval.source, each row once
     model_id         what identifies the weights that the run starts from
     """
 
+    run: OpenedRun
     encoder: Encoder
     train: Feed
     held_out: Feed | None
@@ -68,10 +68,9 @@ class RunData:
     model_id: str
 
     @classmethod
-    def of(cls, config: RunConfig) -> "RunData":
+    def of(cls, run: OpenedRun) -> "RunData":
         """Raises every error that data, template, tokenizer or architecture can give before training."""
-        settings = config.model
-        architecture = load_architecture(settings)
+        config, settings, architecture = run.config, run.config.model, run.architecture
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         if settings.neftune:
             strengths(settings.neftune, architecture.get_text_config().num_hidden_layers)
@@ -79,33 +78,36 @@ class RunData:
         check_weights(settings)
         with ThreadPoolExecutor(1, "open") as pool:  # files are hashed and indexed while the tokenizer is loaded
             opened = pool.submit(open_sources, config.data.sources, config.data)
-            encoder = make_encoder(config)
+            encoder = make_encoder(run)
             train = _train(config, encoder, opened.result())
         cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
-        return cls(encoder, train, _held_out(config, encoder), cost, model_fingerprint(settings.path, architecture))
+        fingerprint = model_fingerprint(settings.path, architecture)
+        return cls(run, encoder, train, _held_out(config, encoder), cost, fingerprint)
 
     @property
     def feeds(self) -> dict[str, Feed]:
         return {TRAIN: self.train, **({HELD_OUT: self.held_out} if self.held_out else {})}
 
-    def probe(self, config: RunConfig) -> None:
+    def probe(self) -> None:
         """Look at the first rows of a run, unless it has checkpoints: then they were learned long ago.
 
         Raises DataError where they hold nothing to learn, RowError for those that bad_rows forbids, and SftError where
         their masks, or the noise on them, are not what they should be.
         """
-        if whole_steps(run_folder.checkpoints_of(config, Path(config.run.dir))):
+        config = self.run.config
+        if whole_steps(run_folder.checkpoints_of(config, self.run.folder)):
             return
         for name, feed in self.feeds.items():
             looked = feed.rows.probe(feed.steps)
             refuse(prove_masks(certify_masks(feed, looked)))
             if config.model.neftune and name == TRAIN:
-                width = load_architecture(config.model).get_text_config().hidden_size
+                width = self.run.architecture.get_text_config().hidden_size
                 refuse(prove_noise(config.model.neftune, looked.samples, width, config.run.seed))
 
-    def brief(self, config: RunConfig) -> Brief:
+    def brief(self) -> Brief:
+        """What every rank must know."""
         return Brief(
-            self.facts(config),
+            self.facts(),
             self.encoder.template.source,
             self.encoder.vocabulary.size,
             self.cost,
@@ -113,20 +115,20 @@ class RunData:
             tuple(source.name for source in self.train.rows.sources),
         )
 
-    def facts(self, config: RunConfig) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What the run folder keeps. Held-out rows must stay as they are only where they can end the run."""
-        judges = self.held_out is not None and config.eval.patience is not None
+        judges = self.held_out is not None and self.run.config.eval.patience is not None
         fingerprints = {
             "sources": self.train.rows.fingerprints,
             "encoder": self.encoder.fingerprint,
             "model": self.model_id,
             **({"held_out": self.held_out.rows.fingerprints} if self.held_out and judges else {}),
         }
-        return run_folder.facts(config, fingerprints, list(self.encoder.stop_ids))
+        return run_folder.facts(self.run, fingerprints, list(self.encoder.stop_ids))
 
-    def packer(self, config: RunConfig, world: int) -> Packer:
+    def packer(self, world: int) -> Packer:
         """How packs are made. Raises ConfigError where groups of neighbouring ranks do not add up to the world."""
-        settings = config.train
+        settings = self.run.config.train
         if world % settings.sequence_parallel:
             raise ConfigError(
                 f"{world} ranks cannot be split into groups of {settings.sequence_parallel}",
@@ -144,12 +146,10 @@ class RunData:
         )
 
 
-def make_encoder(config: RunConfig) -> Encoder:
+def make_encoder(run: OpenedRun) -> Encoder:
     """The tokenizer and template of a run, with its loss weights."""
-    load_architecture(config.model)  # first, for it says more clearly that there is no model
-    data = config.data
-    vocabulary = load_vocabulary(config.model.path, config.model.revision)
-    return Encoder(vocabulary, data.template, data.loss, data.context_length, data.overlong)
+    data = run.config.data
+    return Encoder(run.vocabulary, data.template, data.loss, data.context_length, data.overlong)
 
 
 def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> Feed:

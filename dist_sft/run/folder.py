@@ -27,19 +27,20 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import CheckpointError, ConfigError, StorageError
 from dist_sft.core.files import atomic, reading, stable_hash, write_json, writing
 from dist_sft.core.storage import is_remote, storage_path
+from dist_sft.run.opened import OpenedRun
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "ray", "datasets", "numpy", "dist-sft")
 
 
-def facts(config: RunConfig, fingerprints: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
+def facts(run: OpenedRun, fingerprints: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
     """What one must know to do a run again.
 
     fingerprints: of sources, tokenizer and template, model, by what they identify. stop_ids: tokens that end an answer.
     """
     return {
         "stop_ids": stop_ids,
-        "config": resolved(config),
-        "learned": {**learned(config), "fingerprints": fingerprints},
+        "config": resolved(run.portable),
+        "learned": {**learned(run.config), "fingerprints": fingerprints},
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
         "git": git_state(Path(__file__).parent),
     }
@@ -169,9 +170,9 @@ def read_config(folder: Path) -> RunConfig:
     """The config that a run folder was trained with. Raises CheckpointError."""
     try:
         return RunConfig.model_validate(read_facts(folder)["config"])
-    except (KeyError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+    except (KeyError, ConfigError) as error:
         raise CheckpointError(
-            f"run.json holds no config of this version of dist-sft: {str(error).splitlines()[0]}",
+            f"run.json holds no config of this version of dist-sft: {error}",
             where=str(folder / "run.json"),
             fix="use the version that its key `versions` names",
         ) from error

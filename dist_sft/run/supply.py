@@ -12,6 +12,7 @@ from dist_sft.core.errors import DataError
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.pack import StepShare
 from dist_sft.run.data import HELD_OUT, TRAIN, Brief, RunData
+from dist_sft.run.opened import OpenedRun
 from dist_sft.service.client import DealerLink, StepClient
 from dist_sft.service.local import LocalLink
 
@@ -73,15 +74,15 @@ class Supply:
         )
 
 
-def connect(offer: Offer | None, config: RunConfig, world: int, rank: int, session: int) -> Supply:
+def connect(offer: Offer | None, run: OpenedRun, world: int, rank: int, session: int) -> Supply:
     """The supply of one rank. Without an offer it reads the data itself. Raises SftError."""
     if offer:
         from dist_sft.service.members import RayLink
 
-        remote = RayLink(offer.service, rank == 0, config.service.stall, offer.started)
-        return Supply(offer.brief, remote, config, world, rank, session)
-    data = RunData.of(config)
-    data.probe(config)
-    packer = data.packer(config, world)
+        remote = RayLink(offer.service, rank == 0, run.config.service.stall, offer.started)
+        return Supply(offer.brief, remote, run.config, world, rank, session)
+    data, config = RunData.of(run), run.config
+    data.probe()
+    packer = data.packer(world)
     local = LocalLink(data.feeds, packer, config.data.context_length, config.service.budget)
-    return Supply(data.brief(config), local, config, world, rank, session)
+    return Supply(data.brief(), local, config, world, rank, session)

@@ -250,7 +250,7 @@ def small_machine(monkeypatch):
     """Two CPUs, no GPU, no Ray."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("dist_sft.cluster.session.RAY_STARTED", Path("/nowhere"))
+    monkeypatch.setattr("dist_sft.run.resources.RAY_STARTED", Path("/nowhere"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 

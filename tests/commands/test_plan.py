@@ -5,12 +5,11 @@ from statistics import fmean
 import pytest
 from transformers import LlamaConfig
 
-from dist_sft.commands.planning.changes import changes
+from dist_sft.commands.planning.changes import changes, recommended
 from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.plan import main_memory, make_plan
-from dist_sft.commands.planning.shown import recommended
 from dist_sft.commands.planning.workload import Workload
-from dist_sft.config.run_config import RunConfig
+from dist_sft.run.opened import open_run
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
 
@@ -24,7 +23,7 @@ WORK = Workload(steps=1000, rows=128, lengths=[[1024] * 128], supervised=[64 * 1
 def eight_b(**settings):
     model = {"path": "m"} | settings.pop("model", {})
     train = {"samples_per_step": 128, "tokens_per_pack": 8192, "steps": 1000} | settings.pop("train", {})
-    return RunConfig.model_validate({"model": model, "data": {"sources": [{"path": "x"}]}, "train": train, **settings})
+    return open_run({"model": model, "data": {"sources": [{"path": "x"}]}, "train": train, **settings})
 
 
 @pytest.mark.parametrize("world", [1, 3])

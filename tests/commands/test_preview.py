@@ -6,7 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
-from dist_sft.commands.preview import RowView, show
+from dist_sft.cli.show.preview import show
+from dist_sft.commands.preview import RowView
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_sft.config.deepspeed import deepspeed_config, portable
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
+from dist_sft.run.opened import open_run
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 
@@ -25,7 +25,7 @@ def run_config(deepspeed, *, dtype="float32", optimizer="adamw", clip=0.7):
 
 def refused(deepspeed, device="cuda", **settings):
     with pytest.raises(ConfigError) as caught:
-        deepspeed_config(run_config(deepspeed, **settings), world=2, device=device)
+        open_run(run_config(deepspeed, **settings)).deepspeed_for(2, device)
     return str(caught.value)
 
 
@@ -33,13 +33,13 @@ def refused(deepspeed, device="cuda", **settings):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_every_shipped_file_suits_both_precisions_and_devices(path, dtype):
     for device in ("cpu", "cuda"):
-        merged = deepspeed_config(run_config(str(path), dtype=dtype), world=3, device=device)
+        merged = open_run(run_config(str(path), dtype=dtype)).deepspeed_for(3, device)
         assert merged["bf16"]["enabled"] is (dtype == "bfloat16")
         assert "auto" not in json.dumps(merged)
 
 
 def test_the_run_decides_batches_precision_clipping_and_saving():
-    merged = deepspeed_config(run_config({"zero_optimization": {"stage": 3}}, dtype="bfloat16"), world=4, device="cpu")
+    merged = open_run(run_config({"zero_optimization": {"stage": 3}}, dtype="bfloat16")).deepspeed_for(4, "cpu")
     assert merged["train_micro_batch_size_per_gpu"] == 1
     assert merged["gradient_accumulation_steps"] == 1
     assert merged["train_batch_size"] == 4
@@ -52,12 +52,12 @@ def test_the_run_decides_batches_precision_clipping_and_saving():
 
 
 def test_sgd_is_allowed_under_zero():
-    assert deepspeed_config(run_config({}, optimizer="sgd"), 1, "cpu")["zero_allow_untested_optimizer"] is True
+    assert open_run(run_config({}, optimizer="sgd")).deepspeed_for(1, "cpu")["zero_allow_untested_optimizer"] is True
 
 
 def test_the_callers_config_is_left_as_it_was():
     given = {"zero_optimization": {"stage": 3}}
-    deepspeed_config(run_config(given), 1, "cpu")
+    open_run(run_config(given)).deepspeed_for(1, "cpu")
     assert given == {"zero_optimization": {"stage": 3}}
 
 
@@ -81,7 +81,7 @@ def test_a_contradiction_names_the_line_both_values_and_the_way_out(tmp_path):
 
 def test_values_that_agree_and_autos_are_welcome():
     agreeing = {"gradient_clipping": 0.7, "train_batch_size": "auto", "fp16": {"enabled": "auto"}, "_why": "a comment"}
-    merged = deepspeed_config(run_config(agreeing), world=2, device="cuda")
+    merged = open_run(run_config(agreeing)).deepspeed_for(2, "cuda")
     assert merged["train_batch_size"] == 2
     assert "_why" not in merged
 
@@ -127,7 +127,7 @@ def test_what_contradicts_the_run_or_does_not_work_is_refused(given, message):
 )
 def test_what_works_only_on_gpus_is_refused_on_cpu(given, message):
     assert message in refused(given, device="cpu")
-    deepspeed_config(run_config(given), world=2, device="cuda")
+    open_run(run_config(given)).deepspeed_for(2, "cuda")
 
 
 def test_quantised_gradients_are_refused_unless_they_travel_as_the_kernel_reads_them():
@@ -135,7 +135,7 @@ def test_quantised_gradients_are_refused_unless_they_travel_as_the_kernel_reads_
     for wrong in (given, given | {"communication_data_type": "bfp16"}):
         message = refused(wrong)
         assert "reads gradients as fp16" in message and '"communication_data_type": "fp16"' in message
-    deepspeed_config(run_config(given | {"communication_data_type": "fp16"}), world=2, device="cuda")
+    open_run(run_config(given | {"communication_data_type": "fp16"})).deepspeed_for(2, "cuda")
 
 
 def test_an_unknown_key_that_deepspeed_would_ignore_is_named(tmp_path):
@@ -163,6 +163,6 @@ def test_broken_json_is_refused_at_its_line(tmp_path):
 def test_a_portable_config_needs_no_file(tmp_path):
     path = tmp_path / "my.json"
     path.write_text('{"zero_optimization": {"stage": 2}}')
-    moved = portable(run_config(str(path)))
+    moved = open_run(run_config(str(path))).portable
     path.unlink()
-    assert deepspeed_config(moved, 1, "cpu")["zero_optimization"]["stage"] == 2
+    assert open_run(moved).deepspeed_for(1, "cpu")["zero_optimization"]["stage"] == 2

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.deepspeed_keys import KNOWN
 from dist_sft.config.run_config import RunConfig
+from dist_sft.run.opened import open_run
 
 
 class Asked(dict):
@@ -78,7 +78,7 @@ def test_deepspeed_accepts_what_we_merge(deepspeed_runtime, name):
             "deepspeed": str(Path(__file__).parents[2] / "ds_configs" / f"{name}.json"),
         }
     )
-    parsed = deepspeed_runtime.DeepSpeedConfig(deepspeed_config(config, 1, "cpu"))
+    parsed = deepspeed_runtime.DeepSpeedConfig(open_run(config).deepspeed_for(1, "cpu"))
     assert parsed.zero_optimization_stage == (2 if name == "zero2" else 3)
     assert parsed.gradient_accumulation_steps == 1
     assert parsed.checkpoint_tag_validation_fail

@@ -5,10 +5,10 @@ import json
 import pytest
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.run_config import RunConfig
 from dist_sft.estimate.memory import estimate
 from dist_sft.estimate.traffic import Sizes
+from dist_sft.run.opened import open_run
 from tests.measured import measure_on_ranks
 
 pytestmark = pytest.mark.xdist_group("measured")  # no other process of ours makes these slow
@@ -75,7 +75,7 @@ def test_the_peak_of_a_step_is_within_15_percent(model, chats, world, stage, tmp
     architecture, off = AutoConfig.from_pretrained(model), {}
     for (name, values), ranks in zip(runs.items(), measured, strict=True):
         config = RunConfig.model_validate(values)
-        merged = deepspeed_config(config, world, "cpu")
+        merged = open_run(config).deepspeed_for(world, "cpu")
         sizes = Sizes.of(config, architecture, merged)
         memory = estimate(
             config,

@@ -3,9 +3,9 @@
 import pytest
 from transformers import AutoConfig
 
-from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.run_config import RunConfig
 from dist_sft.estimate.traffic import Collective, Sizes, traffic
+from dist_sft.run.opened import open_run
 from tests.measured import measure_on_ranks
 from tests.ranks import records
 
@@ -49,7 +49,7 @@ def run(tiny_run, folder, world, case, tokens_per_pack=256):
 def said_and_carried(settings, world, measured):
     """Bytes of the last step, by kind of collective and number of ranks."""
     config = RunConfig.model_validate(settings)
-    merged = deepspeed_config(config, world, "cpu")
+    merged = open_run(config).deepspeed_for(world, "cpu")
     sizes = Sizes.of(config, AutoConfig.from_pretrained(config.model.path), merged)
     micro_steps = records(config.run.dir)[-1]["micro_steps"]
     said = {}

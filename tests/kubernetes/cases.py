@@ -7,6 +7,7 @@ import yaml
 from dist_sft.config.load import load_config
 from dist_sft.kubernetes.manifest import render
 from dist_sft.kubernetes.text import as_documents
+from dist_sft.run.opened import open_run
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def config_of(folder, *overrides):
 
 
 def objects_of(folder, *overrides):
-    return render(config_of(folder, *overrides))
+    return render(open_run(config_of(folder, *overrides)))
 
 
 def written(name, folder):

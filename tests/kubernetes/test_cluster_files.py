@@ -10,6 +10,7 @@ from dist_sft.config.kubernetes import mebibytes
 from dist_sft.config.load import load_config
 from dist_sft.kubernetes.manifest import render, render_cluster
 from dist_sft.kubernetes.text import as_documents
+from dist_sft.run.opened import open_run
 from tests.kubernetes.cases import ROOT
 from tests.kubernetes.parts import container
 from tests.kubernetes.strict import complaints
@@ -41,11 +42,11 @@ def test_every_object_would_be_accepted(name):
 @pytest.mark.parametrize(
     ("name", "command", "made"),
     [
-        ("rayjob", "dist-sft rayjob cluster/run.yaml", lambda: render(load_config(CLUSTER / "run.yaml"))),
+        ("rayjob", "dist-sft rayjob cluster/run.yaml", lambda: render(open_run(CLUSTER / "run.yaml"))),
         (
             "raycluster",
             f"dist-sft rayjob --cluster cluster/run.yaml {' '.join(OVERRIDES)}",
-            lambda: render_cluster(load_config(CLUSTER / "run.yaml", OVERRIDES)),
+            lambda: render_cluster(open_run(CLUSTER / "run.yaml", OVERRIDES)),
         ),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dist_sft.kubernetes.manifest import render, render_cluster
+from dist_sft.run.opened import open_run
 from tests.kubernetes.cases import CASES, GOLDEN, config_of, written
 from tests.kubernetes.strict import complaints
 
@@ -43,5 +44,5 @@ def test_there_is_no_golden_file_without_a_case():
 )  # fmt: skip
 @pytest.mark.parametrize("rendering", [render, render_cluster])
 def test_every_setting_makes_objects_that_would_be_accepted(tmp_path, override, rendering):
-    objects = rendering(config_of(tmp_path, "cluster.workers=16", f"kubernetes.{override}"))
+    objects = rendering(open_run(config_of(tmp_path, "cluster.workers=16", f"kubernetes.{override}")))
     assert [complaint for made in objects for complaint in complaints(made)] == []

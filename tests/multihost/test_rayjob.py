@@ -13,8 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from dist_sft.config.load import load_config
 from dist_sft.kubernetes.manifest import render
+from dist_sft.run.opened import open_run
 from dist_sft.tracking.json_lines import records_in
 from tests.kubernetes.cases import ROOT
 from tests.kubernetes.rehearsal import pods
@@ -60,7 +60,7 @@ def manifest(tiny_run, tmp_path):
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
-    return render(load_config(path))
+    return render(open_run(path))
 
 
 def image(inside):

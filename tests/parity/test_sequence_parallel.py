@@ -11,6 +11,7 @@ from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest
 from dist_sft.config.run_config import RunConfig
 from dist_sft.run.data import RunData
+from dist_sft.run.opened import open_run
 from tests.ranks import losses, records, train_on_ranks
 
 STEPS = 5
@@ -116,7 +117,7 @@ def test_groups_of_neighbours_get_packs_of_their_own(runs):
 
 def test_these_rows_have_halves_without_anything_to_learn(base):
     config = RunConfig.model_validate(base[0])
-    train = RunData.of(config).train
+    train = RunData.of(open_run(config)).train
     samples = train.rows.encode(0, train.steps.samples(0)).samples
     halves = [np.array_split(sample.weights, 2) for sample in samples]
     assert any(not first.any() and second.any() for first, second in halves)

@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import SftError
 from dist_sft.model import head
-from dist_sft.model.architecture import load_architecture
 from dist_sft.model.attention import segments
 from dist_sft.model.context import PackContext
 from dist_sft.proofs import packing
 from dist_sft.proofs.packing import prove_packing
 from dist_sft.proofs.proof import Proof, largest, refuse
 from dist_sft.run.data import RunData
+from dist_sft.run.opened import open_run
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def config(tiny_run):
 
 
 def proofs_of(config):
-    data = RunData.of(config)
-    return prove_packing(config, load_architecture(config.model), data.train.rows.probe(data.train.steps).samples)
+    data = RunData.of(open_run(config))
+    return prove_packing(config, data.run.architecture, data.train.rows.probe(data.train.steps).samples)
 
 
 def test_a_sound_model_is_proved(config):

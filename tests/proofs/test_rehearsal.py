@@ -5,9 +5,9 @@ import pytest
 from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import SftError
-from dist_sft.model.architecture import load_architecture
 from dist_sft.proofs.proof import refuse
 from dist_sft.run.data import RunData
+from dist_sft.run.opened import open_run
 
 pytestmark = pytest.mark.xdist_group("rehearsal")
 
@@ -60,9 +60,9 @@ def run(tiny_run):
 
 def proofs_of(config, rows_of=None):
     """rows_of: settings that the tiny model's rows are read with; the same unless they are given."""
-    data = RunData.of(rows_of or config)
+    data = RunData.of(open_run(rows_of or config))
     looked = data.train.rows.probe(data.train.steps)
-    return rehearse(config, load_architecture(config.model), looked.samples, data.encoder.template.source)
+    return rehearse(open_run(config), looked.samples, data.encoder.template.source)
 
 
 def test_a_sound_run_is_proved(run):

@@ -10,6 +10,7 @@ from dist_sft.model.context import PackContext
 from dist_sft.proofs.masks import certify_masks
 from dist_sft.run import data as run_data
 from dist_sft.run.data import RunData
+from dist_sft.run.opened import open_run
 
 
 @pytest.fixture
@@ -21,9 +22,9 @@ def config(tiny_run, tmp_path):
 
 
 def test_a_sound_start_is_proved_on_all_its_rows(config, monkeypatch):
-    data, seen = RunData.of(config), []
+    data, seen = RunData.of(open_run(config)), []
     monkeypatch.setattr(run_data, "certify_masks", lambda *given: seen.append(given[0]) or certify_masks(*given))
-    data.probe(config)
+    data.probe()
     assert seen == [data.train, data.held_out]
 
 
@@ -31,7 +32,7 @@ def test_a_mask_on_which_two_ways_do_not_agree_ends_a_start(config, monkeypatch)
     """The first way is broken: it learns whatever anybody says."""
     monkeypatch.setattr(spans, "weights_of", lambda conversation, _: tuple(1.0 for _ in conversation.messages))
     with pytest.raises(SftError, match=r"two ways agree on each learned token \(.*messages\[0\] is learned"):
-        RunData.of(config).probe(config)
+        RunData.of(open_run(config)).probe()
 
 
 def test_noise_that_is_scaled_by_the_pack_ends_a_start(config, monkeypatch):
@@ -43,4 +44,4 @@ def test_noise_that_is_scaled_by_the_pack_ends_a_start(config, monkeypatch):
 
     monkeypatch.setattr(PackContext, "enter", whole)
     with pytest.raises(SftError, match="noise of a sample: norm alpha"):
-        RunData.of(config).probe(config)
+        RunData.of(open_run(config)).probe()

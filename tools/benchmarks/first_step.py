@@ -46,12 +46,12 @@ def ours(file: Path, model: Path) -> None:
     from dist_sft.cluster.placement import place_encoders
     from dist_sft.cluster.runner import data_service
     from dist_sft.cluster.session import connect as join
-    from dist_sft.config.run_config import RunConfig
     from dist_sft.data.ledger import Ledger
+    from dist_sft.run.opened import open_run
     from dist_sft.run.supply import connect
 
     with TemporaryDirectory(dir=WORK) as folder:
-        config = RunConfig.model_validate(
+        run = open_run(
             {
                 "run": {"dir": f"{folder}/run"},
                 "model": {"path": str(model)},
@@ -60,12 +60,12 @@ def ours(file: Path, model: Path) -> None:
                 "cluster": {"gpus_per_worker": 0},
             }
         )
-        join(config)
+        join(run.config)
         for name in ("cold", "second start"):
             begin = time.monotonic()
-            with data_service(config, place_encoders(config, ray.nodes())) as offer:
+            with data_service(run, place_encoders(run.config, ray.nodes())) as offer:
                 started = time.monotonic()
-                supply = connect(offer, config, world=1, rank=0, session=1)
+                supply = connect(offer, run, world=1, rank=0, session=1)
                 share = next(supply.training(Ledger(), lambda step, text: None).shares(0))
                 served = time.monotonic()
             print(

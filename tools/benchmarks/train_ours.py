@@ -41,14 +41,14 @@ def main(spec: dict[str, Any]) -> None:
     probe = of_this_rank(spec["out"])
     import torch.distributed as dist
 
-    from dist_sft.config.run_config import RunConfig
     from dist_sft.run.assembly import assemble
+    from dist_sft.run.opened import open_run
     from dist_sft.train.loop import train
 
     world = int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=spec["meeting"], rank=int(os.environ["RANK"]), world_size=world)
     probe.imported()
-    rank = assemble(RunConfig.model_validate(settings(spec, world)), "bench")
+    rank = assemble(open_run(settings(spec, world)), "bench")
     rank.tracker.sinks = [*rank.tracker.sinks, ProbeSink(probe)]
     probe.begin()
     train(replace(rank.run, checkpoints=NoCheckpoints()), rank.done, rank.state)

@@ -15,8 +15,8 @@ from dist_sft.cluster.preflight.network import Reduced
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.estimate.memory import state_bytes
-from dist_sft.model.architecture import load_architecture
 from dist_sft.model.capacity import count_trained
+from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import worker_resources
 
 KNOCK = 5.0
@@ -49,11 +49,12 @@ class Report:
         raise ClusterError(first.what, where=first.where, fix=f"{first.fix}{more}")
 
 
-def preflight(config: RunConfig, run_dir: Path, short: bool = False) -> Report:
+def preflight(run: OpenedRun, run_dir: Path, short: bool = False) -> Report:
     """Look at every node that could hold a worker; Ray is connected. Raises ClusterError where there is none.
 
     short: leave out what takes seconds, the all-reduce between nodes.
     """
+    config = run.config
     nodes = nodes_for(config)
     ids = [(node["NodeID"], node["NodeManagerAddress"]) for node in nodes]
     names = [f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in nodes]
@@ -62,7 +63,7 @@ def preflight(config: RunConfig, run_dir: Path, short: bool = False) -> Report:
     timed, failed = _timed([facts for facts in found if facts is not None])
     report = Report(timed, findings + failed)
     given = {node["NodeID"]: node["Resources"].get("GPU", 0.0) for node in nodes}
-    report.findings += judge(report.nodes, versions(), given, _room(config))
+    report.findings += judge(report.nodes, versions(), given, _room(run))
     report.findings += _storage(report.nodes, "run.dir", str(run_dir))
     if config.checkpoint.url:
         report.findings += _storage(report.nodes, "checkpoint.url", config.checkpoint.url)
@@ -94,11 +95,12 @@ def nodes_for(config: RunConfig) -> list[dict[str, Any]]:
     return sorted(found, key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
 
 
-def _room(config: RunConfig) -> float:
+def _room(run: OpenedRun) -> float:
     """Bytes that the checkpoints of a run take in run.dir, with the one that is being written."""
+    config = run.config
     if config.checkpoint.url:
         return 0.0
-    trained = count_trained(load_architecture(config.model), config.model.tuning).total
+    trained = count_trained(run.architecture, config.model.tuning).total
     keep = config.checkpoint
     return float(trained * state_bytes(config, stage=1) * (keep.keep + keep.keep_best + 1))
 

@@ -1,20 +1,19 @@
 """`dist-sft plan`: what a run will need, before a GPU is taken.
 
-run file -> first rows (workload) -> memory, network, time, disk (plan) -> what would make it fit (changes) -> shown
+run file -> first rows (workload) -> memory, network, time, disk (plan) -> what would make it fit (changes)
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from dist_sft.commands.planning.changes import Adjustment, changes
+from dist_sft.commands.planning.changes import Adjustment, changes, recommended
 from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.plan import Plan, make_plan, on_machine, packer_of
-from dist_sft.commands.planning.shown import gib, recommended
 from dist_sft.commands.planning.workload import look
-from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
-from dist_sft.model.architecture import load_architecture
+from dist_sft.core.units import gib
 from dist_sft.run.data import RunData
+from dist_sft.run.opened import OpenedRun
 
 __all__ = ["Machine", "Plan", "Planned", "packer_of", "plan_run"]
 
@@ -55,11 +54,11 @@ class Planned:
         )  # fmt: skip
 
 
-def plan_run(config: RunConfig, machine: Machine, rows: int) -> Planned:
+def plan_run(run: OpenedRun, machine: Machine, rows: int) -> Planned:
     """Raises the first SftError that opening the data, the DeepSpeed settings or the machine give."""
-    config = on_machine(config, machine)
-    data = RunData.of(config)
-    data.packer(config, machine.ranks)  # says clearly what does not go with the machine
-    architecture, work = load_architecture(config.model), look(config, data, rows)
-    plan = make_plan(config, architecture, work, machine)
-    return Planned(plan, changes(config, architecture, work, machine) if plan.fits is False else [])
+    run = on_machine(run, machine)
+    data = RunData.of(run)
+    data.packer(machine.ranks)  # says clearly what does not go with the machine
+    work = look(run.config, data, rows)
+    plan = make_plan(run, run.architecture, work, machine)
+    return Planned(plan, changes(run, run.architecture, work, machine) if plan.fits is False else [])

@@ -11,12 +11,12 @@ from transformers import PretrainedConfig
 
 from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.workload import Workload
-from dist_sft.config.deepspeed import deepspeed_config
 from dist_sft.config.run_config import RunConfig
 from dist_sft.data.packing import Packer, StepPlan
 from dist_sft.estimate.cost import BYTES, model_cost
 from dist_sft.estimate.memory import Memory, estimate, state_bytes
 from dist_sft.estimate.traffic import Collective, Sizes, traffic
+from dist_sft.run.opened import OpenedRun
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,16 @@ class Plan:
                                          "host": asdict(self.host) | {"total": self.host.total}}  # fmt: skip
 
 
-def on_machine(config: RunConfig, machine: Machine) -> RunConfig:
+def on_machine(run: OpenedRun, machine: Machine) -> OpenedRun:
     """The run with a GPU for each of the machine's ranks."""
-    cluster = config.cluster.model_copy(update={"workers": machine.ranks, "gpus_per_worker": 1.0})
-    return config.model_copy(update={"cluster": cluster})
+    cluster = run.config.cluster.model_copy(update={"workers": machine.ranks, "gpus_per_worker": 1.0})
+    return run.changed(cluster=cluster)
 
 
-def make_plan(config: RunConfig, architecture: PretrainedConfig, work: Workload, machine: Machine) -> Plan:
+def make_plan(run: OpenedRun, architecture: PretrainedConfig, work: Workload, machine: Machine) -> Plan:
     """Raises ConfigError where the DeepSpeed settings or sequence parallelism do not go with the machine."""
-    config = on_machine(config, machine)
-    merged = deepspeed_config(config, machine.ranks, "cuda")
+    run = on_machine(run, machine)
+    config, merged = run.config, run.resolved_deepspeed
     stage: int = merged.get("zero_optimization", {}).get("stage", 0)
     sizes = Sizes.of(config, architecture, merged)
     cost = model_cost(architecture, trains_weights=config.model.tuning.kind == "full")
@@ -157,10 +157,10 @@ def make_plan(config: RunConfig, architecture: PretrainedConfig, work: Workload,
     )
 
 
-def main_memory(config: RunConfig, architecture: PretrainedConfig, machine: Machine) -> Host:
+def main_memory(run: OpenedRun, architecture: PretrainedConfig, machine: Machine) -> Host:
     """The plan's of a node, for which no row needs to be looked at. Raises ConfigError as `make_plan`."""
-    config = on_machine(config, machine)
-    merged = deepspeed_config(config, machine.ranks, "cuda")
+    run = on_machine(run, machine)
+    config, merged = run.config, run.resolved_deepspeed
     sizes = Sizes.of(config, architecture, merged)
     return Host.of(config, sizes, estimate(config, architecture, merged, sizes.all, sizes.trained).host, machine)
 

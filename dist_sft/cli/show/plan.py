@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dist_sft.commands.planning.changes import Adjustment
+from dist_sft.commands.planning.changes import Adjustment, recommended
 from dist_sft.commands.planning.machine import RESERVED
 from dist_sft.commands.planning.plan import Plan
+from dist_sft.core.units import gib
 
 PARTS = {
     "weights": "",
@@ -38,15 +39,6 @@ def show(plan: Plan, changes: Sequence[Adjustment], console: Console) -> None:
         console.print(plan.advice, style="yellow", markup=False, highlight=False)
     if changes:
         console.print(_changes(changes))
-
-
-def recommended(changes: Sequence[Adjustment]) -> Adjustment | None:
-    """The first that fits: they are ordered, cheapest first."""
-    return next((change for change in changes if change.fits), None)
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
 def _table(title: str, *columns: tuple[str, str]) -> Table:

@@ -1,0 +1,1 @@
+"""What commands computed, for a person at a terminal."""

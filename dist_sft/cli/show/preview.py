@@ -1,0 +1,52 @@
+"""A row as tokens, coloured by their loss weight."""
+
+import itertools
+
+from rich.console import Console
+from rich.text import Text
+
+from dist_sft.commands.preview import RowView
+
+
+def show(view: RowView, console: Console) -> None:
+    """Learned tokens on green (darker for smaller weights), context grey; without colours, learned ones in brackets."""
+    coloured = console.color_system is not None
+    learned = Text("learned", style=_style(1.0)) if coloured else Text("⟦learned⟧")
+    head = Text.assemble(
+        (view.where, "bold"),
+        f"  {len(view.ids)} tokens, {sum(weight > 0 for weight in view.weights)} ",
+        learned,
+        ", others ",
+        ("context", _style(0.0)),
+    )
+    weights = sorted({weight for weight in view.weights if weight > 0})
+    if weights != [1.0]:
+        head.append(f"; loss weights {', '.join(f'{weight:g}' for weight in weights)}")
+    console.print(head, soft_wrap=True)
+    console.print(_coloured(view) if coloured else _bracketed(view), soft_wrap=True)
+
+
+def _style(strength: float) -> str:
+    """strength: share of the largest weight of the row."""
+    return f"white on rgb(0,{int(40 + 100 * strength)},0)" if strength else "bright_black"
+
+
+def _coloured(view: RowView) -> Text:
+    most = max(view.weights)
+    pieces = zip(view.tokens, view.weights, strict=True)
+    return Text.assemble(*((_visible(piece), _style(weight / most)) for piece, weight in pieces))
+
+
+def _bracketed(view: RowView) -> Text:
+    runs = itertools.groupby(zip(view.tokens, view.weights, strict=True), key=lambda pair: pair[1] > 0)
+    parts = ((learned, "".join(_visible(piece) for piece, _ in run)) for learned, run in runs)
+    return Text("".join(f"⟦{part}⟧" if learned else part for learned, part in parts))
+
+
+def _visible(text: str) -> str:
+    """Control characters as pictures of themselves: a row's text must not command the terminal."""
+    return text.translate(_PICTURES)
+
+
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
