@@ -56,6 +56,7 @@ def pytest_unconfigure():
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="also run the long random-kill and endurance tests")
+    parser.addoption("--quick", action="store_true", help="leave out what starts Ray, ranks or a long command")
     parser.addoption(
         "--budget", action="store_true", help="fail where a folder costs more than tests/budget.json allows"
     )
@@ -65,6 +66,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):  # tests with a Ray, ranks or a run are grouped, so that one worker makes it for all
+        grouped = {item for item in items if item.get_closest_marker("xdist_group") or item.get_closest_marker("soak")}
+        config.hook.pytest_deselected(items=list(grouped))
+        items[:] = [item for item in items if item not in grouped]
     if config.getoption("--soak"):
         return
     for item in items:

@@ -95,10 +95,10 @@ def _stat(folder):
 class Meter:
     """Measures in the processes that run tests; adds up in the one that reports."""
 
-    def __init__(self, config):
+    def __init__(self, config, budget=BUDGET):
         self.runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
         self.reports = not hasattr(config, "workerinput")
-        self.budget = json.loads(BUDGET.read_text()) if config.getoption("budget") else {}
+        self.budget = json.loads(budget.read_text()) if config.getoption("budget") else {}
         self.by_folder = defaultdict(float)
         self.by_test = {}
         if self.runs_tests:
