@@ -6,7 +6,6 @@ import socket
 
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
-from dist_sft.run.extension_builds import wait_for_builds
 from dist_sft.run.resources import is_local, ray_address
 
 
@@ -15,9 +14,7 @@ def connect(config: RunConfig) -> None:
     import ray
 
     address = ray_address(config)
-    if address is None:
-        wait_for_builds(fresh=0)
-    else:
+    if address is not None:
         _knock(address)
     try:
         ray.init(

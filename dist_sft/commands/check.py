@@ -24,7 +24,6 @@ from dist_sft.proofs.packing import prove_packing
 from dist_sft.proofs.proof import Proof, refuse
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
-from dist_sft.run.extension_builds import wait_for_builds
 from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import check_resources, is_local
 
@@ -106,7 +105,6 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
     config, merged = run.config, run.resolved_deepspeed
     run_dir = run_folder.locate(config)
     _check_machine(config)
-    wait_for_builds(fresh=0)
     data = RunData.of(run)
     looked = data.train.rows.probe(data.train.steps, rows)
     run_folder.refuse_changes(run_dir, data.facts(), run_folder.checkpoints_of(config, run_dir))

@@ -1,58 +1,107 @@
-"""DeepSpeed compiles extensions at first use, and leaves a lock behind when it is killed while it does.
+"""DeepSpeed compiles extensions at first use. torch guards a build with a file, which a killed build leaves behind.
 
-Every later start then waits for that lock for ever, without a word. torch holds the file open while it builds
-(torch.utils.file_baton), so a lock that no process has open is stale.
+Every later start would wait for that file for ever, without a word. Here, a build also holds a lock of the kernel,
+which ends with its process: whoever has that lock and finds torch's file knows that its owner is dead, and removes it.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dist_sft.core.errors import ClusterError
+from torch.utils import cpp_extension
+from torch.utils.file_baton import FileBaton
 
 FRESH = 300.0
-"""Seconds for which a lock that nobody here holds may belong to a build on another node with the same home."""
+"""Seconds for which a file that no process of this node has open may belong to a build on another node."""
+LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
+"""File systems that no other node sees."""
 
 
-def wait_for_builds(fresh: float = FRESH, say: Callable[[str], None] = lambda text: None) -> None:
-    """Return when no lock is left that might be stale. Raises ClusterError for one that nobody will ever remove.
+def guard_builds(say: Callable[[str], None] = lambda text: None) -> None:
+    """Builds that this process asks for wait for a living build of the same extension, and for nothing else.
 
-    fresh: seconds; 0 where all ranks are on this node, whose processes are known.
+    say: told what a build waits for, where that is not another build of ours.
     """
-    told = False
-    while locks := [lock for lock in _locks() if not _is_held(lock)]:
-        lock = locks[0]
-        try:
-            age = time.time() - lock.stat().st_mtime
-        except FileNotFoundError:
-            continue
-        if age > fresh:
-            raise ClusterError(
-                "a killed build of a DeepSpeed extension has left its lock, and every start would wait for it",
-                where=str(lock),
-                fix=f"rm {lock}",
-            )
-        if not told:
-            say(f"waiting for the build that holds {lock}; if none runs, remove it")
-            told = True
-        time.sleep(1)
+
+    class Baton(_Baton):
+        pass
+
+    Baton.say = staticmethod(say)
+    cpp_extension.FileBaton = Baton  # type: ignore[attr-defined]
 
 
-def extensions_folder() -> Path:
-    """Where torch builds extensions."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+class _Baton(FileBaton):
+    """torch's lock of one build. It is always acquired in the end: then the build is found done, and costs nothing."""
+
+    say: Callable[[str], None]
+
+    def try_acquire(self) -> bool:
+        file = Path(self.lock_file_path)
+        self.kernel = os.open(file.with_name("lock.kernel"), os.O_CREAT | os.O_RDWR, 0o666)
+        _lock(self.kernel)
+        told = False
+        while not super().try_acquire():
+            if _is_stale(file):
+                file.unlink(missing_ok=True)
+                continue
+            if not told:
+                self.say(f"waiting for the build that holds {file}; if none runs, remove it")
+                told = True
+            time.sleep(self.wait_seconds)
+        return True
+
+    def release(self) -> None:
+        super().release()
+        os.close(self.kernel)
 
 
-def _locks() -> list[Path]:
-    """As the kernel names them: a cache folder is often a link to a larger disk."""
-    return sorted(path.resolve() for path in extensions_folder().rglob("lock"))
+def _lock(file: int) -> None:
+    """Wait for the kernel's lock; a file system that has none leaves torch's file as the only guard."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def _is_stale(lock: Path) -> bool:
+    """Whether the owner is dead. Looks twice: torch closes its file a moment before it removes it."""
+    try:
+        first = lock.stat()
+        if _is_held(lock) or not (_is_local(first.st_dev) or time.time() - _last_change(lock.parent) > FRESH):
+            return False
+        time.sleep(0.1)
+        return lock.stat().st_ino == first.st_ino and not _is_held(lock)
+    except FileNotFoundError:
+        return False
+
+
+def _last_change(folder: Path) -> float:
+    """When a build last wrote something, in seconds since 1970: it writes objects as it goes on."""
+    return max(path.stat().st_mtime for path in folder.iterdir() if path.name != "lock.kernel")
+
+
+def _is_local(device: int) -> bool:
+    """Whether a device holds a file system of this node alone."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return any(mount[2] == name and mount[mount.index("-") + 1] in LOCAL for mount in mounts)
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process of this node has the file open (Linux; processes of other users may be hidden)."""
-    return any(str(lock) in _open_files(process) for process in Path("/proc").glob("[0-9]*"))
+    """Whether a process of this node builds: it has the file open, or is a compiler run that outlived its builder.
+
+    Processes of other users may be hidden.
+    """
+    lock = lock.resolve()  # as the kernel names it: a cache folder is often a link to a larger disk
+    return any(
+        str(lock) in _open_files(process) or _compiles_in(process) == str(lock.parent)
+        for process in Path("/proc").glob("[0-9]*")
+    )
 
 
 def _open_files(process: Path) -> set[str]:
@@ -63,3 +112,11 @@ def _open_files(process: Path) -> set[str]:
             with contextlib.suppress(OSError):
                 files.add(str(link.readlink()))
     return files
+
+
+def _compiles_in(process: Path) -> str | None:
+    """The folder that a ninja works in, which ends after the compilers that it started."""
+    with contextlib.suppress(OSError):
+        if (process / "comm").read_text().strip() == "ninja":
+            return str((process / "cwd").readlink())
+    return None

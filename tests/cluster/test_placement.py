@@ -10,6 +10,7 @@ from dist_sft.cluster.placement import place_encoders
 from dist_sft.cluster.runner import data_service
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
+from dist_sft.run.opened import open_run
 from dist_sft.run.resources import check_resources
 from tests.cluster.test_preflight import forget_authentication
 
@@ -122,7 +123,7 @@ def where(four, tiny_run, tmp_path):
             tiny_run | {"run": {"dir": str(tmp_path)}, "cluster": cluster, "service": {"encoders": 2, **service}}
         )
         check_resources(config, ray.cluster_resources(), "Ray")
-        with data_service(config, place_encoders(config, ray.nodes())) as offer:
+        with data_service(open_run(config), place_encoders(config, ray.nodes())) as offer:
             names = (offer.service, f"{offer.service}-encoder-0", f"{offer.service}-encoder-1")
             asked = [ray.get_actor(name).__ray_call__.remote(_node) for name in names]
             found = [four.get(one, "head") for one in ray.get(asked, timeout=120)]

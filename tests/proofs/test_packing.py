@@ -95,7 +95,8 @@ def test_a_difference_that_is_no_number_is_not_lost():
 @pytest.mark.parametrize("name", ["flash", "varlen"])
 def test_attention_that_needs_a_gpu_is_stood_in_for(config, name):
     kernel = config.model.model_copy(update={"attention": name})
-    proofs = proofs_of(config.model_copy(update={"model": kernel}))
+    on_gpus = config.cluster.model_copy(update={"gpus_per_worker": 1})
+    proofs = proofs_of(config.model_copy(update={"model": kernel, "cluster": on_gpus}))
     refuse(proofs)
     assert all(f"segments in place of {name}" in proof.detail for proof in proofs)
 

@@ -11,6 +11,7 @@ from dist_sft.config.load import load_config
 from dist_sft.core.errors import ClusterError
 from dist_sft.remote.jobs import Job
 from dist_sft.remote.package import LIMIT, package
+from dist_sft.run.opened import open_run
 
 NOBODY = ("--address", "http://127.0.0.1:9")
 
@@ -103,8 +104,7 @@ def test_too_much_is_refused_with_the_sizes(folder, refused):
 
 def test_the_command_of_a_job_is_what_one_would_type(folder):
     overrides = ["model.tuning={kind: lora, rank: 8}", "cluster.address=ray://elsewhere:10001"]
-    config = load_config("run.yaml", overrides)
-    job = prepare(folder / "run.yaml", config, overrides, secrets=["WANDB_API_KEY"])
+    job = prepare(folder / "run.yaml", open_run("run.yaml", overrides), overrides, secrets=["WANDB_API_KEY"])
     assert job.command == (
         "dist-sft train run.yaml 'model.tuning={kind: lora, rank: 8}' cluster.address=ray://elsewhere:10001 "
         "cluster.address=null --secret=WANDB_API_KEY"

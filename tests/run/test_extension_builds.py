@@ -1,72 +1,181 @@
-"""A lock that a killed build left is found at once; one that is held, or may be, is not touched."""
+"""The lock of a build whose owner died costs nothing; a living build is waited for, and only one that is needed."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
-from torch.utils.file_baton import FileBaton
+from torch.utils import cpp_extension
 
-from dist_sft.core.errors import ClusterError
-from dist_sft.run.extension_builds import extensions_folder, wait_for_builds
+from dist_sft.run import extension_builds
+from dist_sft.run.extension_builds import guard_builds
+from tests.ranks import ROOT
+
+BUILD = """
+import ctypes, sys
+from torch.utils import cpp_extension
+from dist_sft.run.extension_builds import guard_builds
+guard_builds(lambda text: print(text, flush=True))
+cpp_extension.load("seven", [sys.argv[1]], is_python_module=False)
+print("built", ctypes.CDLL(sys.argv[1].replace("source.cpp", "seven.so")).seven(), flush=True)
+"""
+SOURCE = 'extern "C" int seven() { return 7; }'
+COMPILER = """#!/bin/sh
+case "$*" in *source.cpp*) echo begins >> compiled; timeout 20 sh -c 'until [ -e go ]; do sleep 0.1; done';; esac
+c++ "$@" || exit
+case "$*" in *source.cpp*) echo ends >> compiled;; esac
+"""
 
 
 @pytest.fixture
-def lock(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
+    """Where the extension `seven` is built."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    path = tmp_path / "extensions" / "py311_cpu" / "deepspeed_shm_comm" / "lock"
-    path.parent.mkdir(parents=True)
+    path = tmp_path / "extensions" / "seven"
+    path.mkdir(parents=True)
     return path
 
 
-def test_no_lock_is_no_reason_to_wait(lock):
-    wait_for_builds()
-    lock.parent.rmdir()
-    wait_for_builds()
+@pytest.fixture
+def baton(folder):
+    """A function: what its owner is told -> torch's lock of that build, guarded."""
+    original = cpp_extension.FileBaton
+
+    def make(say=lambda text: None):
+        guard_builds(say)
+        return cpp_extension.FileBaton(str(folder / "lock"), wait_seconds=0.05)
+
+    yield make
+    cpp_extension.FileBaton = original
 
 
-def test_a_lock_that_nobody_holds_is_an_error_that_says_which_file_to_remove(lock):
+@pytest.fixture
+def raw(folder):
+    """torch's own lock, as a process has it that knows nothing of ours."""
+    return cpp_extension.FileBaton(str(folder / "lock"))
+
+
+def in_background(baton):
+    """A thread that acquires a lock and gives it back."""
+    thread = threading.Thread(target=lambda: (baton.try_acquire(), baton.release()))
+    thread.start()
+    return thread
+
+
+def test_a_free_lock_is_acquired_and_given_back(baton, folder):
+    ours = baton()
+    assert ours.try_acquire() and (folder / "lock").exists()
+    ours.release()
+    assert not (folder / "lock").exists()
+
+
+def test_a_lock_that_nobody_holds_is_removed_at_once(baton, folder):
+    (folder / "lock").touch()
+    said = []
+    ours = baton(said.append)
+    assert ours.try_acquire() and said == []
+    ours.release()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_build_of_another_program_is_waited_for_with_a_word(baton, folder, tmp_path, linked):
+    (tmp_path / "link").symlink_to(folder.parent)
+    there = (tmp_path / "link" / "seven" if linked else folder) / "lock"
+    theirs, said = cpp_extension.FileBaton(str(there)), []
+    assert theirs.try_acquire()
+    waiting = in_background(baton(said.append))
+    waiting.join(1)
+    assert waiting.is_alive() and (folder / "lock").exists()
+    theirs.release()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert said == [f"waiting for the build that holds {folder / 'lock'}; if none runs, remove it"]
+
+
+def test_a_build_of_ours_is_waited_for(baton, folder):
+    ours = baton()
+    assert ours.try_acquire()
+    waiting = in_background(baton())
+    waiting.join(1)
+    assert waiting.is_alive() and (folder / "lock").exists()
+    ours.release()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_where_other_nodes_see_the_folder_a_lock_may_be_theirs_until_nothing_was_written_for_long(
+    baton, folder, monkeypatch
+):
+    monkeypatch.setattr(extension_builds, "LOCAL", set())
+    (folder / "lock").touch()
+    object_file = folder / "main.o"
+    object_file.touch()
+    waiting = in_background(baton())
+    past = time.time() - extension_builds.FRESH - 1
+    os.utime(folder / "lock", (past, past))
+    waiting.join(1)
+    assert waiting.is_alive() and (folder / "lock").exists(), "an object was written a moment ago"
+    os.utime(object_file, (past, past))
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_a_lock_that_another_took_meanwhile_is_not_removed(folder, monkeypatch):
+    """Between the two looks, its owner ends in good order and another build begins."""
+    lock = folder / "lock"
     lock.touch()
-    with pytest.raises(ClusterError) as caught:
-        wait_for_builds(fresh=0)
-    assert str(caught.value) == (
-        f"{lock}: a killed build of a DeepSpeed extension has left its lock, and every start would wait for it\n"
-        f"  fix: rm {lock}"
-    )
-    assert lock.exists()
+
+    def changes_hands(seconds):
+        (folder / "next").touch()
+        (folder / "next").rename(lock)
+
+    monkeypatch.setattr(extension_builds.time, "sleep", changes_hands)
+    assert not extension_builds._is_stale(lock)
 
 
-def test_the_lock_of_a_build_that_runs_is_left_alone(lock):
-    baton = FileBaton(str(lock))
-    assert baton.try_acquire()
-    wait_for_builds(fresh=0)
-    assert lock.exists()
-    baton.release()
+def start(folder):
+    (folder / "source.cpp").write_text(SOURCE)
+    (folder / "compiler").write_text(COMPILER)
+    (folder / "compiler").chmod(0o755)
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # for ninja
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, folder / "source.cpp"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "CXX": str(folder / "compiler")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
 
 
-def test_a_build_is_seen_through_a_cache_folder_that_is_a_link(lock, tmp_path, monkeypatch):
-    (tmp_path / "link").symlink_to(extensions_folder())
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "link"))
-    baton = FileBaton(str(tmp_path / "link" / lock.relative_to(tmp_path / "extensions")))
-    assert baton.try_acquire()
-    wait_for_builds(fresh=0)
-    baton.release()
-    lock.touch()
-    with pytest.raises(ClusterError):
-        wait_for_builds(fresh=0)
+def test_after_a_build_that_was_killed_the_next_two_build_it(folder):
+    """A real build, with SIGKILL in the middle of it; its compiler lives on, and is waited for."""
+    killed = start(folder)
+    while not (folder / "compiled").exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    assert (folder / "lock").exists()
+    after = [start(folder)]
+    try:
+        assert after[0].stdout.readline().startswith("waiting for the build that holds")
+        (folder / "go").touch()
+        after.append(start(folder))
+        for process in after:
+            out, err = process.communicate(timeout=300)
+            assert out.splitlines()[-1] == "built 7", err
+        assert not (folder / "lock").exists()
+        runs = (folder / "compiled").read_text().split()
+        assert runs in (["begins", "ends"], ["begins", "ends"] * 2), "one compiler at a time"
+    finally:
+        for process in [killed, *after]:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
 
-def test_a_fresh_lock_may_be_of_another_node_and_is_waited_for_with_a_word(lock):
-    lock.touch()
-    threading.Timer(0.3, lock.unlink).start()
-    said, begin = [], time.monotonic()
-    wait_for_builds(fresh=300, say=said.append)
-    assert time.monotonic() - begin > 0.3
-    assert said == [f"waiting for the build that holds {lock}; if none runs, remove it"]
-
-
-def test_an_old_lock_is_not_waited_for(lock):
-    lock.touch()
-    os.utime(lock, (time.time() - 301, time.time() - 301))
-    with pytest.raises(ClusterError, match="left its lock"):
-        wait_for_builds(fresh=300)
+def test_torch_alone_would_wait_for_ever_for_such_a_lock(raw, folder):
+    (folder / "lock").touch()
+    assert not raw.try_acquire(), "then torch waits until somebody removes it: the reason for this guard"
