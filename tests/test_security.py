@@ -18,7 +18,7 @@ from dist_sft.config.load import load_config as load_run
 from dist_sft.core.errors import CheckpointError, ModelError
 from dist_sft.core.files import sha256
 from dist_sft.model.architecture import load_architecture
-from dist_sft.model.tokenizer import load_vocabulary
+from dist_sft.model.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +47,7 @@ def test_code_beside_a_model_is_never_run(tmp_path, monkeypatch):
     with pytest.raises(ModelError):
         load_architecture(load_run(run, []).model)
     with pytest.raises(ModelError):
-        load_vocabulary(str(model))
+        load_tokenizer(str(model))
     assert not ran.exists()
 
 

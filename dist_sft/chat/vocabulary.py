@@ -1,6 +1,6 @@
 """All that is known of a tokenizer, as a value: no transformers, no file, cheap to send to another process.
 
-model/tokenizer ─ load_vocabulary ─> Vocabulary ─> chat/encode
+model/tokenizer ─ vocabulary_of ─> Vocabulary ─> chat/encode
 """
 
 import hashlib

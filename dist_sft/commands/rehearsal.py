@@ -52,7 +52,7 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
         except ConfigError as error:
             return [Proof(each, None, detail=f"not on CPU: {error.what}") for each in names]
         parameters = save_random(small, folder / "model", config.run.seed)
-        save_tokenizer(config.model.path, template, folder / "model", config.model.revision)
+        save_tokenizer(run.model.tokenizer, template, folder / "model")
         kinds = {"plain": _plain(asked), "asked": asked, "resumed": asked}
         settings = {each: kind | {"run": kind["run"] | {"dir": str(folder / each)}} for each, kind in kinds.items()}
         try:

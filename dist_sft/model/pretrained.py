@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dist_sft.config.sections import ModelSection
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from dist_sft.chat.vocabulary import Vocabulary
 
@@ -26,9 +26,15 @@ class Pretrained:
         return load_architecture(self.settings)
 
     @cached_property
-    def vocabulary(self) -> "Vocabulary":
-        """The tokenizer. Raises ModelError."""
-        from dist_sft.model.tokenizer import load_vocabulary
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """As transformers loads it. Whoever changes it changes a copy. Raises ModelError."""
+        from dist_sft.model.tokenizer import load_tokenizer
 
-        _ = self.architecture  # first, for it says more clearly that there is no model
-        return load_vocabulary(self.settings.path, self.settings.revision)
+        return load_tokenizer(self.settings.path, self.settings.revision, self.architecture)
+
+    @cached_property
+    def vocabulary(self) -> "Vocabulary":
+        """The tokenizer without transformers, for `chat`. Raises ModelError."""
+        from dist_sft.model.tokenizer import vocabulary_of
+
+        return vocabulary_of(self.tokenizer)

@@ -1,52 +1,29 @@
 """A tokenizer of transformers -> Vocabulary, and back into an export folder.
 
-hub id or folder ─ load_vocabulary ─> Vocabulary ─> chat/encode;  save_tokenizer ─> export
+hub id or folder ─ load_tokenizer ─┬─ vocabulary_of ─> Vocabulary ─> chat/encode
+                                   └─ save_tokenizer ─> run folder, export
 """
 
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.core.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def load_vocabulary(path: str, revision: str | None = None) -> Vocabulary:
+def load_tokenizer(
+    path: str, revision: str | None = None, architecture: "PretrainedConfig | None" = None
+) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model, as AutoTokenizer loads it (which may change what tokenizer.json says).
 
-    Raises:
-        ModelError: no tokenizer there, or one without a Rust backend.
+    architecture: of the model, where it is known; else its config.json is read. Raises ModelError.
     """
-    tokenizer = _load(path, revision)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ModelError(
-            "the tokenizer has no tokenizer.json (Rust backend)",
-            where=path,
-            fix="convert it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)",
-        )
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    named = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-    return Vocabulary(backend.to_str(), template or None, named, len(tokenizer))
-
-
-def save_tokenizer(path: str, template: str, folder: Path, revision: str | None = None) -> None:
-    """Write a model's tokenizer into a folder, with a chat template in place of its own.
-
-    Args:
-        path: hub id or folder of the model that was tuned.
-        template: Jinja source of the template that the tuning used, see `Encoder.template`.
-        folder: where `AutoTokenizer.from_pretrained` shall find it.
-    """
-    tokenizer = _load(path, revision)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-
-
-def _load(path: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer  # 4 s and 250 MB: only where a tokenizer is really loaded
 
     folder = Path(path)
@@ -57,7 +34,7 @@ def _load(path: str, revision: str | None) -> Any:
             fix=f"put {' and '.join(TOKENIZER_FILES)} beside its config.json",
         )
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, config=architecture, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise ModelError(
@@ -65,3 +42,30 @@ def _load(path: str, revision: str | None) -> Any:
             where=path,
             fix="set model.path to a folder with tokenizer.json, or to a hub id within reach",
         ) from error
+
+
+def vocabulary_of(tokenizer: "PreTrainedTokenizerBase") -> Vocabulary:
+    """What `chat` needs of a tokenizer. Raises ModelError for one without a Rust backend."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(
+            "the tokenizer has no tokenizer.json (Rust backend)",
+            where=tokenizer.name_or_path,
+            fix="convert it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)",
+        )
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    named = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    return Vocabulary(backend.to_str(), template or None, named, len(tokenizer))
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", template: str, folder: Path) -> None:
+    """Write a tokenizer into a folder, with a chat template in place of its own.
+
+    template: Jinja source of the template that the tuning used, see `Encoder.template`.
+    folder: where `AutoTokenizer.from_pretrained` shall find it.
+    """
+    saved = copy(tokenizer)
+    saved.chat_template = template
+    saved.save_pretrained(folder)

@@ -95,7 +95,7 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     brief = supply.brief
     held_out, left_out = supply.held_out()
     sinks: list[Sink] = []
-    on_rank_0(folder, lambda: _open_folder(folder, brief, config))
+    on_rank_0(folder, lambda: _open_folder(folder, brief, opened))
     on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
 
     merged = opened.deepspeed_for(world, "cuda" if device.type == "cuda" else "cpu")
@@ -159,9 +159,9 @@ def _kept_starts(checkpoints: Path, tuning: FullTuning | LoraTuning) -> dict[str
     return starts_in(newest) if newest else None
 
 
-def _open_folder(folder: Path, brief: Brief, config: RunConfig) -> None:
-    run_folder.prepare(folder, brief.facts, config)
-    save_tokenizer(config.model.path, brief.template, folder / "tokenizer", config.model.revision)
+def _open_folder(folder: Path, brief: Brief, opened: OpenedRun) -> None:
+    run_folder.prepare(folder, brief.facts, opened.config)
+    save_tokenizer(opened.model.tokenizer, brief.template, folder / "tokenizer")
 
 
 def _wandb(folder: Path, facts: dict[str, Any], config: RunConfig) -> list[Sink]:

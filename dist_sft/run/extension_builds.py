@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
@@ -28,10 +29,11 @@ def guard_builds(say: Callable[[str], None] = lambda text: None) -> None:
     """
 
     class Baton(_Baton):
-        pass
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.say = say
 
-    Baton.say = staticmethod(say)
-    cpp_extension.FileBaton = Baton  # type: ignore[attr-defined]
+    cpp_extension.FileBaton = Baton  # type: ignore[misc]
 
 
 class _Baton(FileBaton):

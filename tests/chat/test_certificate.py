@@ -15,7 +15,7 @@ from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.witness import Witness
 from dist_sft.config.sections import LossWeights
-from dist_sft.model.tokenizer import load_vocabulary
+from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 from tests.chat import oracle
 from tests.chat.test_masks import CHATML, END, TEMPLATES
 from tests.chat.test_real_rows import CHAT_FILES, TOOL_FILES
@@ -27,8 +27,8 @@ PROMPT_WEIGHT = np.float32(0.1)
 
 
 @cache
-def vocabulary_of(folder):
-    return load_vocabulary(str(folder))
+def kept_vocabulary(folder):
+    return vocabulary_of(load_tokenizer(str(folder)))
 
 
 def both_ways(vocabulary, template, items, loss=LossWeights(), context_length=1 << 20):  # noqa: B008 (frozen)
@@ -52,7 +52,7 @@ def real_items(shared_data, files, count=40):
 @pytest.mark.parametrize(("model", "template"), REAL)
 def test_both_ways_agree_on_every_real_row(model, template, tokenizer_folder, shared_data):
     items = real_items(shared_data, (*CHAT_FILES, *TOOL_FILES, "lf_c4_demo.jsonl"))
-    found, outcomes = both_ways(vocabulary_of(tokenizer_folder(model)), template, items)
+    found, outcomes = both_ways(kept_vocabulary(tokenizer_folder(model)), template, items)
     assert not found.disagreements
     assert found.rows == len(items) and found.agreed == sum(isinstance(one, EncodedSample) for one in outcomes) > 300
     assert found.supervised == sum(one.supervised for one in outcomes if isinstance(one, EncodedSample))
@@ -71,7 +71,7 @@ def test_both_ways_agree_under_other_losses_and_where_rows_are_cut(
     model, template, loss, context_length, tokenizer_folder, shared_data
 ):
     items = real_items(shared_data, ("fc_dummy_conversation.json", "gpteacher_codegen.json", *TOOL_FILES), 10)
-    found, outcomes = both_ways(vocabulary_of(tokenizer_folder(model)), template, items, loss, context_length)
+    found, outcomes = both_ways(kept_vocabulary(tokenizer_folder(model)), template, items, loss, context_length)
     assert not found.disagreements and found.agreed > 15
     cut = [one for one in outcomes if isinstance(one, EncodedSample) and one.cut]
     assert (found.truncated, found.lost) == (len(cut), sum(one.lost for one in cut))
@@ -152,7 +152,7 @@ def sample(request, tiny, tokenizer_folder):
     name = request.param
     if name not in SAMPLES:
         built_in = name in ("chatml", "roles")
-        vocabulary = tiny if built_in else vocabulary_of(tokenizer_folder(name))
+        vocabulary = tiny if built_in else kept_vocabulary(tokenizer_folder(name))
         SAMPLES[name] = Sample(vocabulary, name if built_in else "auto")
     return copy(SAMPLES[name])
 
@@ -308,7 +308,7 @@ def weights_by_text(vocabulary, template, item, loss):
 @pytest.mark.registry
 @pytest.mark.parametrize("model", ["qwen3", "llama3_1", "gemma3", "smollm2"])
 def test_prompts_learned_with_a_weight_of_a_tenth(model, tokenizer_folder):
-    vocabulary, stop = vocabulary_of(tokenizer_folder(model)), oracle.STOPS[model]
+    vocabulary, stop = kept_vocabulary(tokenizer_folder(model)), oracle.STOPS[model]
     assert weights_by_text(vocabulary, "auto", TALK, PROMPTS) == [
         ("be kind", PROMPT_WEIGHT), ("who is there?", PROMPT_WEIGHT), ("it is I" + stop, 1),
         ("and who else?", PROMPT_WEIGHT), ("nobody at all" + stop, 1)]  # fmt: skip
@@ -317,7 +317,7 @@ def test_prompts_learned_with_a_weight_of_a_tenth(model, tokenizer_folder):
 @pytest.mark.registry
 @pytest.mark.parametrize("model", ["qwen3", "llama3_1", "gemma3", "smollm2"])
 def test_the_weight_of_a_message_beats_its_roles_and_turns_last_beats_both(model, tokenizer_folder):
-    vocabulary, stop = vocabulary_of(tokenizer_folder(model)), oracle.STOPS[model]
+    vocabulary, stop = kept_vocabulary(tokenizer_folder(model)), oracle.STOPS[model]
     own = (None, 0.0, 0.25, 0.75, None)
     talk = replace(TALK, messages=tuple(replace(m, weight=w) for m, w in zip(TALK.messages, own, strict=True)))
     assert weights_by_text(vocabulary, "auto", talk, PROMPTS) == [

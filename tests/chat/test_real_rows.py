@@ -13,7 +13,7 @@ from dist_sft.chat.formats import parse_row
 from dist_sft.chat.render import template_input
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
-from dist_sft.model.tokenizer import load_vocabulary, save_tokenizer
+from dist_sft.model.tokenizer import load_tokenizer, save_tokenizer, vocabulary_of
 from tests.chat import oracle
 
 pytestmark = pytest.mark.registry
@@ -33,13 +33,13 @@ def judge(folder):
 
 
 @cache
-def vocabulary_of(folder):
-    return load_vocabulary(str(folder))
+def kept_vocabulary(folder):
+    return vocabulary_of(load_tokenizer(str(folder)))
 
 
 @cache
 def encoder_of(folder, template="auto", reasoning=True):
-    return Encoder(vocabulary_of(folder), template, LossWeights(reasoning=reasoning), 1 << 20, "error")
+    return Encoder(kept_vocabulary(folder), template, LossWeights(reasoning=reasoning), 1 << 20, "error")
 
 
 def assert_ids(sample, tokenizer, turns, tools):
@@ -100,7 +100,7 @@ def test_a_built_in_template_writes_tools_and_thoughts_and_goes_out_with_the_mod
     model, template, tokenizer_folder, shared_data, tmp_path
 ):
     encoder = encoder_of(tokenizer_folder(model), template)
-    save_tokenizer(str(tokenizer_folder(model)), encoder.template.source, tmp_path)
+    save_tokenizer(load_tokenizer(str(tokenizer_folder(model))), encoder.template.source, tmp_path)
     exported = AutoTokenizer.from_pretrained(tmp_path)
     for file in TOOL_FILES:
         for row in oracle.read(shared_data / file, 8):
@@ -192,7 +192,7 @@ def test_a_question_that_looks_like_a_tool_result_is_still_placed(tokenizer_fold
 
 
 def test_a_vocabulary_is_the_loaded_backend_and_survives_a_file(tokenizer_folder, tmp_path):
-    vocabulary = vocabulary_of(tokenizer_folder("qwen3"))
+    vocabulary = kept_vocabulary(tokenizer_folder("qwen3"))
     vocabulary.save(tmp_path / "v.json")
     assert type(vocabulary).load(tmp_path / "v.json") == vocabulary
     assert vocabulary.backend == judge(tokenizer_folder("qwen3")).backend_tokenizer.to_str()

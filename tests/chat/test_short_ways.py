@@ -10,7 +10,7 @@ from dist_sft.chat.formats import parse_row
 from dist_sft.chat.render import Renderer
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
-from dist_sft.model.tokenizer import load_vocabulary
+from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 from tests.chat import oracle
 from tests.chat.test_masks import TEMPLATES, encoder
 
@@ -33,7 +33,7 @@ def the_long_way(enc, items, monkeypatch):
 @pytest.mark.parametrize("reasoning", [True, False])
 @pytest.mark.parametrize("model", MODELS)
 def test_real_rows(model, reasoning, tokenizer_folder, shared_data, monkeypatch):
-    vocabulary = load_vocabulary(str(tokenizer_folder(model)))
+    vocabulary = vocabulary_of(load_tokenizer(str(tokenizer_folder(model))))
     enc = Encoder(vocabulary, "auto", LossWeights(reasoning=reasoning), 1 << 20, "error")
     rows = [row for file in ("lf_v1_sft_demo.jsonl", "fc_dummy_conversation.json", "gpteacher_roleplay.json")
             for row in oracle.read(shared_data / file, 40)]  # fmt: skip
@@ -47,7 +47,7 @@ def test_real_rows(model, reasoning, tokenizer_folder, shared_data, monkeypatch)
 @pytest.mark.parametrize("model", MODELS)
 def test_most_real_rows_need_no_offsets(model, tokenizer_folder, shared_data, monkeypatch):
     """Or the short way is closed without anybody noticing: it is a third of the time of a row."""
-    enc = Encoder(load_vocabulary(str(tokenizer_folder(model))), "auto", LossWeights(), 1 << 20, "error")
+    enc = Encoder(vocabulary_of(load_tokenizer(str(tokenizer_folder(model)))), "auto", LossWeights(), 1 << 20, "error")
     found = [0]
     between = type(enc._texts).between_controls
 

@@ -18,7 +18,7 @@ from dist_sft.config.sections import DataSection, LossWeights, Source
 from dist_sft.data.encoding import Rows
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
-from dist_sft.model.tokenizer import load_vocabulary
+from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 from tools.benchmarks.chats import write_chats
 from tools.benchmarks.measure import WORK, heading, took
 from tools.benchmarks.trl_peer import prepare
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def opened(file: Path, cache: Path) -> Rows:
-    vocabulary = load_vocabulary(str(tokenizer_folder("qwen3")), None)
+    vocabulary = vocabulary_of(load_tokenizer(str(tokenizer_folder("qwen3"))))
     encoder = Encoder(vocabulary, "auto", LossWeights(), CONTEXT, "drop")
     sources = (Source(path=str(file), format="messages"),)
     rows = Rows(sources, DataSection(sources=sources, cache=str(cache), context_length=CONTEXT), encoder)

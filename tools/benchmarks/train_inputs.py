@@ -140,12 +140,12 @@ def _encoded(pool: Path, model: Path) -> list[tuple[Any, Any]]:
     from dist_sft.config.sections import DataSection, LossWeights, Source
     from dist_sft.data.encoding import Rows
     from dist_sft.data.order import SampleId
-    from dist_sft.model.tokenizer import load_vocabulary
+    from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 
     sources = (Source(path=str(pool), format="messages"),)
     with TemporaryDirectory(dir=WORK) as cache:
         settings = DataSection(sources=sources, cache=cache, context_length=1 << 15)
-        encoder = Encoder(load_vocabulary(str(model), None), "auto", LossWeights(), 1 << 15, "drop")
+        encoder = Encoder(vocabulary_of(load_tokenizer(str(model))), "auto", LossWeights(), 1 << 15, "drop")
         rows = Rows(sources, settings, encoder)
         ids = [SampleId(row, 0, row) for row in range(rows.lengths[0])]
         samples = rows.encode(0, ids).samples
