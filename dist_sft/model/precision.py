@@ -5,11 +5,15 @@ and rounded once: faster, and no less exact than on a device that has bfloat16.
 """
 
 import functools
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+WITHOUT_BFLOAT16 = ("SSE", "AVX2", "AVX512_CORE_VNNI")
+"""How the instruction sets of oneDNN begin that multiply no bfloat16 (its guide "CPU Dispatcher Control")."""
 
 
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -20,7 +24,10 @@ def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether the processor has it, and oneDNN, which multiplies for torch, may use it."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(has) and not limit.startswith(WITHOUT_BFLOAT16) and limit not in ("AVX", "AVX512_CORE")
 
 
 def multiply_without_emulation(model: nn.Module, device: torch.device) -> int:

@@ -10,6 +10,7 @@ from dist_sft.model import precision
 from dist_sft.model.precision import matmul_dtype, multiply_without_emulation
 
 CPU = torch.device("cpu")
+REAL = precision.cpu_has_bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,23 @@ def test_only_bfloat16_on_a_cpu_without_it_is_computed_otherwise(monkeypatch):
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     assert matmul_dtype(CPU, torch.bfloat16) == torch.bfloat16
     assert multiply_without_emulation(nn.Linear(2, 2).bfloat16(), CPU) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [
+        ("", True), ("ALL", True), ("AVX512_CORE_BF16", True), ("avx512_core_amx", True), ("AVX10_1_512", True),
+        ("AVX512_CORE", False), ("AVX512_CORE_VNNI", False), ("AVX2", False), ("AVX2_VNNI_2", False), ("SSE41", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_what_onednn_may_not_use_is_not_there(name, limit, left, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv(name, limit)
+    assert REAL.__wrapped__() == left
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not REAL.__wrapped__()
 
 
 @pytest.mark.parametrize("bias", [True, False])
