@@ -20,7 +20,7 @@ from dist_sft.model.miniature import miniature, save_random
 from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.proofs.proof import Proof, largest
-from dist_sft.run.local_ranks import work_on_ranks
+from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.tracking.json_lines import records_in
 
@@ -44,7 +44,7 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
     config, small = run.config, miniature(run.architecture)
     near = max(n for n in splits(small) if config.train.sequence_parallel % n == 0 and n <= MOST)
     world = max(2, near)
-    with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name:
+    with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name, LocalRanks() as ranks:
         folder = Path(name)
         asked = _as_asked(run, folder, world, near, samples)
         try:
@@ -56,8 +56,9 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
         kinds = {"plain": _plain(asked), "asked": asked, "resumed": asked}
         settings = {each: kind | {"run": kind["run"] | {"dir": str(folder / each)}} for each, kind in kinds.items()}
         try:
-            ended = work_on_ranks([settings["plain"]], 1, TIMEOUT)
-            ended += work_on_ranks([settings["asked"], settings["resumed"]], world, TIMEOUT, str(folder / "asked"))
+            ended = work_on_ranks(ranks, [settings["plain"]], 1, TIMEOUT)
+            both = [settings["asked"], settings["resumed"]]
+            ended += work_on_ranks(ranks, both, world, TIMEOUT, str(folder / "asked"))
         except ClusterError as error:
             return [Proof.refuted(each, error) for each in names]
         if failed := [error for error in ended if error]:

@@ -1,5 +1,7 @@
 """The rehearsal of `check`: it holds for a sound run, and finds what would make ranks or packs learn otherwise."""
 
+import os
+
 import pytest
 
 from dist_sft.commands.rehearsal import rehearse
@@ -74,9 +76,9 @@ def test_a_sound_run_is_proved(run):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_run_that_would_learn_otherwise_is_refused(run, name, tmp_path, monkeypatch):
-    """The mutant is loaded by every rank's interpreter as it starts."""
+    """The mutant is loaded as the interpreter starts that the ranks are forked from."""
     (tmp_path / "sitecustomize.py").write_text(MUTANTS[name])
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     proofs = proofs_of(run)
     with pytest.raises(SftError, match="this does not hold"):
         refuse(proofs)
