@@ -44,7 +44,7 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
     config, small = run.config, miniature(run.architecture)
     near = max(n for n in splits(small) if config.train.sequence_parallel % n == 0 and n <= MOST)
     world = max(2, near)
-    with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name, LocalRanks() as ranks:
+    with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name:
         folder = Path(name)
         asked = _as_asked(run, folder, world, near, samples)
         try:
@@ -55,10 +55,11 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
         save_tokenizer(config.model.path, template, folder / "model", config.model.revision)
         kinds = {"plain": _plain(asked), "asked": asked, "resumed": asked}
         settings = {each: kind | {"run": kind["run"] | {"dir": str(folder / each)}} for each, kind in kinds.items()}
+        both = [settings["asked"], settings["resumed"]]
         try:
-            ended = work_on_ranks(ranks, [settings["plain"]], 1, TIMEOUT)
-            both = [settings["asked"], settings["resumed"]]
-            ended += work_on_ranks(ranks, both, world, TIMEOUT, str(folder / "asked"))
+            with LocalRanks() as ranks:
+                ended = work_on_ranks(ranks, [settings["plain"]], 1, TIMEOUT)
+                ended += work_on_ranks(ranks, both, world, TIMEOUT, str(folder / "asked"))
         except ClusterError as error:
             return [Proof.refuted(each, error) for each in names]
         if failed := [error for error in ended if error]:
