@@ -46,7 +46,8 @@ def alone(desk, tiny_rows, tmp_path_factory):
         settings["run"]["dir"], settings["train"]["steps"] = str(folder), steps
         settings["data"]["sources"] = [{"path": str(tiny_rows)}]
         train_on_ranks([settings], 2)
-        return learned(folder)
+        found, left_out = learned(folder)
+        return found, [line.replace(f"{tiny_rows.parent}/", "") for line in left_out]
 
     return trained
 
