@@ -70,7 +70,8 @@ def settings(model, chats, world, stage, kind, again, folder):
     [
         (1, "mixed"),
         (2, "alike"),
-        *(pytest.param(*rest, marks=pytest.mark.soak) for rest in [(1, "alike"), (2, "mixed")]),
+        pytest.param(1, "alike", marks=pytest.mark.soak),
+        pytest.param(2, "mixed", marks=pytest.mark.soak),
     ],
 )
 def test_the_peak_of_a_step_is_within_15_percent(model, chats, world, half, stage, tmp_path, monkeypatch):
