@@ -65,7 +65,21 @@ def pytest_addoption(parser):
     )
 
 
+DEAREST = (
+    "ray", "parity", "cluster", "resume", "rehearsal", "measured", "reshape", "export-adapters", "urls",
+    "parity-adapters", "kills-while-saving", "export", "noise", "adapter-starts", "golden", "plain-peft", "stops",
+)  # fmt: skip
+"""Groups of tests, the most expensive first: a long one that started last would leave the other worker idle."""
+
+
+def place(item):
+    """Where the group of a test stands in DEAREST; behind it without one."""
+    group = item.get_closest_marker("xdist_group")
+    return DEAREST.index(group.args[0]) if group and group.args[0] in DEAREST else len(DEAREST)
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=place)
     if config.getoption("--quick"):  # tests with a Ray, ranks or a run are grouped, so that one worker makes it for all
         grouped = {item for item in items if item.get_closest_marker("xdist_group") or item.get_closest_marker("soak")}
         config.hook.pytest_deselected(items=list(grouped))

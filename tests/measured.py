@@ -1,20 +1,18 @@
 """What training on real gloo ranks holds in memory, and what its collectives carry.
 
-python -m tests.measured SPEC.json     (with RANK and WORLD_SIZE): what measure_on_ranks starts
-
 Resident memory is what the process holds beyond what it held when everything was imported and nothing was loaded. The
-allocator is told to give freed memory back (MALLOC_*), so that the peak is that of what is in use.
+allocator is told to give freed memory back (MALLOC_*, read at a process's start), so that the peak is that of what is
+in use.
 """
 
 import functools
 import gc
 import json
 import os
-import sys
 from collections import defaultdict
 from pathlib import Path
 
-from dist_sft.run.local_ranks import launch
+from dist_sft.run.local_ranks import LocalRanks
 from tests.ranks import ROOT
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -26,7 +24,8 @@ def measure_on_ranks(runs, world, monkeypatch, timeout=500):
     """By run and rank: {"peak": bytes, "carried": {collective: {group size: bytes of the last step}}}."""
     for name, value in ALLOCATOR.items():
         monkeypatch.setenv(name, value)
-    return launch("tests.measured", {"runs": runs}, world, timeout, cwd=ROOT)
+    with LocalRanks(ROOT) as ranks:
+        return ranks.run("tests.measured", {"runs": runs}, world, timeout)
 
 
 def count_collectives(carried):
@@ -105,7 +104,3 @@ def main(spec):
         dist.barrier()
     if rank == 0:
         Path(spec["out"]).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

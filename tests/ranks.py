@@ -1,23 +1,31 @@
 """Run `run.assembly.work` on real gloo ranks without Ray: several runs after one start-up.
 
-python -m tests.ranks SPEC.json     (with RANK and WORLD_SIZE): what train_on_ranks starts
+All worlds of a session are forked from one process, see dist_sft/run/rank_server.py.
 """
 
+import atexit
 import contextlib
-import gc
+import functools
 import hashlib
 import itertools
 import json
 import os
-import sys
 import time
 import traceback
 from pathlib import Path
 
-from dist_sft.run.local_ranks import launch
+from dist_sft.run.local_ranks import LocalRanks
 from dist_sft.tracking.json_lines import records_in
 
 ROOT = Path(__file__).parents[1]
+
+
+@functools.cache
+def local_ranks():
+    """The process that this session's ranks are forked from."""
+    ranks = LocalRanks(ROOT)
+    atexit.register(ranks.close)
+    return ranks
 
 
 def train_on_ranks(runs, world, timeout=400, check=True):
@@ -31,7 +39,7 @@ def train_on_ranks(runs, world, timeout=400, check=True):
 
     Returns, by run, None or the text of the error that it ended with on rank 0.
     """
-    errors = launch("tests.ranks", {"runs": runs}, world, timeout, cwd=ROOT)
+    errors = local_ranks().run("tests.ranks", {"runs": runs}, world, timeout)
     assert not check or not any(errors), errors
     return errors
 
@@ -145,7 +153,6 @@ def main(spec):
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
-    gc.freeze()  # ZeRO-3 collects garbage at each start of an engine, among all that the imports have made
     errors = []
     for settings in spec["runs"]:
         probe, frozen = settings.pop("probe", None), settings.pop("frozen", None)
@@ -167,7 +174,3 @@ def main(spec):
         dist.barrier()
     if rank == 0:
         Path(spec["out"]).write_text(json.dumps(errors))
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -20,7 +20,7 @@ from dist_sft.model.miniature import miniature, save_random
 from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.proofs.proof import Proof, largest
-from dist_sft.run.local_ranks import work_on_ranks
+from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.tracking.json_lines import records_in
 
@@ -55,9 +55,11 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
         save_tokenizer(run.model.tokenizer, template, folder / "model")
         kinds = {"plain": _plain(asked), "asked": asked, "resumed": asked}
         settings = {each: kind | {"run": kind["run"] | {"dir": str(folder / each)}} for each, kind in kinds.items()}
+        both = [settings["asked"], settings["resumed"]]
         try:
-            ended = work_on_ranks([settings["plain"]], 1, TIMEOUT)
-            ended += work_on_ranks([settings["asked"], settings["resumed"]], world, TIMEOUT, str(folder / "asked"))
+            with LocalRanks() as ranks:
+                ended = work_on_ranks(ranks, [settings["plain"]], 1, TIMEOUT)
+                ended += work_on_ranks(ranks, both, world, TIMEOUT, str(folder / "asked"))
         except ClusterError as error:
             return [Proof.refuted(each, error) for each in names]
         if failed := [error for error in ended if error]:

@@ -1,74 +1,129 @@
-"""Run `assembly.work` on gloo ranks of this machine, without Ray: several runs after one start-up.
+"""Ranks on this machine, on CPU and gloo, without Ray.
 
-runs ─ a process per rank, which runs them in turn ─> what each ended with
+LocalRanks ─ a job ─> rank_server ─ fork ─> a process per rank ─> exit codes, and what rank 0 wrote
 """
 
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dist_sft.checkpoint.layout import newest
 from dist_sft.core.errors import ClusterError
 
 LOG_SHOWN = 6000
-"""Characters of a dead rank's output that are shown."""
+"""Characters of a dead process's output that are shown."""
+ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def work_on_ranks(runs: list[dict[str, Any]], world: int, timeout: float, rewind: str = "") -> list[str | None]:
-    """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks on CPU.
+class LocalRanks:
+    """One world of ranks after another, forked from a process that has imported what they need.
+
+    cwd: folder that they run in; None: this one's. Environment: this process's as it is when a world starts.
+    """
+
+    def __init__(self, cwd: Path | None = None) -> None:
+        self._ranks: list[int] = []
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
+        self._pipe, jobs = multiprocessing.Pipe()
+        with jobs:
+            self.server = subprocess.Popen(
+                [sys.executable, "-m", "dist_sft.run.rank_server", str(jobs.fileno())],
+                pass_fds=[jobs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                env=os.environ | ON_CPU,
+                cwd=cwd,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all of its processes."""
+        self.kill()
+        self._pipe.close()
+        self.server.wait()
+        self._said.close()
+
+    def run(self, module: str, spec: dict[str, Any], world: int, timeout: float) -> Any:
+        """Call MODULE.main(spec) in each rank; what rank 0 writes, as JSON, to spec["out"].
+
+        spec["store"] is where the ranks meet: init_method="file://...".
+        Raises ClusterError where a rank dies or hangs.
+        """
+        with tempfile.TemporaryDirectory(prefix="dist_sft_ranks_") as name:
+            folder = Path(name)
+            self.start(module, spec | {"store": str(folder / "store"), "out": str(folder / "out")}, world, folder)
+            codes = self.wait(timeout)
+            if any(codes):
+                logs = (folder / f"rank{rank}.log" for rank in range(world))
+                said = "\n=====\n".join(log.read_text(errors="replace")[-LOG_SHOWN:] for log in logs)
+                raise ClusterError(f"ranks ended with exit codes {codes}:\n{said}", where="local ranks")
+            return json.loads((folder / "out").read_text())
+
+    def start(self, module: str, spec: dict[str, Any], world: int, logs: Path) -> list[int]:
+        """Process ids of the ranks, which call MODULE.main(spec). logs: folder for their output."""
+        environment = os.environ | ON_CPU | {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+        job = {"module": module, "spec": spec, "world": world, "logs": str(logs), "environment": environment}
+        with contextlib.suppress(BrokenPipeError):  # _answer says why
+            self._pipe.send_bytes(json.dumps(job).encode())
+        self._ranks = self._answer()
+        return self._ranks
+
+    def wait(self, timeout: float) -> list[int]:
+        """Exit codes, by rank, when all have ended; -9: by signal 9. Raises ClusterError where one hangs."""
+        world, ended = len(self._ranks), False
+        try:
+            ended = self._pipe.poll(timeout)
+        finally:
+            if not ended:
+                self.kill()
+            codes, self._ranks = self._answer(), []
+        if not ended:
+            raise ClusterError(f"{world} ranks did not end within {timeout:.0f} s", where="local ranks")
+        return codes
+
+    def kill(self) -> None:
+        """Kill the ranks that live; wait() then says so."""
+        for pid in self._ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _answer(self) -> list[int]:
+        try:
+            numbers: list[int] = json.loads(self._pipe.recv_bytes())
+        except (EOFError, ConnectionResetError) as error:
+            code = self.server.wait()
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace")[-LOG_SHOWN:]
+            raise ClusterError(f"their server ended with exit code {code}:\n{said}", where="local ranks") from error
+        return numbers
+
+
+def work_on_ranks(
+    ranks: LocalRanks, runs: list[dict[str, Any]], world: int, timeout: float, rewind: str = ""
+) -> list[str | None]:
+    """Run each of the settings (RunConfig as JSON values) in turn on `world` ranks.
 
     rewind: a run's folder that is copied, without its newest checkpoint, to where the last run goes on from it.
 
     Returns, by run, None or the text of the SftError that it ended with. Raises ClusterError where a rank dies or
     hangs.
     """
-    ended: list[str | None] = launch("dist_sft.run.local_ranks", {"runs": runs, "rewind": rewind}, world, timeout)
+    ended: list[str | None] = ranks.run("dist_sft.run.local_ranks", {"runs": runs, "rewind": rewind}, world, timeout)
     return ended
-
-
-def launch(module: str, spec: dict[str, Any], world: int, timeout: float, cwd: Path | None = None) -> Any:
-    """Start `python -m MODULE SPEC.json` once for each rank; what rank 0 writes, as JSON, to spec["out"].
-
-    spec["store"] is where the ranks meet: init_method="file://...". cwd: folder that they run in; None: this one's.
-    Raises ClusterError where a rank dies or hangs.
-    """
-    with tempfile.TemporaryDirectory(prefix="dist_sft_ranks_") as name:
-        folder = Path(name)
-        spec = spec | {"store": str(folder / "store"), "out": str(folder / "out")}
-        (folder / "spec.json").write_text(json.dumps(spec))
-        logs = [folder / f"rank{rank}.log" for rank in range(world)]
-        ranks = [_start(module, folder / "spec.json", rank, world, log, cwd) for rank, log in enumerate(logs)]
-        try:
-            codes = [process.wait(timeout) for process in ranks]
-        except subprocess.TimeoutExpired as error:
-            raise ClusterError(f"{world} ranks did not end within {timeout:.0f} s", where="local ranks") from error
-        finally:
-            for process in ranks:
-                process.kill()
-        if any(codes):
-            said = "\n=====\n".join(log.read_text(errors="replace")[-LOG_SHOWN:] for log in logs)
-            raise ClusterError(f"ranks ended with exit codes {codes}:\n{said}", where="local ranks")
-        return json.loads((folder / "out").read_text())
-
-
-def _start(module: str, spec: Path, rank: int, world: int, log: Path, cwd: Path | None) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_SIZE": str(world),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", module, str(spec)]
-        return subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=cwd)
 
 
 def main(spec: dict[str, Any]) -> None:
@@ -105,7 +160,3 @@ def _rewind(run: Path, to: Path) -> None:
     """A run folder as it stood before its newest checkpoint."""
     shutil.copytree(run, to)
     shutil.rmtree(newest(to))
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

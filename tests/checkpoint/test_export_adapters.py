@@ -21,10 +21,8 @@ from dist_sft.run import folder as run_folder
 from tests.checkpoint.test_export import engine_logits, logits, train_and_probe
 
 RUNS = {
-    "rslora+": ({"alpha": 8, "scaling": "rslora", "b_rate_ratio": 4}, 3, "float32"),
     "dora": ({"dora": True, "dropout": 0.1}, 3, "float32"),
     "pissa": ({"init": "pissa"}, 3, "float32"),
-    "pissa-zero0": ({"init": "pissa"}, 0, "float32"),
     "whole": ({"modules_to_save": ["lm_head", "embed_tokens", "norm"]}, 3, "float32"),
     "all": (
         {"alpha": 8, "init": "pissa", "dora": True, "scaling": "rslora", "targets": ["q_proj", "down_proj"],
@@ -34,29 +32,37 @@ RUNS = {
     "pissa-head": ({"init": "pissa", "targets": ["q_proj", "lm_head"]}, 3, "float32"),
     "tied": ({"modules_to_save": ["lm_head"]}, 3, "float32"),
     "tied-head": ({"targets": ["v_proj", "lm_head"]}, 3, "float32"),
-    "dora-bf16": ({"dora": True}, 3, "bfloat16"),
     "pissa-bf16": ({"init": "pissa"}, 3, "bfloat16"),
 }  # fmt: skip
+MORE_RUNS = {
+    "rslora+": ({"alpha": 8, "scaling": "rslora", "b_rate_ratio": 4}, 3, "float32"),
+    "pissa-zero0": ({"init": "pissa"}, 0, "float32"),
+    "dora-bf16": ({"dora": True}, 3, "bfloat16"),
+}
+EVERY_RUN = RUNS | MORE_RUNS
 
 
 @pytest.fixture(scope="module")
 def bases(tiny_model, tied_model):
     """The folder of the base model, by name of the run."""
-    return {name: tied_model if name.startswith("tied") else tiny_model for name in RUNS}
+    return {name: tied_model if name.startswith("tied") else tiny_model for name in EVERY_RUN}
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_run, bases, tmp_path_factory):
-    runs = {name: ({"kind": "lora", "rank": 4, **tuning}, *rest, bases[name]) for name, (tuning, *rest) in RUNS.items()}
+def runs(request, tiny_run, bases, tmp_path_factory):
+    wanted = EVERY_RUN if request.config.getoption("--soak") else RUNS
+    runs = {
+        name: ({"kind": "lora", "rank": 4, **tuning}, *rest, bases[name]) for name, (tuning, *rest) in wanted.items()
+    }
     return train_and_probe(tiny_run, tmp_path_factory.mktemp("export_adapters"), runs, rate=0.005)
 
 
 @pytest.mark.xdist_group("export-adapters")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *(pytest.param(name, marks=pytest.mark.soak) for name in MORE_RUNS)])
 def test_peft_and_a_merged_model_compute_the_logits_of_the_engine_and_the_base_is_untouched(
     runs, name, tmp_path, bases
 ):
-    dtype = getattr(torch, RUNS[name][2])
+    dtype = getattr(torch, EVERY_RUN[name][2])
     digests = {file.name: sha256(file) for file in bases[name].iterdir()}
     base = AutoModelForCausalLM.from_pretrained(bases[name], dtype=dtype)
     before, expected = logits(base), engine_logits(runs, name)

@@ -1,5 +1,6 @@
 """SIGKILL at any moment of saving: what is found afterwards is whole and right, and the run goes on from it."""
 
+import os
 import random
 import time
 
@@ -9,10 +10,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest, whole_steps
-from tests.forked_ranks import ForkedRanks, kill
-from tests.ranks import losses
+from tests.ranks import local_ranks, losses
 
-STEPS, WORLD = 12, 2
+STEPS, WORLD, TIMEOUT = 12, 2, 300
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,22 @@ def model(tiny_model, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    with open(tmp_path_factory.mktemp("log") / "ranks.log", "w+") as log:
-        forked = ForkedRanks(log)
-        yield forked
-        forked.close()
+def begin(settings, attempt, folder):
+    """Process ids of the ranks of a run's start."""
+    folder.mkdir()
+    spec = {"settings": settings, "attempt": attempt, "store": str(folder / "store")}
+    return local_ranks().start("tests.checkpoint.test_kills", spec, WORLD, folder)
+
+
+def main(spec):
+    """One of these ranks."""
+    import torch.distributed as dist
+
+    from dist_sft.run.assembly import work
+
+    rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank, world_size=world)
+    work(spec["settings"], spec["attempt"])
 
 
 def settings(tiny_run, model, folder, keep):
@@ -49,32 +59,30 @@ def settings(tiny_run, model, folder, keep):
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_run, model, ranks, tmp_path_factory):
+def expected(tiny_run, model, tmp_path_factory):
     """The folder of a run that nobody killed, with a checkpoint of every step."""
     folder = tmp_path_factory.mktemp("expected")
-    ranks.start(settings(tiny_run, model, folder / "run", keep=99), WORLD, folder / "store")
-    assert ranks.wait() == [0] * WORLD
+    begin(settings(tiny_run, model, folder / "run", keep=99), "expected", folder / "start")
+    assert local_ranks().wait(TIMEOUT) == [0] * WORLD
     return folder / "run"
 
 
 @pytest.mark.xdist_group("kills-while-saving")
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
-def test_a_kill_at_any_moment_of_saving_never_leaves_a_wrong_checkpoint(
-    tiny_run, model, ranks, expected, tmp_path, kills
-):
+def test_a_kill_at_any_moment_of_saving_never_leaves_a_wrong_checkpoint(tiny_run, model, expected, tmp_path, kills):
     dice, done, runs = random.Random(kills), 0, 0
     while done < kills:
         runs += 1
         run = tmp_path / f"run{runs}"
         for start in range(2 * STEPS):
             attempt = f"start{runs}.{start}"
-            pids = ranks.start(settings(tiny_run, model, run, keep=2), WORLD, tmp_path / attempt)
+            pids = begin(settings(tiny_run, model, run, keep=2), attempt, tmp_path / attempt)
             while not list(run.glob(f"checkpoints/step_*/*-{attempt}/*")) and alive(pids):
                 time.sleep(0.002)  # until the first file of its first checkpoint is there
             if done < kills:
                 time.sleep(dice.random() * 1.0)
-                kill(pids)
-            codes = ranks.wait()
+                local_ranks().kill()
+            codes = local_ranks().wait(TIMEOUT)
             done += codes != [0] * WORLD
             checked(run, expected)
             if codes == [0] * WORLD:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests import command
-from tests.ranks import losses, records
+from tests.ranks import losses, records, train_on_ranks
 
 STEPS = 16
 
@@ -86,8 +86,10 @@ def losses_so_far(folder):
 
 @pytest.fixture(scope="module")
 def whole(tiny_run, tmp_path_factory):
-    """Losses of the run that nothing kills."""
-    return finish(settings(tiny_run, tmp_path_factory.mktemp("kill") / "whole"))
+    """Losses of the run that nothing kills, trained without Ray."""
+    run = settings(tiny_run, tmp_path_factory.mktemp("kill") / "whole")
+    train_on_ranks([run], run["cluster"]["workers"])
+    return losses(run["run"]["dir"])
 
 
 @pytest.mark.xdist_group("ray")

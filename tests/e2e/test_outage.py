@@ -12,7 +12,7 @@ import yaml
 from dist_sft.checkpoint.layout import whole_steps
 from tests.ranks import ROOT, losses, records, wait_for_step
 
-STEPS = 100
+STEPS = 40
 
 
 def settings(tiny_run, folder):

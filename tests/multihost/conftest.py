@@ -1,14 +1,13 @@
 """Hosts that the tests of this folder share, and a run that is submitted to them from the desk."""
 
 import shutil
-import subprocess
 
 import pytest
 import yaml
 
 from tests.multihost.cluster import cluster
-from tests.multihost.runs import STEPS, learned
-from tests.ray_head import BIN, environment
+from tests.multihost.runs import EVERY, STEPS, learned
+from tests.ranks import train_on_ranks
 
 
 @pytest.fixture(scope="package")
@@ -28,7 +27,7 @@ def desk(tiny_run, tiny_rows, tmp_path_factory):
         "model": tiny_run["model"] | {"neftune": {"alpha": 5}},
         "data": {"sources": [{"path": "rows.jsonl"}], "context_length": 256},
         "train": tiny_run["train"] | {"steps": STEPS, "learning_rate": 0.005},
-        "checkpoint": {"every": 5},
+        "checkpoint": {"every": EVERY},
         "cluster": {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 0.6, "interface": "eth0"},  # one on a host
         "service": {"cpus_per_encoder": 0.3},
         "deepspeed": {"zero_optimization": {"stage": 3}},
@@ -38,17 +37,17 @@ def desk(tiny_run, tiny_rows, tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def alone(desk, tmp_path_factory):
-    """A function: options of the run file -> what that run learns on one machine."""
+def alone(desk, tiny_rows, tmp_path_factory):
+    """A function: steps -> what the run file of the desk learns in so many, on one machine and without Ray."""
 
-    def trained(*options):
+    def trained(steps):
         folder = tmp_path_factory.mktemp("alone") / "run"
-        command = [BIN / "dist-sft", "train", "run.yaml", f"run.dir={folder}", "cluster.interface=null", *options]
-        done = subprocess.run(
-            command, cwd=desk, env=environment(), capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return learned(folder)
+        settings = yaml.safe_load((desk / "run.yaml").read_text())
+        settings["run"]["dir"], settings["train"]["steps"] = str(folder), steps
+        settings["data"]["sources"] = [{"path": str(tiny_rows)}]
+        train_on_ranks([settings], 2)
+        found, left_out = learned(folder)
+        return found, [line.replace(f"{tiny_rows.parent}/", "") for line in left_out]
 
     return trained
 
@@ -56,7 +55,7 @@ def alone(desk, tmp_path_factory):
 @pytest.fixture(scope="package")
 def learned_alone(alone):
     """What the run file of the desk learns on one machine."""
-    return alone()
+    return alone(STEPS)
 
 
 @pytest.fixture

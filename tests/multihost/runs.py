@@ -4,7 +4,8 @@ import pytest
 
 from dist_sft.tracking.json_lines import records_in
 
-STEPS = 40
+STEPS, EVERY = 40, 5
+"""Of a run, and between two of its checkpoints."""
 ELASTIC = ("cluster.workers=[1,2]", "cluster.max_failures=5", "cluster.regrow=30")
 
 

@@ -42,7 +42,7 @@ def test_a_link_that_is_cut(hosts, submit, ended, run, learned_alone, seconds):
 
 
 def test_a_host_that_is_given_notice_is_saved_from_and_one_that_returns_is_taken_in(hosts, submit, ended, run, alone):
-    learned_long = alone(f"train.steps={LONG}")
+    learned_long = alone(LONG)
     job = submit(*ELASTIC, f"train.steps={LONG}", "checkpoint.every=1000", "checkpoint.keep=99")
     wait_for_step(run, 20, job)
     hosts.drain("right", seconds=15)

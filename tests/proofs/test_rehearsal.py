@@ -1,5 +1,7 @@
 """The rehearsal of `check`: it holds for a sound run, and finds what would make ranks or packs learn otherwise."""
 
+import os
+
 import pytest
 
 from dist_sft.commands.rehearsal import rehearse
@@ -74,9 +76,9 @@ def test_a_sound_run_is_proved(run):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_run_that_would_learn_otherwise_is_refused(run, name, tmp_path, monkeypatch):
-    """The mutant is loaded by every rank's interpreter as it starts."""
+    """The mutant is loaded as the interpreter starts that the ranks are forked from."""
     (tmp_path / "sitecustomize.py").write_text(MUTANTS[name])
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     proofs = proofs_of(run)
     with pytest.raises(SftError, match="this does not hold"):
         refuse(proofs)
@@ -97,8 +99,11 @@ def test_what_the_run_decides_for_gpus_is_decided_anew(run):
 def test_what_a_small_copy_on_a_cpu_cannot_have_is_replaced_and_said(run):
     """Eight ranks that share its four heads, 8-bit AdamW; and a warm-up in which nothing would be learned."""
     optimizer = run.train.optimizer.model_copy(update={"name": "adamw8bit"})
-    more = {"sequence_parallel": 8, "optimizer": optimizer, "warmup": 100.0}
-    proofs = proofs_of(run.model_copy(update={"train": run.train.model_copy(update=more)}), run)
+    train = run.train.model_copy(
+        update={"sequence_parallel": 8, "optimizer": optimizer, "warmup": 100.0, "steps": 1000}
+    )
+    cluster = run.cluster.model_copy(update={"workers": (8, 8), "gpus_per_worker": 1})
+    proofs = proofs_of(run.model_copy(update={"train": train, "cluster": cluster}), run)
     refuse(proofs)
     assert [proof.holds for proof in proofs] == [True] * 3, proofs
     assert "sequence_parallel 4 in place of 8, adamw in place of adamw8bit" in proofs[0].detail

@@ -43,7 +43,7 @@ def main() -> None:
 def measured(folder: Path, behind: bool, asked: argparse.Namespace) -> dict[str, Any]:
     """Seconds that training stood still, by checkpoint, and until each was whole; bytes of the last one."""
     from dist_sft.checkpoint.layout import Manifest, newest
-    from dist_sft.run.local_ranks import work_on_ranks
+    from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
     from dist_sft.tracking.json_lines import records_in
 
     chats = write_chats(folder / "chats.jsonl", rows=200, mean_words=20)
@@ -57,7 +57,8 @@ def measured(folder: Path, behind: bool, asked: argparse.Namespace) -> dict[str,
         "cluster": {"workers": 2, "gpus_per_worker": 0},
         "deepspeed": {"zero_optimization": {"stage": 3}},
     }
-    (error,) = work_on_ranks([settings], 2, timeout=1800)
+    with LocalRanks() as ranks:
+        (error,) = work_on_ranks(ranks, [settings], 2, timeout=1800)
     if error:
         sys.exit(error)
     saves = records_in(run / "metrics.jsonl", "checkpoint")[1:]
