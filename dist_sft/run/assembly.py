@@ -74,10 +74,8 @@ def work(
     failed = True
     try:
         last, outcome = train(rank.run, rank.done, rank.state)
-        dropped = dict(rank.ledger.counts)
-        good = rank.tracker.goodput.share(time.time())
-        more = {"lost": rank.ledger.lost, "token_shares": rank.tracker.token_shares, "goodput": good}
-        rank.tracker.note(last, outcome, ledger=dropped, **more)
+        dropped, good = dict(rank.ledger.counts), rank.tracker.goodput.share(time.time())
+        rank.tracker.end(last, outcome)
         failed = False
     finally:
         if failed:
@@ -131,7 +129,7 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
     tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger, good)
     attention = name_of(model.module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
-    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
+    tracker.start(done, attempt, brief.steps[TRAIN], attention)
     for text in (*progress.quarantined, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
     checkpoints.tell, checkpoints.say = tracker.checkpoint, tracker.note
