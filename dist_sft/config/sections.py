@@ -341,6 +341,13 @@ class TrackingSection(Section):
 
     wandb: WandbSection | None = Field(default=None, json_schema_extra=EXECUTION)
     log_every: PositiveInt = Field(default=1, description="steps per console line", json_schema_extra=EXECUTION)
+    group_by: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a column of the rows, e.g. tag: loss and supervised tokens are told for each of its values, besides "
+        "for each source",
+        json_schema_extra=EXECUTION,
+    )
 
 
 class RunSections(Section):

@@ -22,6 +22,7 @@ from dist_sft.checkpoint.writing import Retention
 from dist_sft.config.redact import redacted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import FullTuning, LoraTuning
+from dist_sft.data.groups import Groups
 from dist_sft.data.ledger import Ledger
 from dist_sft.estimate.cost import peak_flops
 from dist_sft.model.adapters import starts_of
@@ -33,7 +34,7 @@ from dist_sft.proofs.dropout import check_residual_dropout
 from dist_sft.proofs.head import check_head
 from dist_sft.proofs.isolation import check_isolation
 from dist_sft.run import folder as run_folder
-from dist_sft.run.data import TRAIN, Brief
+from dist_sft.run.data import HELD_OUT, TRAIN, Brief
 from dist_sft.run.extension_builds import wait_for_builds
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.run.supply import Offer, connect
@@ -134,7 +135,18 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
         tracker.note(done, text)
     checkpoints.tell, checkpoints.say = tracker.checkpoint, tracker.note
     clock = StepClock(brief.cost.flops)
-    run = Training(config, engine, model, supply.training(ledger, tracker.note), held_out, checkpoints, tracker, clock)
+    run = Training(
+        config,
+        engine,
+        model,
+        supply.training(ledger, tracker.note),
+        brief.groups[TRAIN],
+        held_out,
+        brief.groups.get(HELD_OUT, Groups()),
+        checkpoints,
+        tracker,
+        clock,
+    )
     return Rank(run, done, progress.state, ledger, tracker, checkpoints)
 
 

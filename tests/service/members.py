@@ -24,7 +24,7 @@ class Encoders:
             await asyncio.sleep(self.dice.random() / 500)
         await asyncio.sleep(self.dice.random() / 500)
         self.opened.append((stream, begin, end))
-        return as_chunk(self.feeds[stream].encode(begin, end))
+        return self.feeds[stream].chunk(begin, end)
 
 
 def on_ranks(world, take, seconds=60):

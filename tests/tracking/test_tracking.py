@@ -113,7 +113,7 @@ def test_the_console_shows_groups_where_there_are_several():
     tracker.evaluation(10, HeldOut(1.25, 4000, many))
     step, held_out = lines
     assert step.endswith("wait 0.1s  tag: math 1.5000 (1.4k), none 1.5000 (10)")
-    assert held_out.endswith("…ng long long long long 5 1.0000 (95) and 2 more")
+    assert held_out.endswith("…g long long long long 5 1.0000 (95) and 2 more")
 
 
 KEPT = Path(__file__).with_name("kept_metrics.jsonl")
