@@ -67,7 +67,10 @@ class Follower:
             file.seek(self._offset)
             lines = file.read().split(b"\n")[:-1]
         first = self._lines_read + 1
-        self._offset, self._lines_read = self._offset + sum(len(line) + 1 for line in lines), self._lines_read + len(lines)
+        self._offset, self._lines_read = (
+            self._offset + sum(len(line) + 1 for line in lines),
+            self._lines_read + len(lines),
+        )
         for record in parsed(lines, self.path, first):
             self._show(record)
 

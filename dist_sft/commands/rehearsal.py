@@ -69,7 +69,9 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
         detail += f"{parameters / 1e6:.1f} M parameters{''.join(_replaced(config, near))}"
         return [
             Proof.measured(names[0], _difference(plain, wanted, lambda step: step.loss), LOSSES, f"loss; {detail}"),
-            Proof.measured(names[0], _difference(plain, wanted, lambda step: step.grad_norm), NORMS, f"gradient norm; {detail}"),
+            Proof.measured(
+                names[0], _difference(plain, wanted, lambda step: step.grad_norm), NORMS, f"gradient norm; {detail}"
+            ),
             Proof.measured(names[1], _difference(wanted, resumed, lambda step: step.loss), 0.0, f"loss; {detail}"),
         ]
 

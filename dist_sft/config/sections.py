@@ -344,8 +344,7 @@ class TrackingSection(Section):
     group_by: str | None = Field(
         default=None,
         min_length=1,
-        description="a column of the rows, e.g. tag: loss and supervised tokens are told for each of its values, besides "
-        "for each source",
+        description="column of the rows, e.g. tag: losses and supervised tokens by its values, besides those by source",
         json_schema_extra=EXECUTION,
     )
 

@@ -3,12 +3,12 @@
 tracking.group_by, columns of the sources ─> RowGroups ─ SampleId ─> ids, with the sample to its rank
                                                 └─ Groups, on every rank from the start
 
-Decision. The values are found in one pass over the column when the data are opened, before the first step: every rank
-then knows how many groups there are, so the sums by group have one size and travel with the loss in its all-reduce; and
-what a value's id is depends on nothing but the rows, not on the world, on which process encodes, or on a resume. Ids that
-grow with the rows that are encoded would depend on all three. Nothing is kept in the token store, for the rows that it
-knows are not read again, and equal rows of other runs share its records. The pass parses each row of a text file once at
-the start of a run, as a curriculum's does; of Parquet and Arrow it reads one column. A byte per row is held.
+The values are found in one pass over the column when the data are opened. So every rank knows before the first step how
+many groups there are, and the sums by group, of one size, travel with the loss in its all-reduce. An id depends on the
+rows alone: not on the world, on who encodes, or on a resume, on all of which ids that grow with the rows would depend.
+The token store knows nothing of groups: equal rows of all runs share its records, and what it has is not read again. The
+pass parses each row of a text file once, as a curriculum's does; of Parquet and Arrow it reads one column. It leaves a
+byte per row.
 
 Of more than MOST values the rarest are counted together as "other". A row without a value (null, "" or no such key) is
 counted as "none". Rows that say "other" or "none" themselves are counted with these.
@@ -81,7 +81,7 @@ class RowGroups:
     """Which groups each row is in.
 
     sources  number of sources, whose ids are the first; 0: samples are in no group
-    values   uint8[N] of each source, the value of each row; the ids of values follow those of sources. () without a column
+    values   uint8[N] of each source, the value of each row; ids of values follow those of sources. () without a column
     """
 
     groups: Groups = Groups()
@@ -144,7 +144,9 @@ def _values(sources: Sequence[Columns], column: str) -> tuple[list[str], tuple[N
         found = source.column(column)
         if all(value is None for value in found):
             _refuse_missing(source, column)
-        of_rows.append(np.fromiter((codes.setdefault(_name(value), len(codes)) for value in found), np.int64, len(found)))
+        of_rows.append(
+            np.fromiter((codes.setdefault(_name(value), len(codes)) for value in found), np.int64, len(found))
+        )
     counts = sum((np.bincount(rows, minlength=len(codes)) for rows in of_rows), np.zeros(len(codes), np.int64))
     ranked = sorted(codes, key=lambda name: (name != NONE, -counts[codes[name]], name))
     names = ranked if len(ranked) <= MOST else list(dict.fromkeys([*ranked[: MOST - 1], OTHER]))

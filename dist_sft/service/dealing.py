@@ -334,7 +334,9 @@ class StepDealer:
 def _deal(facts: list[ChunkFacts], packer: Packer, sources: int) -> _Dealt:
     lengths = np.concatenate([part.lengths for part in facts])
     source = np.array([id_.source for part in facts for id_ in part.ids], np.int64)
-    weights, supervised = (np.concatenate([getattr(part, each) for part in facts]) for each in ("weights", "supervised"))
+    weights, supervised = (
+        np.concatenate([getattr(part, each) for part in facts]) for each in ("weights", "supervised")
+    )
     plan = packer.pack(lengths.tolist())
     totals = StepTotals(
         samples=len(lengths),

@@ -8,7 +8,7 @@ Chunks hold the tokens. They go from encoders to clients through the object stor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Feed:
 
     rows: Rows
     steps: Steps
-    groups: RowGroups = RowGroups()
+    groups: RowGroups = field(default_factory=RowGroups)
 
     def encode(self, begin: int, end: int) -> EncodedStep:
         """The samples at positions [begin, end) of one step. Raises RowError."""

@@ -52,7 +52,7 @@ class Evaluation(HeldOut):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint of `step` updates became whole, `seconds` after it was begun; training stalled for `stall` of them."""
+    """A checkpoint of `step` updates is whole, `seconds` after it was begun; training stalled for `stall` of them."""
 
     time: float
     step: int

@@ -15,7 +15,8 @@ class Wandb:
     """One W&B run per run folder; a resumed run goes on with it.
 
     A figure is called by the kind of its record, as in step/loss; a group's by what was done with its samples, as in
-    train/loss/tag/math and eval/tokens/tag/math. facts are already redacted: W&B stores a config as it is. Its own collection of argv, code and machine data is off.
+    train/loss/tag/math and eval/tokens/tag/math. facts are already redacted: W&B stores a config as it is. Its own
+    collection of argv, code and machine data is off.
     """
 
     def __init__(self, settings: WandbSection, run: RunSection, folder: Path, facts: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from dist_sft.data.ledger import Ledger
 from dist_sft.data.packing import Packer
 from dist_sft.service.client import ChunksLost, StepClient
 from dist_sft.service.dealing import StepDealer
-from dist_sft.service.messages import as_chunk
 
 
 class Encoders:

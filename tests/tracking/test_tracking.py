@@ -4,8 +4,8 @@ import json
 import os
 import resource
 import time
-from pathlib import Path
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 

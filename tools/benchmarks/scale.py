@@ -76,7 +76,9 @@ class _Encoders:
         lengths = _chats(np.random.default_rng(begin), end - begin)
         ids = tuple(SampleId(position, 0, position) for position in range(begin, end))
         groups = np.zeros((len(ids), 1), np.int32)
-        return ChunkFacts(ids, lengths, lengths.astype(float), lengths, groups, (), (), 8 * int(lengths.sum())), object()
+        return ChunkFacts(
+            ids, lengths, lengths.astype(float), lengths, groups, (), (), 8 * int(lengths.sum())
+        ), object()
 
 
 async def deals() -> None:
