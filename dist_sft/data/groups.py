@@ -6,9 +6,9 @@ tracking.group_by, columns of the sources ─> RowGroups ─ SampleId ─> ids, 
 The values are found in one pass over the column when the data are opened. So every rank knows before the first step how
 many groups there are, and the sums by group, of one size, travel with the loss in its all-reduce. An id depends on the
 rows alone: not on the world, on who encodes, or on a resume, on all of which ids that grow with the rows would depend.
-The token store knows nothing of groups: equal rows of all runs share its records, and what it has is not read again. The
-pass parses each row of a text file once, as a curriculum's does; of Parquet and Arrow it reads one column. It leaves a
-byte per row.
+The token store knows nothing of groups: equal rows of all runs share its records, and what it has is not read again.
+The pass parses each row of a text file once, as a curriculum's does; of Parquet and Arrow it reads one column. It
+leaves a byte per row.
 
 Of more than MOST values the rarest are counted together as "other". A row without a value (null, "" or no such key) is
 counted as "none". Rows that say "other" or "none" themselves are counted with these.
