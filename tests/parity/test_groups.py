@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,13 +73,13 @@ def settings(tiny_run, files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(settings):
-    """Folders: of each way to execute the run; of one that is not grouped, and of one that is from its resume on; and of
+    """Folders: of each way to execute the run; of one without group_by, and one that has it from its resume on; and of
     one that is resumed on three ranks."""
     all_runs = {name: settings(name, **how) for name, how in EXECUTED.items()}
     all_runs["ungrouped"] = settings("ungrouped", group_by=None)
     all_runs["grouped later"] = settings("grouped later", workers=2, stage=3)
     all_runs["resumed"] = settings("resumed", workers=3, stage=2)
-    folders = {name: run["run"]["dir"] for name, run in all_runs.items()}
+    folders = {name: Path(run["run"]["dir"]) for name, run in all_runs.items()}
     for ranks in (1, 2, 3):
         train_on_ranks([run for run in all_runs.values() if run["cluster"]["workers"] == ranks], ranks)
         if ranks == 1:
