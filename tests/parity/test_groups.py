@@ -39,7 +39,7 @@ def files(tmp_path_factory):
         messages = [dict(turn) for turn in row.messages]
         messages[-1]["loss_weight"] = (1.0, 0.5, 1.0, 0.1, 3.0)[i % 5]
         if i % 6 == 0:
-            messages[0]["content"] += " please" * (2 * i + 1)
+            messages[0]["content"] += " please" * i
         chats.append(json.dumps({"messages": messages, "tag": TAGS[i % len(TAGS)]}) + "\n")
     (folder / "large.jsonl").write_text("".join(chats[:24]))
     (folder / "small.jsonl").write_text("".join(chats[24:]))
@@ -54,7 +54,7 @@ def settings(tiny_run, files, tmp_path_factory):
     train = {"samples_per_step": 7, "steps": STEPS, "learning_rate": 0.01, "schedule": "constant", "warmup": 0}
     shared = tiny_run | {
         "model": tiny_run["model"] | {"neftune": {"alpha": 5}},
-        "data": tiny_run["data"] | {"sources": sources},
+        "data": tiny_run["data"] | {"sources": sources, "overlong": "error"},
         "eval": {"source": {"path": str(files / "small.jsonl")}, "every": EVERY},
         "checkpoint": {"every": EVERY},
     }
