@@ -28,7 +28,7 @@ def _alone(sums: Tensor) -> None:
 def held_out_loss(
     model: PackedModel,
     shares: Sequence[StepShare],
-    groups: Groups = Groups(),  # noqa: B008  # frozen
+    groups: Groups,
     call: nn.Module | None = None,
     add_up: Callable[[Tensor], object] = _alone,
     after_share: Callable[[], None] = lambda: None,

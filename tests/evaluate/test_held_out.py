@@ -96,6 +96,6 @@ def test_a_model_that_is_trained_is_left_as_it_was(model, feed):
     model.module.train()
     before = [p.detach().clone() for p in model.module.parameters()]
     looked = []
-    held_out_loss(model, shares_of(feed), after_share=lambda: looked.append(model.module.training))
+    held_out_loss(model, shares_of(feed), feed.groups.groups, after_share=lambda: looked.append(model.module.training))
     assert looked == [False] * STEPS and model.module.training
     assert all(torch.equal(p, old) and p.grad is None for p, old in zip(model.module.parameters(), before, strict=True))
