@@ -334,9 +334,9 @@ class StepDealer:
 def _deal(facts: list[ChunkFacts], packer: Packer, sources: int) -> _Dealt:
     lengths = np.concatenate([part.lengths for part in facts])
     source = np.array([id_.source for part in facts for id_ in part.ids], np.int64)
-    weights, supervised = (
-        np.concatenate([getattr(part, each) for part in facts]) for each in ("weights", "supervised")
-    )
+    weights = np.concatenate([part.weights for part in facts])
+    supervised = np.concatenate([part.supervised for part in facts])
+    groups = np.concatenate([part.groups for part in facts])
     plan = packer.pack(lengths.tolist())
     totals = StepTotals(
         samples=len(lengths),
@@ -349,7 +349,7 @@ def _deal(facts: list[ChunkFacts], packer: Packer, sources: int) -> _Dealt:
         fill=plan.fill,
         dummies=plan.dummies,
         padding=plan.padding,
-        groups=totals_of(np.concatenate([part.groups for part in facts]), weights, supervised),
+        groups=totals_of(groups, weights, supervised),
     )
     places = (Place(id_, number, index) for number, part in enumerate(facts) for index, id_ in enumerate(part.ids))
     entries = tuple(entry for part in facts for entry in part.entries)
