@@ -33,7 +33,7 @@ def mean_of_packs(update, engine, model, share, *rest):
         packs = len(share.packs) * dist.get_world_size()
         return scores, weights * share.totals.weight / (max(float(weights.sum()), 1e-9) * packs)
 
-    return update(engine, SimpleNamespace(module=model.module, token_scores=token_scores), share, *rest)
+    return update(engine, SimpleNamespace(token_scores=token_scores, sample_of=model.sample_of), share, *rest)
 
 
 def sum_of_ranks(update, engine, model, share, *rest):

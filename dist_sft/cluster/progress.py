@@ -1,18 +1,17 @@
 """What the driver shows while the ranks train: it reads metrics.jsonl, which rank 0 writes."""
 
 import contextlib
-import json
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dist_sft.tracking.console import Console
 from dist_sft.tracking.json_lines import Goodput
+from dist_sft.tracking.records import Record, Start, Step, parsed
 
 
 class Follower:
@@ -25,7 +24,7 @@ class Follower:
 
     def __init__(self, path: Path, attempt: str, every: int) -> None:
         self.path, self.attempt, self.every = path, attempt, every
-        self._offset = 0
+        self._offset, self._lines_read = 0, 0
         self._started = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -63,13 +62,17 @@ class Follower:
         if not self.path.exists():
             return
         if self.path.stat().st_size < self._offset:
-            self._offset, self._started = 0, False
+            self._offset, self._lines_read, self._started = 0, 0, False
         with self.path.open("rb") as file:
             file.seek(self._offset)
             lines = file.read().split(b"\n")[:-1]
-        self._offset += sum(len(line) + 1 for line in lines)
-        for line in lines:
-            self._show(json.loads(line))
+        first = self._lines_read + 1
+        self._offset, self._lines_read = (
+            self._offset + sum(len(line) + 1 for line in lines),
+            self._lines_read + len(lines),
+        )
+        for record in parsed(lines, self.path, first):
+            self._show(record)
 
     def _show_goodput(self) -> None:
         if self._started:
@@ -79,12 +82,12 @@ class Follower:
     def _print(self, line: str) -> None:
         self._bar.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    def _show(self, record: dict[str, Any]) -> None:
-        if record.get("attempt") == self.attempt:
+    def _show(self, record: Record) -> None:
+        if isinstance(record, Start) and record.attempt == self.attempt:
             self._started = True
-            self._lines = Console(record["steps"], self.every, self._print)
-            self._bar.update(self._task, description="training", total=record["steps"], completed=record["step"])
+            self._lines = Console(record.steps, self.every, self._print)
+            self._bar.update(self._task, description="training", total=record.steps, completed=record.step)
         elif self._started and self._lines:
-            if record["kind"] == "step":
-                self._bar.update(self._task, completed=record["step"])
+            if isinstance(record, Step):
+                self._bar.update(self._task, completed=record.step)
             self._lines.write(record)

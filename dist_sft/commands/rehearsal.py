@@ -8,7 +8,7 @@ All three must learn the same.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dist_sft.model.tokenizer import save_tokenizer
 from dist_sft.proofs.proof import Proof, largest
 from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
 from dist_sft.run.opened import OpenedRun, open_run
-from dist_sft.tracking.json_lines import records_in
+from dist_sft.tracking.records import Step, read
 
 STEPS, SAMPLES, TOKENS = 3, 6, 512
 """Of a rehearsal: its steps, their samples, and their longest sample at most."""
@@ -64,15 +64,17 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) ->
             return [Proof.refuted(each, error) for each in names]
         if failed := [error for error in ended if error]:
             return [Proof(each, False, detail=failed[0]) for each in names]
-        plain, wanted, resumed = (records_in(folder / each / "metrics.jsonl", "step") for each in settings)
-        packs = max(record["micro_steps"] for record in wanted)
+        plain, wanted, resumed = (read(folder / each / "metrics.jsonl", Step) for each in settings)
+        packs = max(record.micro_steps for record in wanted)
         stage = merged.get("zero_optimization", {}).get("stage", 0)
         detail = f"{STEPS} steps of {SAMPLES} samples, {world} ranks, {packs} micro-steps, ZeRO-{stage}, "
         detail += f"{parameters / 1e6:.1f} M parameters{''.join(_replaced(config, near))}"
         return [
-            Proof.measured(names[0], _difference(plain, wanted, "loss"), LOSSES, f"loss; {detail}"),
-            Proof.measured(names[0], _difference(plain, wanted, "grad_norm"), NORMS, f"gradient norm; {detail}"),
-            Proof.measured(names[1], _difference(wanted, resumed, "loss"), 0.0, f"loss; {detail}"),
+            Proof.measured(names[0], _difference(plain, wanted, lambda step: step.loss), LOSSES, f"loss; {detail}"),
+            Proof.measured(
+                names[0], _difference(plain, wanted, lambda step: step.grad_norm), NORMS, f"gradient norm; {detail}"
+            ),
+            Proof.measured(names[1], _difference(wanted, resumed, lambda step: step.loss), 0.0, f"loss; {detail}"),
         ]
 
 
@@ -126,9 +128,10 @@ def _plain(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> float:
+def _difference(one: list[Step], other: list[Step], figure: Callable[[Step], float | None]) -> float:
     """The largest relative difference over all steps; infinite where one of them has other steps."""
-    if [record["step"] for record in one] != [record["step"] for record in other]:
+    if [record.step for record in one] != [record.step for record in other]:
         return float("inf")
-    pairs = [(a[key], b[key]) for a, b in zip(one, other, strict=True) if a[key] is not None]
-    return largest(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs) if pairs else float("inf")
+    pairs = [(figure(a), figure(b)) for a, b in zip(one, other, strict=True)]
+    differences = [abs(a - b) / max(abs(a), 1e-12) for a, b in pairs if a is not None and b is not None]
+    return largest(differences) if differences else float("inf")

@@ -341,6 +341,12 @@ class TrackingSection(Section):
 
     wandb: WandbSection | None = Field(default=None, json_schema_extra=EXECUTION)
     log_every: PositiveInt = Field(default=1, description="steps per console line", json_schema_extra=EXECUTION)
+    group_by: str | None = Field(
+        default=None,
+        min_length=1,
+        description="column of the rows, e.g. tag: losses and supervised tokens by its values, besides those by source",
+        json_schema_extra=EXECUTION,
+    )
 
 
 class RunSections(Section):

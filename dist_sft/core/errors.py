@@ -11,7 +11,7 @@
     ├── StorageError      the run folder cannot be written
     │   └── StorageOutage     for a reason that may pass: a new start may mend it, as it may a ClusterError
     ├── TrainingError     a loss that is not finite, an engine that is not the one asked for, ranks with equal shares
-    ├── TrackingError     W&B cannot be reached or refuses
+    ├── TrackingError     W&B cannot be reached or refuses; a line of metrics.jsonl that is no record
     └── MissingExtra      an optional package that a command needs
 
 An error crosses process borders (Ray, multiprocessing) as itself.
@@ -111,7 +111,7 @@ class TrainingError(SftError):
 
 
 class TrackingError(SftError):
-    """W&B cannot be reached, or refuses."""
+    """W&B cannot be reached, or refuses; a line of metrics.jsonl that is no record."""
 
 
 class MissingExtra(SftError):

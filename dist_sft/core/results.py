@@ -4,6 +4,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class GroupLoss:
+    """Loss of one group of samples, in a step or among held-out rows.
+
+    by      what samples are grouped by: "source", or the column that tracking.group_by names
+    name    of the group: a source, or a value of the column
+    loss    nats per unit of weight
+    weight  sum of loss weights, > 0; weighted by it, the mean of all losses with the same `by` is the loss of the whole
+    tokens  supervised tokens
+    """
+
+    by: str
+    name: str
+    loss: float
+    weight: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """One optimizer update.
 
@@ -18,6 +36,7 @@ class StepResult:
     balance     estimated time of the step over that of a perfectly balanced one
     fill, dummies, padding  tokens over what all packs could hold; packs without a sample; tokens of padding in others
     flops       forward and backward of the whole step
+    groups      those with a loss weight in this step
     """
 
     step: int
@@ -35,12 +54,18 @@ class StepResult:
     dummies: int
     padding: int
     flops: float
+    groups: tuple[GroupLoss, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class EvalResult:
-    """Loss on the held-out rows after `step` updates, nats per unit of weight; tokens that were scored."""
+class HeldOut:
+    """Loss of a model on held-out rows.
 
-    step: int
+    loss    nats per unit of weight
+    tokens  that were scored
+    groups  those with a loss weight among the rows
+    """
+
     loss: float
     tokens: int
+    groups: tuple[GroupLoss, ...] = ()

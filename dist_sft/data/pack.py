@@ -2,16 +2,17 @@
 
 EncodedSample, StepPlan -> Pack -> StepShare
 
-Axes: K samples and T tokens of a pack, M micro-steps.
+Axes: K samples and T tokens of a pack, D kinds of groups, M micro-steps.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_sft.chat.conversation import EncodedSample
+from dist_sft.data.groups import GroupTotals
 from dist_sft.data.order import SampleId
 
 
@@ -24,6 +25,7 @@ class Pack:
     positions  int32[T]    restart at 0 with each sample
     cu_seqlens int32[K+1]  where samples begin and end; K+2 if padding follows, which is a segment of its own
     samples    SampleId[K] source and row; () for a dummy pack, which is padding alone
+    groups     int32[K, D] ids of the groups that each sample is counted in, see `groups`
     """
 
     tokens: NDArray[np.int32]
@@ -31,16 +33,24 @@ class Pack:
     positions: NDArray[np.int32]
     cu_seqlens: NDArray[np.int32]
     samples: tuple[SampleId, ...]
+    groups: NDArray[np.int32]
 
     @property
     def real_tokens(self) -> int:
         return int(self.cu_seqlens[len(self.samples)])
 
 
-def build_pack(ids: Sequence[SampleId], samples: Sequence[EncodedSample], multiple: int = 1) -> Pack:
+def build_pack(
+    ids: Sequence[SampleId],
+    samples: Sequence[EncodedSample],
+    multiple: int = 1,
+    groups: Sequence[NDArray[np.int32]] = (),
+) -> Pack:
     """Lay samples side by side; without any, the dummy pack that keeps a rank in step with the others.
 
-    multiple: of tokens that the pack's length shall be; what is missing is one more segment, of weight 0.
+    Args:
+        multiple: of tokens that the pack's length shall be; what is missing is one more segment, of weight 0.
+        groups: int32[D] of each sample; without any, they are counted in no group.
     """
     filler = -sum(map(len, samples)) % multiple if samples else multiple
     if filler:
@@ -55,6 +65,7 @@ def build_pack(ids: Sequence[SampleId], samples: Sequence[EncodedSample], multip
         positions=np.arange(ends[-1], dtype=np.int32) - np.repeat(ends[:-1], lengths),
         cu_seqlens=ends,
         samples=tuple(ids),
+        groups=np.stack(groups) if groups else np.zeros((len(ids), 0), np.int32),
     )
 
 
@@ -71,6 +82,7 @@ class StepTotals:
     fill           tokens over what all packs could hold
     dummies        packs without a sample
     padding        tokens of padding in the others
+    groups         of each group that a sample of the step is in, by id
     """
 
     samples: int
@@ -83,6 +95,7 @@ class StepTotals:
     fill: float
     dummies: int
     padding: int
+    groups: Mapping[int, GroupTotals] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,12 @@ class PackedModel:
         targets = torch.from_numpy(pack.tokens).to(self.device, torch.int64)[at]
         return self._compute(call, pack, step, Asked(self._from(at, pack), targets, mean)), weights
 
+    def sample_of(self, pack: Pack) -> Tensor:
+        """int64[P]: the sample of the pack that each of its `token_scores` belongs to."""
+        at, _ = self._supervised(pack)
+        ends = torch.from_numpy(pack.cu_seqlens).to(self.device, torch.int64)
+        return torch.bucketize(at, ends, right=True) - 1
+
     def logits(self, call: nn.Module, pack: Pack, step: int | None, at: Tensor) -> Tensor:
         """[P, V]: what the model predicts from the positions `at` (int64[P], within this rank's part of the pack)."""
         return self._compute(call, pack, step, Asked(at))

@@ -22,6 +22,7 @@ from dist_sft.checkpoint.writing import Retention
 from dist_sft.config.redact import redacted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import FullTuning, LoraTuning
+from dist_sft.data.groups import Groups
 from dist_sft.data.ledger import Ledger
 from dist_sft.estimate.cost import peak_flops
 from dist_sft.model.adapters import starts_of
@@ -33,7 +34,7 @@ from dist_sft.proofs.dropout import check_residual_dropout
 from dist_sft.proofs.head import check_head
 from dist_sft.proofs.isolation import check_isolation
 from dist_sft.run import folder as run_folder
-from dist_sft.run.data import TRAIN, Brief
+from dist_sft.run.data import HELD_OUT, TRAIN, Brief
 from dist_sft.run.extension_builds import guard_builds
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.run.supply import Offer, connect
@@ -74,10 +75,8 @@ def work(
     failed = True
     try:
         last, outcome = train(rank.run, rank.done, rank.state)
-        dropped = dict(rank.ledger.counts)
-        good = rank.tracker.goodput.share(time.time())
-        more = {"lost": rank.ledger.lost, "token_shares": rank.tracker.token_shares, "goodput": good}
-        rank.tracker.note(last, outcome, ledger=dropped, **more)
+        dropped, good = dict(rank.ledger.counts), rank.tracker.goodput.share(time.time())
+        rank.tracker.end(last, outcome)
         failed = False
     finally:
         if failed:
@@ -131,12 +130,23 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     ledger = Ledger.resume(folder / "ledger.jsonl", done, write=rank == 0)
     tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger, good)
     attention = name_of(model.module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
-    tracker.note(done, "start", attempt=attempt, steps=brief.steps[TRAIN], world=world, attention=attention)
+    tracker.start(done, attempt, brief.steps[TRAIN], attention)
     for text in (*progress.quarantined, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
     checkpoints.tell, checkpoints.say = tracker.checkpoint, tracker.note
     clock = StepClock(brief.cost.flops)
-    run = Training(config, engine, model, supply.training(ledger, tracker.note), held_out, checkpoints, tracker, clock)
+    run = Training(
+        config,
+        engine,
+        model,
+        supply.training(ledger, tracker.note),
+        brief.groups[TRAIN],
+        held_out,
+        brief.groups.get(HELD_OUT, Groups()),
+        checkpoints,
+        tracker,
+        clock,
+    )
     return Rank(run, done, progress.state, ledger, tracker, checkpoints)
 
 

@@ -14,6 +14,7 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import Rows, open_sources
+from dist_sft.data.groups import Groups, RowGroups
 from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Packer
 from dist_sft.data.sources import RowSource
@@ -41,6 +42,7 @@ class Brief:
     vocabulary  number of ids
     steps       of each feed, by name
     sources     their names
+    groups      that the samples of each feed are counted in, by its name
     """
 
     facts: dict[str, Any]
@@ -49,6 +51,7 @@ class Brief:
     cost: ModelCost
     steps: dict[str, int]
     sources: tuple[str, ...]
+    groups: dict[str, Groups]
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class RunData:
             self.cost,
             {name: len(feed.steps) for name, feed in self.feeds.items()},
             tuple(source.name for source in self.train.rows.sources),
+            {name: feed.groups.groups for name, feed in self.feeds.items()},
         )
 
     def facts(self) -> dict[str, Any]:
@@ -165,7 +169,8 @@ def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> 
             where="train.steps",
             fix="raise max_epochs of a source, or train fewer steps",
         )
-    return Feed(rows, Steps.of(order, settings.samples_per_step, settings.steps, settings.epochs))
+    steps = Steps.of(order, settings.samples_per_step, settings.steps, settings.epochs)
+    return Feed(rows, steps, RowGroups.of(rows.sources, config.tracking.group_by))
 
 
 def _held_out(config: RunConfig, encoder: Encoder) -> Feed | None:
@@ -174,4 +179,5 @@ def _held_out(config: RunConfig, encoder: Encoder) -> Feed | None:
         return None
     rows = Rows([config.eval.source], config.data, encoder)
     count = min(config.eval.samples or sum(rows.lengths), sum(rows.lengths))
-    return Feed(rows, Steps(Order.shuffled(rows.lengths, seed=0), config.train.samples_per_step, count))
+    steps = Steps(Order.shuffled(rows.lengths, seed=0), config.train.samples_per_step, count)
+    return Feed(rows, steps, RowGroups.of(rows.sources, config.tracking.group_by))

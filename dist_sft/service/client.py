@@ -7,9 +7,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
-from dist_sft.chat.conversation import EncodedSample
 from dist_sft.data.ledger import Ledger
-from dist_sft.data.pack import StepShare, build_pack
+from dist_sft.data.pack import Pack, StepShare, build_pack
 from dist_sft.service.messages import Ask, Chunk, Place, Ticket
 
 
@@ -112,8 +111,9 @@ class StepClient:
 
 
 def _share(ticket: Ticket, chunks: Mapping[int, Chunk]) -> StepShare:
-    def samples(pack: tuple[Place, ...]) -> list[EncodedSample]:
-        return [chunks[place.chunk].sample(place.index) for place in pack]
+    def pack(places: tuple[Place, ...]) -> Pack:
+        samples = [chunks[place.chunk].sample(place.index) for place in places]
+        groups = [chunks[place.chunk].groups[place.index] for place in places]
+        return build_pack([place.id for place in places], samples, ticket.multiple, groups)
 
-    packs = tuple(build_pack([place.id for place in pack], samples(pack), ticket.multiple) for pack in ticket.packs)
-    return StepShare(ticket.step, packs, ticket.totals)
+    return StepShare(ticket.step, tuple(map(pack, ticket.packs)), ticket.totals)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dist_sft.core.errors import ClusterError, ConfigError
+from dist_sft.data.groups import totals_of
 from dist_sft.data.ledger import Entry
 from dist_sft.data.order import Steps
 from dist_sft.data.pack import StepTotals
@@ -29,6 +30,8 @@ from dist_sft.service.messages import Ask, ChunkFacts, Place, Ticket
 
 BYTES_PER_TOKEN = 8
 """An id and a weight."""
+BYTES_PER_SAMPLE = 16
+"""Where it ends, and its groups of two kinds."""
 CHUNK = 64
 """Most samples that are encoded at once."""
 
@@ -217,7 +220,7 @@ class StepDealer:
                     continue
                 if len(self._running) >= self.encoders.capacity:
                     return
-                most = (chunk.end - chunk.begin) * (self.context_length * BYTES_PER_TOKEN + 8) + 8
+                most = (chunk.end - chunk.begin) * (self.context_length * BYTES_PER_TOKEN + BYTES_PER_SAMPLE) + 8
                 if not self._admit(most, step, work):
                     return
                 chunk.bytes, chunk.running, work.todo = most, True, work.todo - 1
@@ -331,18 +334,22 @@ class StepDealer:
 def _deal(facts: list[ChunkFacts], packer: Packer, sources: int) -> _Dealt:
     lengths = np.concatenate([part.lengths for part in facts])
     source = np.array([id_.source for part in facts for id_ in part.ids], np.int64)
+    weights = np.concatenate([part.weights for part in facts])
+    supervised = np.concatenate([part.supervised for part in facts])
+    groups = np.concatenate([part.groups for part in facts])
     plan = packer.pack(lengths.tolist())
     totals = StepTotals(
         samples=len(lengths),
-        weight=float(sum(np.concatenate([part.weights for part in facts]).tolist())),
+        weight=float(sum(weights.tolist())),
         tokens=int(lengths.sum()),
         squares=int((lengths**2).sum()),
-        supervised=sum(part.supervised for part in facts),
+        supervised=int(supervised.sum()),
         source_tokens=tuple(np.bincount(source, lengths, minlength=sources).astype(int).tolist()),
         balance=plan.balance,
         fill=plan.fill,
         dummies=plan.dummies,
         padding=plan.padding,
+        groups=totals_of(groups, weights, supervised),
     )
     places = (Place(id_, number, index) for number, part in enumerate(facts) for index, id_ in enumerate(part.ids))
     entries = tuple(entry for part in facts for entry in part.entries)

@@ -11,7 +11,7 @@ from typing import Any
 
 from dist_sft.data.packing import Packer
 from dist_sft.service.dealing import StepDealer
-from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket, as_chunk
+from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket
 
 
 class ThreadEncoders:
@@ -22,9 +22,7 @@ class ThreadEncoders:
         self._pool = ThreadPoolExecutor(1, "encode")
 
     async def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Chunk]:
-        encoded = self.feeds[stream].encode
-        work = asyncio.get_running_loop().run_in_executor(self._pool, lambda: as_chunk(encoded(begin, end)))
-        return await work
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.feeds[stream].chunk, begin, end)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -21,7 +21,7 @@ from dist_sft.core.errors import ClusterError, SftError
 from dist_sft.data.packing import Packer
 from dist_sft.service.client import ChunksLost
 from dist_sft.service.dealing import StepDealer
-from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket, as_chunk
+from dist_sft.service.messages import Ask, Chunk, ChunkFacts, Feed, Ticket
 
 QUEUED = 2
 """Chunks that an encoder has at a time: the one in work, and the next."""
@@ -46,7 +46,7 @@ class Encoder:
 
     def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Chunk]:
         """Positions [begin, end) of a stream. Raises RowError."""
-        return as_chunk(self.feeds[stream].encode(begin, end))
+        return self.feeds[stream].chunk(begin, end)
 
     @ray.method(concurrency_group="watch")
     def ready(self) -> bool:

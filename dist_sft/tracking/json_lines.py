@@ -1,12 +1,10 @@
-"""metrics.jsonl, which everything else can be drawn from."""
+"""metrics.jsonl, which everything else can be drawn from, and what a resumed run takes from it."""
 
-import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dist_sft.core.files import atomic, writing
+from dist_sft.tracking.records import Checkpoint, Evaluation, Record, Start, Step, line, parsed, read, whole_lines
 
 
 class JsonLines:
@@ -17,14 +15,16 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in _whole_lines(path) if _stays(json.loads(line), step)]
+        """Raises TrackingError for a line that is no record."""
+        lines = whole_lines(path)
+        kept = [text for text, record in zip(lines, parsed(lines, path), strict=True) if _stays(record, step)]
         with writing(path), atomic(path) as file:
             file.writelines(kept)
         self.path, self._file = path, path.open("ab", buffering=0)
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         with writing(self.path):
-            self._file.write(json.dumps({"time": round(time.time(), 3), **record}).encode() + b"\n")
+            self._file.write(line(record))
 
     def close(self, failed: bool) -> None:
         self._file.close()
@@ -32,7 +32,7 @@ class JsonLines:
 
 def tokens_so_far(path: Path, step: int, sources: int) -> list[int]:
     """Tokens of each source in the steps up to `step`."""
-    steps = [r["source_tokens"] for r in records_in(path, "step") if r["step"] <= step] if step else []
+    steps = [record.source_tokens for record in read(path, Step) if record.step <= step] if step else []
     return [sum(tokens[source] for tokens in steps) for source in range(sources)]
 
 
@@ -51,24 +51,13 @@ class Goodput:
     @classmethod
     def so_far(cls, path: Path, now: float) -> "Goodput":
         """Of a run that is started, or looked at, now."""
-        starts = [r["time"] for r in records_in(path, "note") if r["text"] == "start"]
-        return cls(min(starts, default=now), sum(r["seconds"] for r in records_in(path, "step")))
+        began = min((start.time for start in read(path, Start)), default=now)
+        return cls(began, sum(step.seconds for step in read(path, Step)))
 
     def share(self, now: float) -> float:
         return self.useful / max(now - self.began, 1e-9)
 
 
-def records_in(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind: "step", "eval", "checkpoint" or "note"; none where there is no file."""
-    return [record for line in _whole_lines(path) if (record := json.loads(line))["kind"] == kind]
-
-
-def _stays(record: dict[str, Any], step: int) -> bool:
+def _stays(record: Record, step: int) -> bool:
     """Whether a run that resumes at `step` will not do it again: at step 0 it evaluates again, but keeps its notes."""
-    return record["step"] <= step and (step > 0 or record["kind"] == "note")
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    return (
-        [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if path.exists() else []
-    )
+    return record.step <= step and (step > 0 or not isinstance(record, Step | Evaluation | Checkpoint))

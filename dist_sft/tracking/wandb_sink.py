@@ -8,12 +8,15 @@ from typing import Any
 from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.errors import TrackingError
 from dist_sft.core.files import atomic, writing
+from dist_sft.tracking.records import Checkpoint, End, Evaluation, Record, Step, figures
 
 
 class Wandb:
     """One W&B run per run folder; a resumed run goes on with it.
 
-    facts are already redacted: W&B stores a config as it is. Its own collection of argv, code and machine data is off.
+    A figure is called by the kind of its record, as in step/loss; a group's by what was done with its samples, as in
+    train/loss/tag/math and eval/tokens/tag/math. facts are already redacted: W&B stores a config as it is. Its own
+    collection of argv, code and machine data is off.
     """
 
     def __init__(self, settings: WandbSection, run: RunSection, folder: Path, facts: dict[str, Any]) -> None:
@@ -41,18 +44,33 @@ class Wandb:
                 where="tracking.wandb",
                 fix="log in (wandb login, or WANDB_API_KEY on every node), or set tracking.wandb.mode=offline",
             ) from error
-        for kind in ("step", "eval", "checkpoint"):
+        for kind in ("step", "train", "eval", "checkpoint"):
             self._run.define_metric(f"{kind}/*", step_metric="step")
 
-    def write(self, record: dict[str, Any]) -> None:
-        if (kind := record["kind"]) == "note":
-            self._run.summary.update({key: record[key] for key in ("ledger", "lost", "token_shares") if key in record})
-            return
-        figures = {f"{kind}/{key}": value for key, value in record.items() if key not in ("kind", "step")}
-        self._run.log({"step": record["step"], **figures})
+    def write(self, record: Record) -> None:
+        match record:
+            case End():
+                self._run.summary.update({key: getattr(record, key) for key in ("ledger", "lost", "token_shares")})
+            case Step() | Evaluation() | Checkpoint():
+                found = figures(record)
+                step, _ = found.pop("step"), found.pop("groups", ())
+                plain = {f"{record.kind}/{name}": value for name, value in found.items()}
+                self._run.log({"step": step, **plain, **_by_group(record)})
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+def _by_group(record: Step | Evaluation | Checkpoint) -> dict[str, float]:
+    """As in train/loss/tag/math."""
+    if isinstance(record, Checkpoint):
+        return {}
+    kind = "train" if isinstance(record, Step) else "eval"
+    return {
+        f"{kind}/{figure}/{group.by}/{group.name}": value
+        for group in record.groups
+        for figure, value in (("loss", group.loss), ("tokens", group.tokens))
+    }
 
 
 def _run_id(folder: Path) -> str:

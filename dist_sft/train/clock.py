@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dist_sft.core.results import StepResult
 from dist_sft.data.pack import StepShare
+from dist_sft.train.engine import Measured
 
 
 @dataclass
@@ -30,13 +31,12 @@ class StepClock:
             self._received = time.monotonic()
             yield share
 
-    def result(self, share: StepShare, measured: tuple[float, float] | None, rate: float) -> StepResult:
-        """All about the step that has ended. measured: its loss and gradient norm; None if nothing was updated."""
-        loss, norm = measured or (None, None)
+    def result(self, share: StepShare, measured: Measured | None, rate: float) -> StepResult:
+        """All about the step that has ended. measured: None if nothing was updated."""
         return StepResult(
             step=share.step + 1,
-            loss=loss,
-            grad_norm=norm,
+            loss=measured.loss if measured else None,
+            grad_norm=measured.grad_norm if measured else None,
             learning_rate=rate,
             tokens=share.totals.tokens,
             supervised=share.totals.supervised,
@@ -49,4 +49,5 @@ class StepClock:
             dummies=share.totals.dummies,
             padding=share.totals.padding,
             flops=self.flops(share.totals.tokens, share.totals.squares),
+            groups=measured.groups if measured else (),
         )

@@ -5,6 +5,7 @@ whole step (`loss.step_loss`). The number of packs may differ from step to step,
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 from dist_sft.config.sections import TrainSection
 from dist_sft.core.errors import TrainingError
+from dist_sft.core.results import GroupLoss
+from dist_sft.data.groups import Groups
 from dist_sft.data.pack import StepShare
+from dist_sft.evaluate.sums import add_by_group
+from dist_sft.model.packed import PackedModel
 from dist_sft.train.loss import needs_mean, step_loss, token_loss
 from dist_sft.train.optimizer import build_optimizer
-from dist_sft.train.parts import TokenScores
 
 
 def build_engine(
@@ -46,37 +50,56 @@ def _check_engine(engine: Any, stage: int) -> None:
         raise TrainingError("ZeRO-3 did not partition every parameter")
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What an update tells of its step, all ranks together.
+
+    loss       nats per unit of weight
+    grad_norm  of the whole gradient before clipping
+    groups     losses of the groups with a loss weight
+    """
+
+    loss: float
+    grad_norm: float
+    groups: tuple[GroupLoss, ...]
+
+
 def update(
-    engine: Any, model: TokenScores, share: StepShare, learning_rate: float, settings: TrainSection
-) -> tuple[float, float] | None:
+    engine: Any, model: PackedModel, share: StepShare, learning_rate: float, settings: TrainSection, groups: Groups
+) -> Measured | None:
     """One optimizer update from this rank's packs.
 
-    Returns the loss of the whole step (nats per unit of weight) and the norm of its gradient before clipping, both the
-    same on every rank; a step of which no row can be learned (all are in the ledger) updates nothing: None.
-    Raises TrainingError on every rank if the loss or the gradient is not finite; for the loss, before the update.
+    Returns the same on every rank; None where a step updates nothing, for none of its rows can be learned (all are in
+    the ledger). Raises TrainingError on every rank if the loss or the gradient is not finite; for the loss, before the
+    update.
     """
     if not share.totals.samples:
         return None
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate * group.get("rate_factor", 1.0)
     world, loss = dist.get_world_size(), torch.zeros((), device=engine.device)
+    by_group = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
     for pack in share.packs:
         last = pack is share.packs[-1]
+        samples = model.sample_of(pack)
         scores, weights = model.token_scores(engine, pack, share.step, needs_mean(settings.loss))
-        part = step_loss(token_loss(scores, settings.loss), weights, share.totals.weight, world)
+        losses = token_loss(scores, settings.loss)
+        part = step_loss(losses, weights, share.totals.weight, world)
+        add_by_group(by_group, losses.detach() * weights, samples, pack)
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(part, scale_wrt_gas=False)
         loss += part.detach()
         if last:
-            dist.all_reduce(loss)
-            _guard("loss", float(loss), share)
+            sums = torch.cat([loss.double()[None], by_group])
+            dist.all_reduce(sums)
+            _guard("loss", float(sums[0]), share)
             norm = _norm_without_zero(engine)
         engine.step()
     if not engine.was_step_applied():  # DeepSpeed skips an update with gradients that are not finite
         _guard("gradient norm", math.nan, share)
     norm = norm if norm is not None else float(engine.get_global_grad_norm())
     _guard("gradient norm", norm, share)
-    return float(loss) / world, norm
+    return Measured(float(sums[0].float()) / world, norm, groups.losses(sums[1:].tolist(), share.totals.groups))
 
 
 def _norm_without_zero(engine: Any) -> float | None:

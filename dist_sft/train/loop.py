@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from dist_sft.train.early_stopping import EarlyStopping
 from dist_sft.train.engine import update
-from dist_sft.train.evaluate import evaluate
 from dist_sft.train.parts import Training
 from dist_sft.train.schedule import learning_rate
 from dist_sft.train.shares import compared
@@ -24,18 +23,18 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
         return done, "stopped early"
     run.heartbeat.beat()
     if run.held_out and done == 0:
-        run.tracker.evaluation(evaluate(run, done))
+        run.tracker.evaluation(done, run.evaluate())
 
     for share in run.clock.waiting_for(compared(run.service.shares(done), run)):
         rate = learning_rate(run.config.train, share.step, steps)
-        measured = update(run.engine, run.model, share, rate, run.config.train)
+        measured = update(run.engine, run.model, share, rate, run.config.train, run.groups)
         done = share.step + 1
         run.tracker.step(run.clock.result(share, measured, rate))
 
         held_out = None
         if run.held_out and (done % run.config.eval.every == 0 or done == steps):
-            held_out = evaluate(run, done)
-            run.tracker.evaluation(held_out)
+            held_out = run.evaluate()
+            run.tracker.evaluation(done, held_out)
             stop = stopping.should_stop(held_out.loss)
         urgent = run.heartbeat.step(done)
         if stop or urgent or done == steps or done % run.config.checkpoint.every == 0:

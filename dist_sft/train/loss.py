@@ -32,11 +32,6 @@ def needs_mean(settings: LossSection) -> bool:
     return settings.label_smoothing > 0
 
 
-def negative_log_likelihood(scores: Tensor) -> Tensor:
-    """float32[P], nats, from scores float32[P, 3]: what evaluation measures, whatever is trained."""
-    return scores[:, 0] - scores[:, 1]
-
-
 def step_loss(losses: Tensor, weights: Tensor, step_weight: float, world: int) -> Tensor:
     """Weighted loss of one pack, scaled for DeepSpeed.
 

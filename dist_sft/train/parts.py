@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+import torch.distributed as dist
 
 from dist_sft.config.run_config import RunConfig
-from dist_sft.core.results import EvalResult, StepResult
-from dist_sft.data.pack import Pack, StepShare
+from dist_sft.core.results import HeldOut, StepResult
+from dist_sft.data.groups import Groups
+from dist_sft.data.pack import StepShare
+from dist_sft.evaluate.held_out import held_out_loss
+from dist_sft.model.packed import PackedModel
 from dist_sft.train.clock import StepClock
 
 
@@ -18,17 +21,6 @@ class StepService(Protocol):
     def __len__(self) -> int: ...
 
     def shares(self, start: int) -> Iterator[StepShare]: ...
-
-
-class TokenScores(Protocol):
-    """How packs are computed: see `model.packed`."""
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    def token_scores(
-        self, call: nn.Module, pack: Pack, step: int | None, mean: bool = False
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Checkpoints(Protocol):
@@ -44,7 +36,7 @@ class Tracker(Protocol):
 
     def step(self, result: StepResult) -> None: ...
 
-    def evaluation(self, result: EvalResult) -> None: ...
+    def evaluation(self, step: int, held_out: HeldOut) -> None: ...
 
 
 class Heartbeat:
@@ -65,16 +57,26 @@ class Heartbeat:
 class Training:
     """One rank of a run.
 
-    engine    the DeepSpeedEngine around model.module
-    held_out  this rank's shares of the rows of eval.source; [] if there is none
+    engine           the DeepSpeedEngine around model.module
+    groups           that the samples of steps are counted in
+    held_out         this rank's shares of the rows of eval.source; [] if there is none
+    held_out_groups  that these are counted in
     """
 
     config: RunConfig
     engine: Any
-    model: TokenScores
+    model: PackedModel
     service: StepService
+    groups: Groups
     held_out: list[StepShare]
+    held_out_groups: Groups
     checkpoints: Checkpoints
     tracker: Tracker
     clock: StepClock
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+
+    def evaluate(self) -> HeldOut:
+        """A collective: loss of the model as it is now on the held-out rows, the same on every rank."""
+        return held_out_loss(
+            self.model, self.held_out, self.held_out_groups, self.engine, dist.all_reduce, self.heartbeat.beat
+        )

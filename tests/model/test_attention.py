@@ -24,13 +24,13 @@ from dist_sft.chat.conversation import EncodedSample
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
+from dist_sft.evaluate.held_out import negative_log_likelihood
 from dist_sft.model import attention
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.supported import refuse_unsupported
 from dist_sft.proofs.isolation import check_isolation
-from dist_sft.train.loss import negative_log_likelihood
 
 SMALL = {
     "vocab_size": 97,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist_sft.tracking.json_lines import records_in
+from dist_sft.tracking.records import Start, Step, read
 
 STEPS, EVERY = 40, 5
 """Of a run, and between two of its checkpoints."""
@@ -16,13 +16,13 @@ def learned(run_dir):
 
 def steps(run_dir):
     """Loss, tokens and supervised tokens by step."""
-    records = records_in(run_dir / "metrics.jsonl", "step")
-    return {record["step"]: (record["loss"], record["tokens"], record["supervised"]) for record in records}
+    records = read(run_dir / "metrics.jsonl", Step)
+    return {record.step: (record.loss, record.tokens, record.supervised) for record in records}
 
 
 def starts(run_dir):
     """The step after which each start of the ranks went on."""
-    return [record["step"] for record in records_in(run_dir / "metrics.jsonl", "note") if record["text"] == "start"]
+    return [start.step for start in read(run_dir / "metrics.jsonl", Start)]
 
 
 def one_wandb_run(run_dir):

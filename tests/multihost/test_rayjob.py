@@ -15,7 +15,7 @@ import yaml
 
 from dist_sft.kubernetes.manifest import render
 from dist_sft.run.opened import open_run
-from dist_sft.tracking.json_lines import records_in
+from dist_sft.tracking.records import Step, read
 from tests.kubernetes.cases import ROOT
 from tests.kubernetes.rehearsal import pods
 
@@ -130,7 +130,7 @@ def played(objects, claim):
 
 def learned(claim):
     """The steps whose records are on the claim."""
-    return [record["step"] for record in records_in(claim / "runs" / "rehearsal" / "metrics.jsonl", "step")]
+    return [step.step for step in read(claim / "runs" / "rehearsal" / "metrics.jsonl", Step)]
 
 
 def test_what_the_manifest_says_trains_a_model_to_its_end(manifest, claim, tmp_path):

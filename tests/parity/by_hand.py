@@ -3,7 +3,7 @@
 from unittest import mock
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 RATES, MOMENTUM, EPS, DECAY = {"sgd": 0.02, "adamw": 0.01}, 0.9, 1e-2, 0.1
 CLIP = {"full": 9.0, "lora": 4.0}
@@ -18,6 +18,21 @@ def encoded(tokenizer, row):
             part = tokenizer.encode(text, add_special_tokens=False)
             ids, weights = ids + part, weights + [weight] * len(part)
     return torch.tensor(ids), torch.tensor(weights, dtype=torch.float64)
+
+
+def losses_by_group(path, rows, keys_of):
+    """Loss, sum of loss weights and supervised tokens of each group of chats. keys_of: row -> its groups."""
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").double()
+    tokenizer, found = AutoTokenizer.from_pretrained(path), {}
+    for row in rows:
+        ids, weights = encoded(tokenizer, row)
+        with torch.no_grad(), mock.patch.object(torch, "float32", torch.float64):
+            logits = model(ids[None], use_cache=False).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none") * weights[1:]
+        more = losses.sum().item(), weights.sum().item(), int(weights.count_nonzero())
+        for key in keys_of(row):
+            found[key] = tuple(map(sum, zip(found.get(key, (0.0, 0.0, 0)), more, strict=True)))
+    return {key: (total / weight, weight, tokens) for key, (total, weight, tokens) in found.items()}
 
 
 def learned(path, steps, optimizer, adapters=None, scale=2.0):

@@ -9,7 +9,6 @@ from dist_sft.data.ledger import Ledger
 from dist_sft.data.packing import Packer
 from dist_sft.service.client import ChunksLost, StepClient
 from dist_sft.service.dealing import StepDealer
-from dist_sft.service.messages import as_chunk
 
 
 class Encoders:
@@ -24,7 +23,7 @@ class Encoders:
             await asyncio.sleep(self.dice.random() / 500)
         await asyncio.sleep(self.dice.random() / 500)
         self.opened.append((stream, begin, end))
-        return as_chunk(self.feeds[stream].encode(begin, end))
+        return self.feeds[stream].chunk(begin, end)
 
 
 def on_ranks(world, take, seconds=60):

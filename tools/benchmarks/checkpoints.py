@@ -44,7 +44,7 @@ def measured(folder: Path, behind: bool, asked: argparse.Namespace) -> dict[str,
     """Seconds that training stood still, by checkpoint, and until each was whole; bytes of the last one."""
     from dist_sft.checkpoint.layout import Manifest, newest
     from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
-    from dist_sft.tracking.json_lines import records_in
+    from dist_sft.tracking.records import Checkpoint, read
 
     chats = write_chats(folder / "chats.jsonl", rows=200, mean_words=20)
     run = folder / f"run-{behind}"
@@ -61,9 +61,9 @@ def measured(folder: Path, behind: bool, asked: argparse.Namespace) -> dict[str,
         (error,) = work_on_ranks(ranks, [settings], 2, timeout=1800)
     if error:
         sys.exit(error)
-    saves = records_in(run / "metrics.jsonl", "checkpoint")[1:]
+    saves = read(run / "metrics.jsonl", Checkpoint)[1:]
     size = sum(shard.bytes for shard in Manifest.read(newest(run)).shards.values())
-    return {"stall": [r["stall"] for r in saves], "seconds": [r["seconds"] for r in saves], "bytes": size}
+    return {"stall": [save.stall for save in saves], "seconds": [save.seconds for save in saves], "bytes": size}
 
 
 if __name__ == "__main__":

@@ -107,10 +107,10 @@ def ours(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
     from dist_sft.chat.conversation import EncodedSample
     from dist_sft.data.order import SampleId
     from dist_sft.data.pack import build_pack
+    from dist_sft.evaluate.held_out import negative_log_likelihood
     from dist_sft.model.context import PackContext
     from dist_sft.model.head import attach_head
     from dist_sft.model.packed import PackedModel
-    from dist_sft.train.loss import negative_log_likelihood
 
     weights = (labels >= 0).numpy().astype(np.float32)
     pack = build_pack([SampleId(0, 0, 0)], [EncodedSample(tokens.numpy().astype(np.int32), weights)])

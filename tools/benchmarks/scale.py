@@ -75,8 +75,10 @@ class _Encoders:
     async def encode(self, stream: str, begin: int, end: int) -> tuple[ChunkFacts, Any]:
         lengths = _chats(np.random.default_rng(begin), end - begin)
         ids = tuple(SampleId(position, 0, position) for position in range(begin, end))
-        total = int(lengths.sum())
-        return ChunkFacts(ids, lengths, lengths.astype(float), total, (), (), 8 * total), object()
+        groups = np.zeros((len(ids), 1), np.int32)
+        return ChunkFacts(
+            ids, lengths, lengths.astype(float), lengths, groups, (), (), 8 * int(lengths.sum())
+        ), object()
 
 
 async def deals() -> None:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_sft.tracking.json_lines import records_in
+from dist_sft.tracking import records
+from dist_sft.tracking.records import Evaluation, Step
 from tools.benchmarks.measure import WORK, heading
 from tools.registry import smollm2_model
 
@@ -62,9 +63,8 @@ def settings(data: Path, steps: int) -> dict[str, Any]:
 
 def read(run_dir: Path) -> tuple[dict[int, float], dict[int, float]]:
     """Losses by step: of training, and of held-out rows."""
-    kinds = (records_in(run_dir / "metrics.jsonl", kind) for kind in ("step", "eval"))
-    steps, held_out = ({record["step"]: record["loss"] for record in records} for records in kinds)
-    return steps, held_out
+    steps, held_out = (records.read(run_dir / "metrics.jsonl", kind) for kind in (Step, Evaluation))
+    return {step.step: step.loss for step in steps}, {found.step: found.loss for found in held_out}
 
 
 def mean(losses: dict[int, float], begin: int, end: int) -> float:

@@ -1,0 +1,180 @@
+"""Groups of samples whose losses and tokens are counted apart: sources, and the values of a column.
+
+tracking.group_by, columns of the sources ─> RowGroups ─ SampleId ─> ids, with the sample to its rank
+                                                └─ Groups, on every rank from the start
+
+The values are found in one pass over the column when the data are opened. So every rank knows before the first step how
+many groups there are, and the sums by group, of one size, travel with the loss in its all-reduce. An id depends on the
+rows alone: not on the world, on who encodes, or on a resume, on all of which ids that grow with the rows would depend.
+The token store knows nothing of groups: equal rows of all runs share its records, and what it has is not read again.
+The pass parses each row of a text file once, as a curriculum's does; of Parquet and Arrow it reads one column. It
+leaves a byte per row.
+
+Of more than MOST values the rarest are counted together as "other". A row without a value (null, "" or no such key) is
+counted as "none". Rows that say "other" or "none" themselves are counted with these.
+
+Axes: n samples, D kinds of groups (1, or 2 with a column), N rows of a source.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_sft.core.errors import DataError, RowError
+from dist_sft.core.results import GroupLoss
+from dist_sft.data.order import SampleId
+from dist_sft.data.readers.base import RawRow
+
+SOURCE, NONE, OTHER = "source", "none", "other"
+MOST = 64
+"""Values of a column, "none" and "other" among them."""
+LONGEST = 64
+"""Characters of a group's name."""
+LOOKED_AT = 256
+"""First rows of a source, to say which columns there are."""
+
+
+class Columns(Protocol):
+    """What is asked of a source: see `sources.RowSource`."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Sequence[int]) -> list[RawRow | RowError]: ...
+
+    def column(self, name: str) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTotals:
+    """Of one group in a step: sum of loss weights, and supervised tokens."""
+
+    weight: float
+    supervised: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups that samples may be in, for all of a run. keys: (by, name) of each; its place is its id."""
+
+    keys: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def losses(self, sums: Sequence[float], totals: Mapping[int, GroupTotals]) -> tuple[GroupLoss, ...]:
+        """The groups that have a weight. sums: of weight x loss in nats, by id."""
+        return tuple(
+            GroupLoss(*self.keys[id_], sums[id_] / total.weight, total.weight, total.supervised)
+            for id_, total in sorted(totals.items())
+            if total.weight
+        )
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Which groups each row is in.
+
+    sources  number of sources, whose ids are the first; 0: samples are in no group
+    values   uint8[N] of each source, the value of each row; ids of values follow those of sources. () without a column
+    """
+
+    groups: Groups = Groups()
+    sources: int = 0
+    values: tuple[NDArray[np.uint8], ...] = ()
+
+    @classmethod
+    def of(cls, sources: Sequence[Columns], column: str | None) -> "RowGroups":
+        """Raises DataError for a source without the column."""
+        by_source = tuple((SOURCE, name) for name in _told_apart([source.name for source in sources]))
+        if column is None:
+            return cls(Groups(by_source), len(sources))
+        names, values = _values(sources, column)
+        by = column if column != SOURCE else f"column {SOURCE}"
+        return cls(Groups((*by_source, *((by, name) for name in names))), len(sources), values)
+
+    def ids(self, samples: Sequence[SampleId]) -> NDArray[np.int32]:
+        """int32[n, D]: the groups that each sample is in, one of each kind."""
+        if not self.sources:
+            return np.zeros((len(samples), 0), np.int32)
+        kinds = [[sample.source for sample in samples]]
+        if self.values:
+            kinds.append([self.sources + int(self.values[sample.source][sample.row]) for sample in samples])
+        return np.array(kinds, np.int32).T
+
+
+def totals_of(
+    ids: NDArray[np.int32], weights: NDArray[np.float64], supervised: NDArray[np.int64]
+) -> dict[int, GroupTotals]:
+    """What each group has of n samples, int32[n, D], with these sums of loss weights and supervised tokens."""
+    found, places = np.unique(ids.T, return_inverse=True)
+    kinds, places = ids.shape[1], places.ravel()
+    weight = np.bincount(places, np.tile(weights, kinds), len(found))
+    tokens = np.bincount(places, np.tile(supervised, kinds), len(found))
+    return {
+        id_: GroupTotals(w, int(t)) for id_, w, t in zip(found.tolist(), weight.tolist(), tokens.tolist(), strict=True)
+    }
+
+
+def added(parts: Sequence[Mapping[int, GroupTotals]]) -> dict[int, GroupTotals]:
+    """What each group has of several steps."""
+    totals: dict[int, GroupTotals] = {}
+    for part in parts:
+        for id_, more in part.items():
+            before = totals.get(id_, GroupTotals(0.0, 0))
+            totals[id_] = GroupTotals(before.weight + more.weight, before.supervised + more.supervised)
+    return totals
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """With the index of a source in front of a name that another has, too."""
+    return [name if names.count(name) == 1 else f"{index} {name}" for index, name in enumerate(names)]
+
+
+def _values(sources: Sequence[Columns], column: str) -> tuple[list[str], tuple[NDArray[np.uint8], ...]]:
+    """The names of a column's values, most frequent first; and uint8[N] of each source, the place of each row's."""
+    codes: dict[str, int] = {}  # in order of appearance
+    of_rows = []
+    for source in sources:
+        found = source.column(column)
+        if all(value is None for value in found):
+            _refuse_missing(source, column)
+        of_rows.append(
+            np.fromiter((codes.setdefault(_name(value), len(codes)) for value in found), np.int64, len(found))
+        )
+    counts = sum((np.bincount(rows, minlength=len(codes)) for rows in of_rows), np.zeros(len(codes), np.int64))
+    ranked = sorted(codes, key=lambda name: (name != NONE, -counts[codes[name]], name))
+    names = ranked if len(ranked) <= MOST else list(dict.fromkeys([*ranked[: MOST - 1], OTHER]))
+    places = {name: place for place, name in enumerate(names)}
+    table = np.array([places.get(name, places.get(OTHER)) for name in codes], np.uint8)
+    return names, tuple(table[rows] for rows in of_rows)
+
+
+def _name(value: Any) -> str:
+    """What the group of a value is called."""
+    if value is None:
+        return NONE
+    text = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+    return " ".join(text.split())[:LONGEST] or NONE
+
+
+def _refuse_missing(source: Columns, column: str) -> None:
+    """Raise DataError unless some row has the column, with null in it."""
+    there: dict[str, None] = {}
+    for row in source.read(range(min(LOOKED_AT, len(source)))):
+        if isinstance(row, RawRow):
+            try:
+                there.update(dict.fromkeys(row.parse()))
+            except RowError:
+                continue
+    if column not in there:
+        raise DataError(
+            f"tracking.group_by is '{column}', and no row of this source has it; columns: {', '.join(there) or 'none'}",
+            where=source.name,
+            fix=f"add '{column}' to its rows, name a column that every source has, or leave out tracking.group_by",
+        )
