@@ -17,7 +17,7 @@ Axes: n samples, D kinds of groups (1, or 2 with a column), N rows of a source.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,8 +52,9 @@ class Columns(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupTotals:
-    """Of one group in a step: sum of loss weights, and supervised tokens."""
+    """Of one group in a step: its id, sum of loss weights, and supervised tokens."""
 
+    id: int
     weight: float
     supervised: int
 
@@ -67,11 +68,11 @@ class Groups:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def losses(self, sums: Sequence[float], totals: Mapping[int, GroupTotals]) -> tuple[GroupLoss, ...]:
+    def losses(self, sums: Sequence[float], totals: Iterable[GroupTotals]) -> tuple[GroupLoss, ...]:
         """The groups that have a weight. sums: of weight x loss in nats, by id."""
         return tuple(
-            GroupLoss(*self.keys[id_], sums[id_] / total.weight, total.weight, total.supervised)
-            for id_, total in sorted(totals.items())
+            GroupLoss(*self.keys[total.id], sums[total.id] / total.weight, total.weight, total.supervised)
+            for total in totals
             if total.weight
         )
 
@@ -110,25 +111,22 @@ class RowGroups:
 
 def totals_of(
     ids: NDArray[np.int32], weights: NDArray[np.float64], supervised: NDArray[np.int64]
-) -> dict[int, GroupTotals]:
-    """What each group has of n samples, int32[n, D], with these sums of loss weights and supervised tokens."""
+) -> tuple[GroupTotals, ...]:
+    """What each group has of n samples, int32[n, D], by id; with these sums of loss weights and supervised tokens."""
     found, places = np.unique(ids.T, return_inverse=True)
     kinds, places = ids.shape[1], places.ravel()
     weight = np.bincount(places, np.tile(weights, kinds), len(found))
     tokens = np.bincount(places, np.tile(supervised, kinds), len(found))
-    return {
-        id_: GroupTotals(w, int(t)) for id_, w, t in zip(found.tolist(), weight.tolist(), tokens.tolist(), strict=True)
-    }
+    return tuple(map(GroupTotals, found.tolist(), weight.tolist(), tokens.astype(int).tolist()))
 
 
-def added(parts: Sequence[Mapping[int, GroupTotals]]) -> dict[int, GroupTotals]:
-    """What each group has of several steps."""
+def added(parts: Iterable[GroupTotals]) -> tuple[GroupTotals, ...]:
+    """What each group has of several steps, by id."""
     totals: dict[int, GroupTotals] = {}
-    for part in parts:
-        for id_, more in part.items():
-            before = totals.get(id_, GroupTotals(0.0, 0))
-            totals[id_] = GroupTotals(before.weight + more.weight, before.supervised + more.supervised)
-    return totals
+    for more in parts:
+        before = totals.get(more.id, GroupTotals(more.id, 0.0, 0))
+        totals[more.id] = GroupTotals(more.id, before.weight + more.weight, before.supervised + more.supervised)
+    return tuple(totals[id_] for id_ in sorted(totals))
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:

@@ -5,8 +5,8 @@ EncodedSample, StepPlan -> Pack -> StepShare
 Axes: K samples and T tokens of a pack, D kinds of groups, M micro-steps.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class StepTotals:
     fill           tokens over what all packs could hold
     dummies        packs without a sample
     padding        tokens of padding in the others
-    groups         of each group that a sample of the step is in, by id
+    groups         of each group that a sample of the step is in
     """
 
     samples: int
@@ -95,7 +95,7 @@ class StepTotals:
     fill: float
     dummies: int
     padding: int
-    groups: Mapping[int, GroupTotals] = field(default_factory=dict)
+    groups: tuple[GroupTotals, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,4 +56,6 @@ def held_out_loss(
     total, *by_group = sums.tolist()
     loss = total / sum(share.totals.weight for share in shares)
     scored = sum(share.totals.supervised for share in shares)
-    return HeldOut(loss, scored, groups.losses(by_group, added([share.totals.groups for share in shares])))
+    return HeldOut(
+        loss, scored, groups.losses(by_group, added(total for share in shares for total in share.totals.groups))
+    )

@@ -96,11 +96,11 @@ def test_a_source_without_the_column_is_refused_with_the_columns_it_has(sources)
 def test_totals_of_groups_are_those_of_their_samples():
     ids = np.array([[0, 2], [1, 2], [0, 3]], np.int32)
     totals = totals_of(ids, np.array([1.5, 2.0, 0.0]), np.array([3, 2, 0]))
-    assert totals == {
-        0: GroupTotals(1.5, 3), 1: GroupTotals(2.0, 2), 2: GroupTotals(3.5, 5), 3: GroupTotals(0.0, 0),
-    }  # fmt: skip
-    assert totals_of(np.zeros((0, 2), np.int32), np.zeros(0), np.zeros(0, int)) == {}
-    assert added([totals, {2: GroupTotals(0.5, 1)}])[2] == GroupTotals(4.0, 6)
+    assert totals == (
+        GroupTotals(0, 1.5, 3), GroupTotals(1, 2.0, 2), GroupTotals(2, 3.5, 5), GroupTotals(3, 0.0, 0),
+    )  # fmt: skip
+    assert totals_of(np.zeros((0, 2), np.int32), np.zeros(0), np.zeros(0, int)) == ()
+    assert added([*totals, GroupTotals(2, 0.5, 1)])[2] == GroupTotals(2, 4.0, 6)
     groups = Groups((("source", "a"), ("source", "b"), ("tag", "x"), ("tag", "y")))
     assert groups.losses([3.0, 1.0, 4.0, 0.0], totals) == (
         GroupLoss("source", "a", 2.0, 1.5, 3), GroupLoss("source", "b", 0.5, 2.0, 2),
