@@ -35,7 +35,7 @@ GONE = 600.0
 """Seconds of errors without an answer after which the dealer is given up."""
 
 
-class Encoder:
+class EncoderActor:
     """Encodes chunks of the feeds. Plain Python; `start` makes actors of it."""
 
     def __init__(self, feeds: Mapping[str, Feed], threads: int) -> None:
@@ -262,7 +262,7 @@ def start(
     """
     shared = ray.put(dict(feeds))
     settings: dict[str, Any] = {"max_restarts": -1, "concurrency_groups": {"watch": 1}}
-    encode = ray.remote(num_cpus=cpus_per_encoder, **settings)(Encoder)
+    encode = ray.remote(num_cpus=cpus_per_encoder, **settings)(EncoderActor)
     threads = max(1, math.ceil(cpus_per_encoder))
     actors = [
         encode.options(name=f"{name}-encoder-{i}", **_rather_on(node, resources)).remote(shared, threads)

@@ -33,7 +33,7 @@ def stopped(job, tmp_path):
 
 
 def test_a_pod_that_trains_nothing_stops_at_once(stopped):
-    took, asked = stopped(20, "(exec -a ray::Encoder sleep 60) &")
+    took, asked = stopped(20, "(exec -a ray::EncoderActor sleep 60) &")
     assert took < 10 and asked == ""
 
 

@@ -79,7 +79,7 @@ def dealer(run, dice):
 
 
 def encoder(run, dice):
-    signalled(run, dice, "ray::Encoder", dice.choice([signal.SIGKILL, signal.SIGSTOP]))
+    signalled(run, dice, "ray::EncoderActor", dice.choice([signal.SIGKILL, signal.SIGSTOP]))
 
 
 def driver(run, dice):
