@@ -52,7 +52,6 @@ class LocalRanks:
 
     def close(self) -> None:
         """End all of its processes."""
-        self.kill()
         self._pipe.close()
         self.server.wait()
         self._said.close()

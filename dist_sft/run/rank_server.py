@@ -8,10 +8,12 @@ A rank starts in milliseconds in place of the seconds that torch, DeepSpeed and 
 with the other ranks what a process draws once, the seed of str hashes among it: training on a cluster does not.
 """
 
+import contextlib
 import gc
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -27,25 +29,36 @@ IMPORTED = (
     "transformers.models.llama.modeling_llama",
     "dist_sft.run.assembly",
 )
+INTERVAL = 0.02
+"""Seconds between two looks whether ranks have ended."""
 
 
 def main(jobs: Connection) -> None:
-    """Answer each job with the process ids of its ranks and, when all have ended, with their exit codes."""
+    """Answer each job with the process ids of its ranks and, when all have ended, with their exit codes.
+
+    Ranks are killed when whoever asked for them is gone.
+    """
     for module in IMPORTED:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # else the ranks would collect garbage among all that was imported, and so copy it
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
             job = json.loads(jobs.recv_bytes())
-        except EOFError:
-            return
-        ranks = [_fork(job, rank, jobs) for rank in range(job["world"])]
-        jobs.send_bytes(json.dumps(ranks).encode())
-        for pid in ranks:  # no id is free to become another process's before all have ended
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
-        jobs.send_bytes(json.dumps(codes).encode())
+            ranks = [_fork(job, rank, jobs) for rank in range(job["world"])]
+            jobs.send_bytes(json.dumps(ranks).encode())
+            while any(map(_lives, ranks)):
+                if jobs.poll(INTERVAL):  # nothing is sent while ranks live: this is the end
+                    for pid in ranks:
+                        os.kill(pid, signal.SIGKILL)
+                    break
+            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
+            jobs.send_bytes(json.dumps(codes).encode())
+
+
+def _lives(pid: int) -> bool:
+    """Of a process that has ended, the id stays taken: the others may still be killed by theirs."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
 
 
 def _fork(job: dict[str, Any], rank: int, jobs: Connection) -> int:

@@ -16,8 +16,8 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=str(why_not())),
     pytest.mark.timeout(900),
 ]
-FIRST, SECOND = 12, 25
-"""Steps after which something happens to the run."""
+FIRST, SECOND = 12, 26
+"""Steps after which something happens to the run; not while it saves, when nobody watches for stuck ranks."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Disturbed:
 
 @pytest.fixture(scope="module")
 def disturbed(hosts, desk, tmp_path_factory):
-    """Its host "right" loses power in step 12 or later, and is replaced; a rank is frozen after step 25 or later."""
+    """Its host "right" loses power after step 12, and is replaced; the rank there is frozen after step 26."""
     folder = tmp_path_factory.mktemp("disturbed")
     run, before = folder / "run", {name: host.sent() for name, host in hosts.workers.items()}
     options = (f"run.dir={run}", "tracking.wandb.mode=offline", "cluster.max_failures=3", "cluster.hang=20")
@@ -46,10 +46,12 @@ def disturbed(hosts, desk, tmp_path_factory):
         hosts.workers["right"].power_cut()
         assert job.poll() is None
         hosts.add("right")
+        wait_for_step(run, SECOND - EVERY, job)
+        ranks = hosts.workers["right"].processes("RayTrainWorker")
         wait_for_step(run, SECOND, job)
-        lost = starts(run)[1:]
-        for process in hosts.workers["right"].processes("RayTrainWorker"):
+        for process in ranks:
             process.send_signal(signal.SIGSTOP)
+        lost = starts(run)[1:]
         assert job.wait(500) == 0, (folder / "log").read_text()
     return Disturbed(run, training, sent, (lost, starts(run)[1 + len(lost) :]))
 

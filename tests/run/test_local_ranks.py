@@ -1,8 +1,11 @@
 """Ranks are forked from one process, each as if it had been started by itself; how they end is told."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dist_sft.core.errors import ClusterError
@@ -64,9 +67,20 @@ def test_ranks_that_hang_are_killed_at_the_time_limit(ranks, tmp_path):
 
 
 def test_ranks_do_not_outlive_their_starter(tmp_path):
-    with LocalRanks(ROOT) as ranks:
-        pids = ranks.start("tests.run.ends", {"how": "hangs"}, 2, tmp_path)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in [*pids, ranks.server.pid])
+    code = f"""
+from pathlib import Path
+from dist_sft.run.local_ranks import LocalRanks
+ranks = LocalRanks()
+print(ranks.server.pid, *ranks.start("tests.run.ends", {{"how": "hangs"}}, 2, Path({str(tmp_path)!r})), flush=True)
+ranks.wait(100)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    processes = [psutil.Process(int(pid)) for pid in starter.stdout.readline().split()]
+    assert len(processes) == 3 and all(process.is_running() for process in processes)
+    starter.kill()
+    starter.wait()
+    gone, alive = psutil.wait_procs(processes, timeout=10)
+    assert len(gone) == 3 and not alive
 
 
 def test_a_server_that_is_gone_is_told_of():
