@@ -11,13 +11,15 @@ The pass parses each row of a text file once, as a curriculum's does; of Parquet
 leaves a byte per row.
 
 Of more than MOST values the rarest are counted together as "other". A row without a value (null, "" or no such key) is
-counted as "none". Rows that say "other" or "none" themselves are counted with these.
+counted as "none", as every row of a source without the column is. Rows that say "other" or "none" themselves are
+counted with these.
 
 Axes: n samples, D kinds of groups (1, or 2 with a column), N rows of a source.
 """
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,7 +93,6 @@ class RowGroups:
 
     @classmethod
     def of(cls, sources: Sequence[Columns], column: str | None) -> "RowGroups":
-        """Raises DataError for a source without the column."""
         by_source = tuple((SOURCE, name) for name in _told_apart([source.name for source in sources]))
         if column is None:
             return cls(Groups(by_source), len(sources))
@@ -107,6 +108,24 @@ class RowGroups:
         if self.values:
             kinds.append([self.sources + int(self.values[sample.source][sample.row]) for sample in samples])
         return np.array(kinds, np.int32).T
+
+
+def refuse_unknown(column: str, sources: Sequence[Columns]) -> None:
+    """Raise DataError where no source has the column, not even with null in it: it is misspelt."""
+    if any(value is not None for source in sources for value in source.column(column)):
+        return
+    there: dict[str, None] = {}
+    for source in sources:
+        for row in source.read(range(min(LOOKED_AT, len(source)))):
+            if isinstance(row, RawRow):
+                with suppress(RowError):
+                    there.update(dict.fromkeys(row.parse()))
+    if column not in there:
+        raise DataError(
+            f"no row has the column '{column}'; columns: {', '.join(there) or 'none'}",
+            where="tracking.group_by",
+            fix=f"name one of these, add '{column}' to the rows, or leave out tracking.group_by",
+        )
 
 
 def totals_of(
@@ -140,8 +159,6 @@ def _values(sources: Sequence[Columns], column: str) -> tuple[list[str], tuple[N
     of_rows = []
     for source in sources:
         found = source.column(column)
-        if all(value is None for value in found):
-            _refuse_missing(source, column)
         of_rows.append(
             np.fromiter((codes.setdefault(_name(value), len(codes)) for value in found), np.int64, len(found))
         )
@@ -159,20 +176,3 @@ def _name(value: Any) -> str:
         return NONE
     text = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
     return " ".join(text.split())[:LONGEST] or NONE
-
-
-def _refuse_missing(source: Columns, column: str) -> None:
-    """Raise DataError unless some row has the column, with null in it."""
-    there: dict[str, None] = {}
-    for row in source.read(range(min(LOOKED_AT, len(source)))):
-        if isinstance(row, RawRow):
-            try:
-                there.update(dict.fromkeys(row.parse()))
-            except RowError:
-                continue
-    if column not in there:
-        raise DataError(
-            f"tracking.group_by is '{column}', and no row of this source has it; columns: {', '.join(there) or 'none'}",
-            where=source.name,
-            fix=f"add '{column}' to its rows, name a column that every source has, or leave out tracking.group_by",
-        )

@@ -14,7 +14,7 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import Rows, open_sources
-from dist_sft.data.groups import Groups, RowGroups
+from dist_sft.data.groups import Groups, RowGroups, refuse_unknown
 from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Packer
 from dist_sft.data.sources import RowSource
@@ -83,9 +83,11 @@ class RunData:
             opened = pool.submit(open_sources, config.data.sources, config.data)
             encoder = make_encoder(run)
             train = _train(config, encoder, opened.result())
+        held_out = _held_out(config, encoder)
+        if column := config.tracking.group_by:
+            refuse_unknown(column, [*train.rows.sources, *(held_out.rows.sources if held_out else ())])
         cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
-        fingerprint = model_fingerprint(settings.path, architecture)
-        return cls(run, encoder, train, _held_out(config, encoder), cost, fingerprint)
+        return cls(run, encoder, train, held_out, cost, model_fingerprint(settings.path, architecture))
 
     @property
     def feeds(self) -> dict[str, Feed]:

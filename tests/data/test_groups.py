@@ -8,7 +8,7 @@ import pytest
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError
 from dist_sft.core.results import GroupLoss
-from dist_sft.data.groups import LONGEST, MOST, Groups, GroupTotals, RowGroups, added, totals_of
+from dist_sft.data.groups import LONGEST, MOST, Groups, GroupTotals, RowGroups, added, refuse_unknown, totals_of
 from dist_sft.data.order import SampleId
 from dist_sft.data.sources import open_source
 
@@ -86,11 +86,21 @@ def test_a_long_value_has_a_short_name_on_one_line(sources):
     assert name == ("a " * 100)[:LONGEST]
 
 
-def test_a_source_without_the_column_is_refused_with_the_columns_it_has(sources):
-    opened = sources([{"tag": None, "text": "x"}], [{"text": "y", "topic": "z"}, {"lang": "de"}])
-    with pytest.raises(DataError, match=r"b.jsonl: .*'tag', and no row.*columns: text, topic, lang\n.*group_by"):
-        RowGroups.of(opened, "tag")
-    assert names(RowGroups.of(opened[:1], "tag"), "tag") == ["none"], "null is not a missing column"
+def test_rows_of_a_source_without_the_column_are_counted_as_none(sources):
+    groups = RowGroups.of(sources([{"tag": "code"}], [{"text": "replayed"}]), "tag")
+    assert names(groups, "tag") == ["none", "code"]
+
+
+def test_a_column_that_no_source_has_is_refused_with_the_columns_there_are(sources):
+    opened = sources([{"text": "y", "topic": "z"}, {"lang": "de"}], [{"tag": None, "text": "x"}])
+    with pytest.raises(DataError) as caught:
+        refuse_unknown("tags", opened)
+    assert str(caught.value) == (
+        "tracking.group_by: no row has the column 'tags'; columns: text, topic, lang, tag\n"
+        "  fix: name one of these, add 'tags' to the rows, or leave out tracking.group_by"
+    )
+    refuse_unknown("tag", opened)  # null is a value that is not known, not a column
+    refuse_unknown("lang", opened)
 
 
 def test_totals_of_groups_are_those_of_their_samples():
