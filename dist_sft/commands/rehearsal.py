@@ -114,7 +114,7 @@ def _as_asked(run: OpenedRun, folder: Path, world: int, near: int, samples: Sequ
     settings["eval"] |= {"source": None, "patience": None}
     settings["checkpoint"] |= {"every": 1, "keep": STEPS, "url": None}
     settings["cluster"] |= {"workers": world, "gpus_per_worker": 0, "address": None}
-    settings["tracking"] |= {"wandb": None}
+    settings["tracking"] |= {"wandb": None, "group_by": None}
     settings["deepspeed"] = transferable(config, run.deepspeed)
     return settings
 

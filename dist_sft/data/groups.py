@@ -3,7 +3,7 @@
 tracking.group_by, columns of the sources ─> RowGroups ─ SampleId ─> ids, with the sample to its rank
                                                 └─ Groups, on every rank from the start
 
-The values are found in one pass over the column when the data are opened. So every rank knows before the first step how
+The values are found in one pass over the column before the first step. So every rank knows before the first step how
 many groups there are, and the sums by group, of one size, travel with the loss in its all-reduce. An id depends on the
 rows alone: not on the world, on who encodes, or on a resume, on all of which ids that grow with the rows would depend.
 The token store knows nothing of groups: equal rows of all runs share its records, and what it has is not read again.
@@ -12,15 +12,18 @@ leaves a byte per row.
 
 Of more than MOST values the rarest are counted together as "other". A row without a value (null, "" or no such key) is
 counted as "none", as every row of a source without the column is. Rows that say "other" or "none" themselves are
-counted with these.
+counted with these. Values of which the same text is written are one: 3 and "3".
 
 Axes: n samples, D kinds of groups (1, or 2 with a column), N rows of a source.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +38,7 @@ SOURCE, NONE, OTHER = "source", "none", "other"
 MOST = 64
 """Values of a column, "none" and "other" among them."""
 LONGEST = 64
-"""Characters of a group's name."""
+"""Characters of a group's name; a longer one ends with a hash of it."""
 LOOKED_AT = 256
 """First rows of a source, to say which columns there are."""
 
@@ -81,46 +84,43 @@ class Groups:
 
 @dataclass(frozen=True)
 class RowGroups:
-    """Which groups each row is in.
+    """Which groups each row is in, found when it is first asked for. column: None to group by source alone."""
 
-    sources  number of sources, whose ids are the first; 0: samples are in no group
-    values   uint8[N] of each source, the value of each row; ids of values follow those of sources. () without a column
-    """
+    sources: Sequence[Columns] = ()
+    column: str | None = None
 
-    groups: Groups = Groups()
-    sources: int = 0
-    values: tuple[NDArray[np.uint8], ...] = ()
-
-    @classmethod
-    def of(cls, sources: Sequence[Columns], column: str | None) -> "RowGroups":
-        by_source = tuple((SOURCE, name) for name in _told_apart([source.name for source in sources]))
-        if column is None:
-            return cls(Groups(by_source), len(sources))
-        names, values = _values(sources, column)
-        by = column if column != SOURCE else f"column {SOURCE}"
-        return cls(Groups((*by_source, *((by, name) for name in names))), len(sources), values)
+    @cached_property
+    def groups(self) -> Groups:
+        """Sources, whose ids are the first, then values of the column."""
+        by = self.column if self.column != SOURCE else f"column {SOURCE}"
+        by_source = ((SOURCE, name) for name in _told_apart([source.name for source in self.sources]))
+        return Groups((*by_source, *((by or "", name) for name in self._values[0])))
 
     def ids(self, samples: Sequence[SampleId]) -> NDArray[np.int32]:
         """int32[n, D]: the groups that each sample is in, one of each kind."""
         if not self.sources:
             return np.zeros((len(samples), 0), np.int32)
         kinds = [[sample.source for sample in samples]]
-        if self.values:
-            kinds.append([self.sources + int(self.values[sample.source][sample.row]) for sample in samples])
+        if self.column is not None:
+            first, values = len(self.sources), self._values[1]
+            kinds.append([first + int(values[sample.source][sample.row]) for sample in samples])
         return np.array(kinds, np.int32).T
+
+    @cached_property
+    def _values(self) -> tuple[list[str], tuple[NDArray[np.uint8], ...]]:
+        """The names of the column's values; and uint8[N] of each source, the place of each row's."""
+        return ([], ()) if self.column is None else _values(self.sources, self.column)
 
 
 def refuse_unknown(column: str, sources: Sequence[Columns]) -> None:
     """Raise DataError where no source has the column, not even with null in it: it is misspelt."""
-    if any(value is not None for source in sources for value in source.column(column)):
-        return
     there: dict[str, None] = {}
     for source in sources:
         for row in source.read(range(min(LOOKED_AT, len(source)))):
             if isinstance(row, RawRow):
                 with suppress(RowError):
                     there.update(dict.fromkeys(row.parse()))
-    if column not in there:
+    if column not in there and all(value is None for source in sources for value in source.column(column)):
         raise DataError(
             f"no row has the column '{column}'; columns: {', '.join(there) or 'none'}",
             where="tracking.group_by",
@@ -150,7 +150,8 @@ def added(parts: Iterable[GroupTotals]) -> tuple[GroupTotals, ...]:
 
 def _told_apart(names: Sequence[str]) -> list[str]:
     """With the index of a source in front of a name that another has, too."""
-    return [name if names.count(name) == 1 else f"{index} {name}" for index, name in enumerate(names)]
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{index} {name}" for index, name in enumerate(names)]
 
 
 def _values(sources: Sequence[Columns], column: str) -> tuple[list[str], tuple[NDArray[np.uint8], ...]]:
@@ -175,4 +176,7 @@ def _name(value: Any) -> str:
     if value is None:
         return NONE
     text = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
-    return " ".join(text.split())[:LONGEST] or NONE
+    name = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    if len(name) > LONGEST:  # which may begin as another does
+        name = f"{name[: LONGEST - 9]}…{blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return name or NONE

@@ -172,7 +172,7 @@ def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> 
             fix="raise max_epochs of a source, or train fewer steps",
         )
     steps = Steps.of(order, settings.samples_per_step, settings.steps, settings.epochs)
-    return Feed(rows, steps, RowGroups.of(rows.sources, config.tracking.group_by))
+    return Feed(rows, steps, RowGroups(rows.sources, config.tracking.group_by))
 
 
 def _held_out(config: RunConfig, encoder: Encoder) -> Feed | None:
@@ -182,4 +182,4 @@ def _held_out(config: RunConfig, encoder: Encoder) -> Feed | None:
     rows = Rows([config.eval.source], config.data, encoder)
     count = min(config.eval.samples or sum(rows.lengths), sum(rows.lengths))
     steps = Steps(Order.shuffled(rows.lengths, seed=0), config.train.samples_per_step, count)
-    return Feed(rows, steps, RowGroups.of(rows.sources, config.tracking.group_by))
+    return Feed(rows, steps, RowGroups(rows.sources, config.tracking.group_by))

@@ -1,7 +1,8 @@
 """DeepSpeed compiles extensions at first use. torch guards a build with a file, which a killed build leaves behind.
 
 Every later start would wait for that file for ever, without a word. Here, a build also holds a lock of the kernel,
-which ends with its process: whoever has that lock and finds torch's file knows that its owner is dead, and removes it.
+which ends with its process. Whoever has that lock and finds torch's file looks for its owner: a build of another
+program is waited for, the file of a dead one is removed.
 """
 
 import contextlib
@@ -37,14 +38,19 @@ def guard_builds(say: Callable[[str], None] = lambda text: None) -> None:
 
 
 class _Baton(FileBaton):
-    """torch's lock of one build. It is always acquired in the end: then the build is found done, and costs nothing."""
+    """torch's lock of one build: acquired, also in the place of a dead owner, or not needed any more."""
 
     say: Callable[[str], None]
 
     def try_acquire(self) -> bool:
+        """False when another has built while this process waited: then `wait` returns at once."""
         file = Path(self.lock_file_path)
         self.kernel = os.open(file.with_name("lock.kernel"), os.O_CREAT | os.O_RDWR, 0o666)
-        _lock(self.kernel)
+        with contextlib.suppress(PermissionError):  # another user's, who has let all write to it
+            os.fchmod(self.kernel, 0o666)
+        if _lock(self.kernel) and not file.exists():
+            os.close(self.kernel)
+            return False
         told = False
         while not super().try_acquire():
             if _is_stale(file):
@@ -57,17 +63,26 @@ class _Baton(FileBaton):
         return True
 
     def release(self) -> None:
-        super().release()
-        os.close(self.kernel)
+        try:
+            super().release()
+            os.utime(self.kernel)
+        finally:
+            os.close(self.kernel)
 
 
-def _lock(file: int) -> None:
-    """Wait for the kernel's lock; a file system that has none leaves torch's file as the only guard."""
+def _lock(file: int) -> bool:
+    """Take the kernel's lock; whether another has ended its build in good order meanwhile.
+
+    A file system without such locks leaves torch's file as the only guard.
+    """
+    before = os.fstat(file).st_mtime_ns
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
+        return False
+    return os.fstat(file).st_mtime_ns != before
 
 
 def _is_stale(lock: Path) -> bool:

@@ -104,6 +104,7 @@ class LocalRanks:
         try:
             numbers: list[int] = json.loads(self._pipe.recv_bytes())
         except (EOFError, ConnectionResetError) as error:
+            self.kill()
             code = self.server.wait()
             self._said.seek(0)
             said = self._said.read().decode(errors="replace")[-LOG_SHOWN:]

@@ -36,8 +36,9 @@ INTERVAL = 0.02
 def main(jobs: Connection) -> None:
     """Answer each job with the process ids of its ranks and, when all have ended, with their exit codes.
 
-    Ranks are killed when whoever asked for them is gone.
+    Ranks are killed when whoever asked for them is gone. Ctrl-C is theirs to hear, not this process's.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for module in IMPORTED:
         importlib.import_module(module)
     gc.collect()
@@ -75,6 +76,7 @@ def _run(job: dict[str, Any], rank: int) -> NoReturn:
     with Path(job["logs"], f"rank{rank}.log").open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(job["environment"] | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
     np.random.seed()  # else all ranks would draw alike, as separate processes do not

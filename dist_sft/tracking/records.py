@@ -23,7 +23,7 @@ class Step(StepResult):
     """One optimizer update, and what follows from it.
 
     time          of the record, seconds since 1970
-    goodput       share of the time since the first start that went into steps which count
+    goodput       share of the time since the first start that went into steps which count; None in runs of before
     token_shares  of all tokens of the run so far, by "index name" of the source; None where there is one source
     dropped       rows that were dropped or cut so far, by reason; None where there are none
     lost          supervised tokens that are not learned with them
@@ -33,7 +33,7 @@ class Step(StepResult):
     time: float
     tokens_per_second_per_rank: float
     supervised_per_second: float
-    goodput: float
+    goodput: float | None = None
     token_shares: dict[str, float] | None = None
     dropped: dict[str, int] | None = None
     lost: int | None = None

@@ -85,10 +85,10 @@ def update(
         scores, weights = model.token_scores(engine, pack, share.step, needs_mean(settings.loss))
         losses = token_loss(scores, settings.loss)
         part = step_loss(losses, weights, share.totals.weight, world)
-        add_by_group(by_group, losses.detach() * weights, samples, pack)
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(part, scale_wrt_gas=False)
         loss += part.detach()
+        add_by_group(by_group, losses.detach() * weights, samples, pack)
         if last:
             sums = torch.cat([loss.double()[None], by_group])
             dist.all_reduce(sums)

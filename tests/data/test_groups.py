@@ -33,7 +33,7 @@ def names(groups, by):
 
 
 def test_without_a_column_there_is_one_group_for_each_source(sources):
-    groups = RowGroups.of(sources([{"text": "x"}], [{"text": "y"}]), None)
+    groups = RowGroups(sources([{"text": "x"}], [{"text": "y"}]), None)
     assert [name.rpartition("/")[2] for name in names(groups, "source")] == ["a.jsonl", "b.jsonl"]
     assert groups.ids([SampleId(0, 1, 0), SampleId(1, 0, 0)]).tolist() == [[1], [0]]
     assert RowGroups().ids([SampleId(0, 0, 0)]).shape == (1, 0)
@@ -42,7 +42,7 @@ def test_without_a_column_there_is_one_group_for_each_source(sources):
 def test_a_value_is_one_group_in_all_sources_and_null_is_one(sources):
     """Ids of sources come first, then none, then the values from the most frequent one on."""
     rows = [{"tag": "math"}, {"tag": None}, {}, {"tag": " "}], [{"tag": "code"}, {"tag": "code"}, {"tag": 3}]
-    groups = RowGroups.of(sources(*rows), "tag")
+    groups = RowGroups(sources(*rows), "tag")
     assert names(groups, "tag") == ["none", "code", "3", "math"]
     ids = groups.ids([SampleId(i, source, row) for i, (source, row) in enumerate([(0, 0), (0, 2), (1, 1), (1, 2)])])
     assert ids.tolist() == [[0, 5], [0, 2], [1, 3], [1, 4]]
@@ -50,7 +50,7 @@ def test_a_value_is_one_group_in_all_sources_and_null_is_one(sources):
 
 def test_the_rarest_of_many_values_are_counted_as_other(sources):
     rows = [{"tag": f"{i:03}"} for i in range(100) for _ in range(2)] + [{"tag": "099"}, {"tag": None}]
-    groups = RowGroups.of(sources(rows), "tag")
+    groups = RowGroups(sources(rows), "tag")
     kept = names(groups, "tag")
     assert kept == ["none", "099", *(f"{i:03}" for i in range(MOST - 3)), "other"]
     assert len(kept) == MOST
@@ -60,34 +60,40 @@ def test_the_rarest_of_many_values_are_counted_as_other(sources):
 
 def test_rows_that_say_other_are_counted_with_the_others(sources):
     rows = [{"tag": "other"}] * 3 + [{"tag": f"{i:03}"} for i in range(100)]
-    groups = RowGroups.of(sources(rows), "tag")
+    groups = RowGroups(sources(rows), "tag")
     assert names(groups, "tag") == ["other", *(f"{i:03}" for i in range(MOST - 2))]
     assert groups.ids([SampleId(0, 0, 0), SampleId(1, 0, 102)])[:, 1].tolist() == [1, 1]
 
 
 def test_groups_are_the_same_whatever_the_order_of_rows(sources):
     rows = [{"tag": str(i % 70)} for i in range(150)]
-    assert RowGroups.of(sources(rows), "tag").groups == RowGroups.of(sources(rows[::-1]), "tag").groups
+    assert RowGroups(sources(rows), "tag").groups == RowGroups(sources(rows[::-1]), "tag").groups
 
 
 def test_a_column_called_source_is_told_apart_from_sources(sources):
-    groups = RowGroups.of(sources([{"source": "books"}]), "source")
+    groups = RowGroups(sources([{"source": "books"}]), "source")
     assert names(groups, "column source") == ["books"] and len(names(groups, "source")) == 1
 
 
 def test_two_sources_of_one_name_are_told_apart(sources):
     (source,) = sources([{"text": "x"}])
-    groups = RowGroups.of([source, source], None)
+    groups = RowGroups([source, source], None)
     assert names(groups, "source") == [f"0 {source.name}", f"1 {source.name}"]
 
 
 def test_a_long_value_has_a_short_name_on_one_line(sources):
-    (name,) = names(RowGroups.of(sources([{"tag": "a\n" * 100}]), "tag"), "tag")
-    assert name == ("a " * 100)[:LONGEST]
+    rows = [{"tag": "a\n" * 100 + end} for end in ("", "b")]
+    one, other = names(RowGroups(sources(rows), "tag"), "tag")
+    assert one != other and len(one) == len(other) == LONGEST, "that begin alike"
+    assert one.startswith("a a a a") and other.startswith("a a a a")
+
+
+def test_a_name_holds_nothing_that_a_terminal_obeys(sources):
+    assert names(RowGroups(sources([{"tag": "\x1b[31mred\x07"}]), "tag"), "tag") == ["[31mred"]
 
 
 def test_rows_of_a_source_without_the_column_are_counted_as_none(sources):
-    groups = RowGroups.of(sources([{"tag": "code"}], [{"text": "replayed"}]), "tag")
+    groups = RowGroups(sources([{"tag": "code"}], [{"text": "replayed"}]), "tag")
     assert names(groups, "tag") == ["none", "code"]
 
 

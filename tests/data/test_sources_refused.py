@@ -6,6 +6,7 @@ import json
 import threading
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -223,6 +224,14 @@ def test_text_in_a_table_that_is_not_utf_8_is_refused(tmp_path):
     reason, message = bad_row(tmp_path / "a.arrow", 0)
     assert reason == "bad_unicode"
     assert message.startswith(f"{tmp_path}/a.arrow row 0: invalid UTF-8 in a text column")
+
+
+def test_a_value_of_a_column_that_cannot_be_read_is_none_in_it(tmp_path):
+    bounds = pa.py_buffer(np.array([0, 1, 2], np.int32).tobytes())
+    table = pa.table({"tag": pa.StringArray.from_buffers(2, bounds, pa.py_buffer(b"a\xe9"))})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert open_source(Source(path=str(tmp_path / "a.arrow"))).column("tag") == ["a", None]
 
 
 def test_a_saved_data_set_without_the_split_names_those_it_has(tmp_path):

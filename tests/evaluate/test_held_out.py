@@ -48,7 +48,7 @@ def feed(chats, pretrained):
     data = DataSection(sources=[source], context_length=CONTEXT, cache=None)
     rows = Rows([source], data, Encoder(pretrained.vocabulary, "auto", data.loss, CONTEXT, "error"))
     order = Order.shuffled(rows.lengths, seed=0)
-    return Feed(rows, Steps(order, 12 // STEPS, 12), RowGroups.of(rows.sources, "tag"))
+    return Feed(rows, Steps(order, 12 // STEPS, 12), RowGroups(rows.sources, "tag"))
 
 
 def shares_of(feed, world=1, rank=0, packing=True):

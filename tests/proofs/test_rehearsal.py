@@ -1,5 +1,6 @@
 """The rehearsal of `check`: it holds for a sound run, and finds what would make ranks or packs learn otherwise."""
 
+import json
 import os
 
 import pytest
@@ -67,8 +68,13 @@ def proofs_of(config, rows_of=None):
     return rehearse(open_run(config), looked.samples, data.encoder.template.source)
 
 
-def test_a_sound_run_is_proved(run):
-    proofs = proofs_of(run)
+def test_a_sound_run_is_proved(run, tiny_rows, tmp_path):
+    """Its held-out rows, which a rehearsal leaves out, are the only ones with the column that it groups by."""
+    tagged = (json.dumps(json.loads(line) | {"tag": "chat"}) for line in tiny_rows.read_text().splitlines())
+    (tmp_path / "tagged.jsonl").write_text("\n".join(tagged))
+    values = run.model_dump(mode="json", exclude_unset=True)
+    values |= {"eval": {"source": {"path": str(tmp_path / "tagged.jsonl")}}, "tracking": {"group_by": "tag"}}
+    proofs = proofs_of(RunConfig.model_validate(values))
     refuse(proofs)
     assert [proof.holds for proof in proofs] == [True] * 3, proofs
     assert "2 ranks, 2 micro-steps, ZeRO-3" in proofs[0].detail and proofs[2].figure == 0

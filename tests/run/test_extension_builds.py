@@ -60,7 +60,7 @@ def raw(folder):
 
 def in_background(baton):
     """A thread that acquires a lock and gives it back."""
-    thread = threading.Thread(target=lambda: (baton.try_acquire(), baton.release()))
+    thread = threading.Thread(target=lambda: baton.try_acquire() and baton.release())
     thread.start()
     return thread
 
@@ -95,15 +95,32 @@ def test_a_build_of_another_program_is_waited_for_with_a_word(baton, folder, tmp
     assert said == [f"waiting for the build that holds {folder / 'lock'}; if none runs, remove it"]
 
 
-def test_a_build_of_ours_is_waited_for(baton, folder):
-    ours = baton()
+def test_a_build_of_ours_is_waited_for_and_not_done_again(baton, folder):
+    ours, other, acquired = baton(), baton(), []
     assert ours.try_acquire()
-    waiting = in_background(baton())
+    waiting = threading.Thread(target=lambda: acquired.append(other.try_acquire()))
+    waiting.start()
     waiting.join(1)
     assert waiting.is_alive() and (folder / "lock").exists()
     ours.release()
     waiting.join(10)
-    assert not waiting.is_alive()
+    assert acquired == [False]
+    later = baton()
+    assert later.try_acquire(), "a later start looks for itself whether all is built"
+    later.release()
+
+
+def test_a_build_of_ours_that_was_killed_is_done_by_who_waited_for_it(baton, folder):
+    ours, other, acquired = baton(), baton(), []
+    assert ours.try_acquire()
+    waiting = threading.Thread(target=lambda: acquired.append(other.try_acquire()))
+    waiting.start()
+    waiting.join(0.5)
+    os.close(ours.fd)  # what is left of a killed process: the file
+    os.close(ours.kernel)
+    waiting.join(10)
+    assert acquired == [True] and (folder / "lock").exists()
+    other.release()
 
 
 def test_where_other_nodes_see_the_folder_a_lock_may_be_theirs_until_nothing_was_written_for_long(

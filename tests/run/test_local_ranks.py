@@ -1,6 +1,7 @@
 """Ranks are forked from one process, each as if it had been started by itself; how they end is told."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,50 @@ ranks.wait(100)
     starter.wait()
     gone, alive = psutil.wait_procs(processes, timeout=10)
     assert len(gone) == 3 and not alive
+
+
+def lives(pid):
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ranks_do_not_outlive_the_process_that_they_are_forked_from(tmp_path):
+    with LocalRanks(ROOT) as ranks:
+        pids = ranks.start("tests.run.ends", {"how": "hangs"}, 2, tmp_path)
+        ranks.server.kill()
+        with pytest.raises(ClusterError, match="their server ended with exit code -9"):
+            ranks.wait(30)
+        assert not any(map(lives, pids))
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from dist_sft.run.local_ranks import LocalRanks
+
+try:
+    with LocalRanks() as ranks:
+        ranks.start("tests.run.ends", {"how": "hangs"}, 2, Path(sys.argv[1]))
+        print("up", flush=True)
+        ranks.wait(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_is_an_interrupt_for_whoever_waits(tmp_path):
+    """A terminal sends it to all processes: starter, server and ranks."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert started.stdout.readline() == b"up\n"
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(30) == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(started.pid, 0)
 
 
 def test_a_server_that_is_gone_is_told_of():

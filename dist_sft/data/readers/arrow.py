@@ -26,6 +26,8 @@ from dist_sft.data.readers.base import File, RawRow, Values
 from dist_sft.data.readers.content import Local
 
 _ARROW_FILE = b"ARROW1"
+UNREADABLE = (pa.ArrowException, ValueError, OverflowError)
+"""What a value that Python cannot hold raises; text that is not UTF-8 is a ValueError."""
 KEPT = "row_groups"
 """Folder in the cache for decoded pieces."""
 MOST_HELD = 256 << 20
@@ -69,7 +71,7 @@ class Table(Values):
         except UnicodeDecodeError as error:
             what = f"invalid UTF-8 in a text column: {error.reason}"
             raise RowError(what, reason="bad_unicode", where=self.where(i), fix="write the column again") from None
-        except (pa.ArrowException, ValueError, OverflowError) as error:
+        except UNREADABLE as error:
             raise RowError(f"a value cannot be read: {error}", reason="bad_row", where=self.where(i)) from None
         return row
 
@@ -84,7 +86,7 @@ class Table(Values):
         pieces = self._open()
         if name not in pieces.names:
             return [None] * len(self)
-        return [value for piece in range(len(pieces.counts)) for value in self._read(piece, [name])[name].to_pylist()]
+        return [value for piece in range(len(pieces.counts)) for value in _values(self._read(piece, [name])[name])]
 
     def _piece(self, number: int) -> pa.Table:
         if number in self._held:
@@ -145,6 +147,20 @@ def trim(cache: Path, limit: int) -> None:
     for path in beyond((cache / KEPT).glob("*.arrow"), limit):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """None for a value that cannot be read."""
+    try:
+        return list(column.to_pylist())
+    except UNREADABLE:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    with contextlib.suppress(*UNREADABLE):
+        return scalar.as_py()
+    return None
 
 
 def _checked(path: Path) -> pa.Table | None:
