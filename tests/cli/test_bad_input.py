@@ -291,19 +291,6 @@ def test_a_cluster_that_does_not_answer(refused, run):
     assert error.startswith(f"{address}: no Ray cluster answers: Connection refused\n  fix: check cluster.address")
 
 
-@pytest.mark.parametrize("command", ["check", "train"])
-def test_a_stale_build_lock(refused, run, tmp_path, monkeypatch, command):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
-    lock.parent.mkdir(parents=True)
-    lock.touch()
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert refused(command, run.file) == (
-        f"{lock}: a killed build of a DeepSpeed extension has left its lock, and every start would wait for it\n"
-        f"  fix: rm {lock}"
-    )
-
-
 # The run file
 
 
