@@ -1,8 +1,10 @@
 """Where ranks run, and who feeds them: the settings of cluster and service."""
 
+from typing import Annotated
+
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dist_sft.config.section import EXECUTION, Section
+from dist_sft.config.section import EXECUTION, Section, matching
 
 
 class ClusterSection(Section):
@@ -19,9 +21,8 @@ class ClusterSection(Section):
     )
     gpus_per_worker: NonNegativeFloat = Field(default=1, description="0: train on CPU", json_schema_extra=EXECUTION)
     cpus_per_worker: PositiveFloat = Field(default=1, json_schema_extra=EXECUTION)
-    interface: str | None = Field(
+    interface: Annotated[str, matching(r"[^\s,/]+", "the name of one network interface")] | None = Field(
         default=None,
-        pattern=r"^[^\s,/]+$",
         description="network interface that gradients travel by, e.g. eth0 or ib0, the same on every node; none: gloo "
         "and NCCL choose",
         json_schema_extra=EXECUTION,

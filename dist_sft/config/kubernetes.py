@@ -4,45 +4,31 @@ What Ray and the run need of a pod is derived from `cluster` and `service`; here
 image, the claim, the names of secrets, which nodes. No setting holds a secret, only where Kubernetes keeps one.
 """
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
-from pydantic_core import PydanticCustomError
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from dist_sft.config.section import Section
-
-
-def _text(pattern: str, wanted: str) -> AfterValidator:
-    """A text that matches; `wanted` ends the sentence "KEY is 'VALUE', not ..."."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text, re.ASCII):
-            raise PydanticCustomError("text", wanted)
-        return text
-
-    return AfterValidator(check)
-
+from dist_sft.config.section import Section, matching
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _PREFIX = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?"
 
-Size = Annotated[str, _text(r"[1-9]\d*(Mi|Gi|Ti)", "a size such as 512Mi, 64Gi or 1Ti")]
+Size = Annotated[str, matching(r"[1-9]\d*(Mi|Gi|Ti)", "a size such as 512Mi, 64Gi or 1Ti")]
 JobName = Annotated[
-    str, _text(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", "a name of at most 47 of a-z, 0-9 and -, with a letter first")
+    str, matching(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", "a name of at most 47 of a-z, 0-9 and -, with a letter first")
 ]
-Label = Annotated[str, _text(_LABEL, "a name of at most 63 of a-z, 0-9 and -")]
-Name = Annotated[str, _text(rf"{_LABEL}(\.{_LABEL})*", "a name of a-z, 0-9, - and .")]
-Key = Annotated[str, _text(r"[-._a-zA-Z0-9]{1,253}", "a key of letters, digits, -, _ and .")]
-Variable = Annotated[str, _text(r"[A-Za-z_]\w*", "a name of an environment variable")]
+Label = Annotated[str, matching(_LABEL, "a name of at most 63 of a-z, 0-9 and -")]
+Name = Annotated[str, matching(rf"{_LABEL}(\.{_LABEL})*", "a name of a-z, 0-9, - and .")]
+Key = Annotated[str, matching(r"[-._a-zA-Z0-9]{1,253}", "a key of letters, digits, -, _ and .")]
+Variable = Annotated[str, matching(r"[A-Za-z_]\w*", "a name of an environment variable")]
 Qualified = Annotated[
-    str, _text(_PREFIX + r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", "a name such as nvidia.com/gpu or rdma/hca")
+    str, matching(_PREFIX + r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", "a name such as nvidia.com/gpu or rdma/hca")
 ]
-LabelValue = Annotated[str, _text(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?", "a value of a label")]
-Mount = Annotated[str, _text(r"(/[A-Za-z0-9._-]+)+", "an absolute path of letters, digits, ., _ and -")]
+LabelValue = Annotated[str, matching(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?", "a value of a label")]
+Mount = Annotated[str, matching(r"(/[A-Za-z0-9._-]+)+", "an absolute path of letters, digits, ., _ and -")]
 Image = Annotated[
     str,
-    _text(
+    matching(
         r"[a-z0-9][\w.:/-]*(:(?!latest@|latest$)[\w.-]+|@sha256:[0-9a-f]{64})",
         "an image with a tag other than latest, or with @sha256:..., so that every node and every retry runs the same",
     ),
@@ -127,7 +113,7 @@ class GangSection(Section):
     """kubernetes.gang: all pods or none; the KubeRay operator must run with batchScheduler.name of this scheduler."""
 
     scheduler: Literal["volcano", "yunikorn"]
-    queue: Annotated[str, _text(r"[\w.-]{1,63}", "a name of a queue")] | None = None
+    queue: Annotated[str, matching(r"[\w.-]{1,63}", "a name of a queue")] | None = None
 
 
 class RedisSection(Section):
@@ -137,7 +123,7 @@ class RedisSection(Section):
     tried again on a new cluster: it is worth most for a cluster that stays.
     """
 
-    address: Annotated[str, _text(r"(rediss?://)?[\w.-]+:\d+", "host:port, or redis://host:port")]
+    address: Annotated[str, matching(r"(rediss?://)?[\w.-]+:\d+", "host:port, or redis://host:port")]
     username: str | None = None
     password: SecretKey | None = None
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic_core import ErrorDetails, ValidationError
 
 from dist_sft.config.document import Document, Path, dotted
+from dist_sft.config.redact import redact_urls
 from dist_sft.config.section import Section
 from dist_sft.config.settings import holds, nearest, section_at, sections_in, suggestion
 from dist_sft.core.errors import ConfigError
@@ -157,7 +158,7 @@ def _describe(root: type[Section], path: Path, value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as a run file writes it, shortened."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    """A value as a run file writes it, shortened, and without what is secret in a URL."""
+    text = redact_urls(value if isinstance(value, str) else json.dumps(value, default=str))
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"'{text}'" if isinstance(value, str) else text

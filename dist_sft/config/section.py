@@ -1,9 +1,11 @@
 """What all sections of a run file have in common."""
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 EXECUTION: JsonDict = {"execution": True}
 """Mark of a setting that changes only how fast, where, or how visibly a run goes."""
@@ -13,6 +15,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a running average: 1 would never forget. Or a share that may be nothing, and never all."""
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def matching(pattern: str, wanted: str) -> AfterValidator:
+    """Text that matches as a whole; `wanted` ends the sentence "KEY is 'VALUE', not ..."."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise PydanticCustomError("text", "{wanted}", {"wanted": wanted})
+        return text
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from dist_sft.config.cluster import ClusterSection, ServiceSection
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
-from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share
+from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share, matching
 
 
 class RunSection(Section):
@@ -300,12 +300,20 @@ class EvalSection(Section):
     min_delta: NonNegativeFloat = Field(default=0.0, description="nats per token that count as improvement")
 
 
+Url = Annotated[
+    str,
+    matching(
+        r"[a-z][a-z0-9+.-]*://[^@\s*?\[\]]+",
+        "a URL such as s3://bucket/run: no user or password, no spaces, none of *?[]",
+    ),
+]
+
+
 class CheckpointSection(Section):
     """checkpoint: what survives."""
 
-    url: str | None = Field(
+    url: Url | None = Field(
         default=None,
-        pattern=r"^[a-z][a-z0-9+.-]*://[^@\s*?\[\]]+$",
         description="keep checkpoints there, not in run.dir: a folder of their own in an object store that "
         "fsspec knows, e.g. s3://bucket/run (needs s3fs); credentials are the library's own, by environment",
         json_schema_extra=EXECUTION,

@@ -15,7 +15,7 @@ LIMIT = 1e-5
 """Relative, of losses and (to the largest) of weights; eps keeps AdamW from amplifying rounding."""
 ADAMW, SGD = {"name": "adamw", "eps": 1e-2, "weight_decay": 0.1}, {"name": "sgd", "momentum": 0.9}
 FULL, LORA = {"kind": "full"}, {"kind": "lora", "rank": 4}
-WHOLE_HEAD = LORA | {"dropout": 0.1, "init": "pissa", "modules_to_save": ["lm_head"]}
+WHOLE_HEAD = LORA | {"init": "pissa", "modules_to_save": ["lm_head"]}
 ZERO = {stage: {"stage": stage} for stage in range(4)} | {"host": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
 
 RUNS = {  # name: (tuning, optimizer, ZeRO of 2 ranks, then of 1, of 3, of 2 again)

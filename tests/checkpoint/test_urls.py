@@ -212,5 +212,7 @@ def test_a_url_that_cannot_be_used_is_refused(tiny_run, tmp_path, url, said):
 def test_credentials_in_a_url_are_refused(tiny_run, tmp_path):
     from dist_sft.config.run_config import RunConfig
 
-    with pytest.raises(ValueError, match="url"):
+    with pytest.raises(ConfigError) as caught:
         RunConfig.model_validate(settings(tiny_run, tmp_path, "s3://me:secret@bucket/x"))
+    said = str(caught.value)
+    assert "secret" not in said and "not a URL such as s3://bucket/run: no user or password" in said

@@ -24,7 +24,7 @@ from dist_sft.cluster.preflight import network
 from dist_sft.cluster.preflight.facts import look
 from dist_sft.cluster.preflight.network import Listener
 from dist_sft.cluster.preflight.run import _reduce, _room, _timed
-from dist_sft.config.load import load_config
+from dist_sft.run.opened import open_run
 from tests.multihost.hosts import Switch, why_not
 from tests.ranks import ROOT
 
@@ -306,7 +306,7 @@ def test_a_run_that_goes_on_is_asked_for_no_more_room_than_one_that_begins(run, 
 
     One that was put aside stays there, and is in the way.
     """
-    size = _room(load_config(run.file, ["checkpoint.keep=3"])) / 4
+    size = _room(open_run(run.file, ["checkpoint.keep=3"])) / 4
     disk, checkpoints = tmp_path / "disk", tmp_path / "disk" / "run" / "checkpoints"
     disk.mkdir()
     script = f"""

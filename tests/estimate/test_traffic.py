@@ -39,6 +39,7 @@ def run(tiny_run, folder, world, case, tokens_per_pack=256):
     return tiny_run | {
         "run": {"dir": str(folder)},
         "model": tiny_run["model"] | model,
+        "data": tiny_run["data"] | {"context_length": tokens_per_pack},
         "train": {"samples_per_step": 12, "tokens_per_pack": tokens_per_pack, "steps": 4, "micro_steps": 2},
         "checkpoint": {"every": 100},
         "cluster": {"workers": world, "gpus_per_worker": 0},
