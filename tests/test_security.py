@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ print("mode", os.environ.get("RAY_AUTH_MODE"), "dashboard", repr(ray._private.wo
 
 @pytest.mark.xdist_group("cluster")
 def test_a_ray_of_ours_asks_for_a_token_and_shows_no_dashboard(tmp_path, monkeypatch):
+    """Also where `ray start` has left the address of another one on the machine."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a short path: names of sockets lie under it
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
+        Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:1")
+        refuse_strangers(tmp_path, monkeypatch)
+
+
+def refuse_strangers(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     run = tmp_path / "run.yaml"

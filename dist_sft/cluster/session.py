@@ -18,7 +18,7 @@ def connect(config: RunConfig) -> None:
         _knock(address)
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # not whichever cluster `ray start` has left its address of on this machine
             num_cpus=os.cpu_count() if is_local(config) else None,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -51,7 +51,7 @@ def work(told):
         answers.append(heartbeat.step(done))
     return answers
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 trainer = DataParallelTrainer(
     work, train_loop_config=json.loads(sys.argv[2]), scaling_config=ScalingConfig(num_workers=1),
     run_config=RunConfig(storage_path=sys.argv[1]),
