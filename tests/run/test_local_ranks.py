@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -98,6 +99,9 @@ def test_ranks_do_not_outlive_the_process_that_they_are_forked_from(tmp_path):
         ranks.server.kill()
         with pytest.raises(ClusterError, match="their server ended with exit code -9"):
             ranks.wait(30)
+        deadline = time.monotonic() + 30  # nobody waits for them any more
+        while any(map(lives, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert not any(map(lives, pids))
 
 
