@@ -51,8 +51,9 @@ class Goodput:
     @classmethod
     def so_far(cls, path: Path, now: float) -> "Goodput":
         """Of a run that is started, or looked at, now."""
-        began = min((start.time for start in read(path, Start)), default=now)
-        return cls(began, sum(step.seconds for step in read(path, Step)))
+        records = list(parsed(whole_lines(path), path))
+        began = min((record.time for record in records if isinstance(record, Start)), default=now)
+        return cls(began, sum(record.seconds for record in records if isinstance(record, Step)))
 
     def share(self, now: float) -> float:
         return self.useful / max(now - self.began, 1e-9)

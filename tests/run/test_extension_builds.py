@@ -65,6 +65,15 @@ def in_background(baton):
     return thread
 
 
+def contended(baton):
+    """A lock that is held, one that waits for it, what that got, and the thread in which it waits."""
+    ours, other, acquired = baton(), baton(), []
+    assert ours.try_acquire()
+    waiting = threading.Thread(target=lambda: acquired.append(other.try_acquire()))
+    waiting.start()
+    return ours, other, acquired, waiting
+
+
 def test_a_free_lock_is_acquired_and_given_back(baton, folder):
     ours = baton()
     assert ours.try_acquire() and (folder / "lock").exists()
@@ -96,10 +105,7 @@ def test_a_build_of_another_program_is_waited_for_with_a_word(baton, folder, tmp
 
 
 def test_a_build_of_ours_is_waited_for_and_not_done_again(baton, folder):
-    ours, other, acquired = baton(), baton(), []
-    assert ours.try_acquire()
-    waiting = threading.Thread(target=lambda: acquired.append(other.try_acquire()))
-    waiting.start()
+    ours, _, acquired, waiting = contended(baton)
     waiting.join(1)
     assert waiting.is_alive() and (folder / "lock").exists()
     ours.release()
@@ -111,10 +117,7 @@ def test_a_build_of_ours_is_waited_for_and_not_done_again(baton, folder):
 
 
 def test_a_build_of_ours_that_was_killed_is_done_by_who_waited_for_it(baton, folder):
-    ours, other, acquired = baton(), baton(), []
-    assert ours.try_acquire()
-    waiting = threading.Thread(target=lambda: acquired.append(other.try_acquire()))
-    waiting.start()
+    ours, other, acquired, waiting = contended(baton)
     waiting.join(0.5)
     os.close(ours.fd)  # what is left of a killed process: the file
     os.close(ours.kernel)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -85,24 +84,14 @@ ranks.wait(100)
     assert len(gone) == 3 and not alive
 
 
-def lives(pid):
-    """Whether a process is there and has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_ranks_do_not_outlive_the_process_that_they_are_forked_from(tmp_path):
     with LocalRanks(ROOT) as ranks:
-        pids = ranks.start("tests.run.ends", {"how": "hangs"}, 2, tmp_path)
+        processes = [psutil.Process(pid) for pid in ranks.start("tests.run.ends", {"how": "hangs"}, 2, tmp_path)]
         ranks.server.kill()
         with pytest.raises(ClusterError, match="their server ended with exit code -9"):
             ranks.wait(30)
-        deadline = time.monotonic() + 30  # nobody waits for them any more
-        while any(map(lives, pids)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(lives, pids))
+        gone, alive = psutil.wait_procs(processes, timeout=30)
+        assert len(gone) == 2 and not alive
 
 
 INTERRUPTED = """
