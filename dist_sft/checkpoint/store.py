@@ -69,7 +69,7 @@ class CheckpointStore:
     starts     what the adapter started from, see `checkpoint.starts`
     behind     write while training goes on; False: training waits, and no second copy of the states is held
     versions   of packages, for the manifest
-    tell       on rank 0, takes (step, seconds that training stood still, seconds until it was whole) of a checkpoint
+    tell       on rank 0, takes (step, seconds that training stalled, seconds until it was whole) of a checkpoint
     say        on rank 0, takes (step, text) about old checkpoints that cannot be removed
     """
 

@@ -64,7 +64,7 @@ class Writing:
     """Begins at once, in threads of its own; `written` and `committed` wait for them.
 
     seconds  from the beginning of the save until the checkpoint was whole (on rank 0)
-    stall    of these, that training stood still; None: all of them
+    stall    of these, that training stalled; None: all of them
     stayed   on rank 0, why old checkpoints that could go are still there
     """
 

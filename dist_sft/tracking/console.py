@@ -42,7 +42,7 @@ def describe(record: Record, steps: int) -> str:
             return line + _by_group(record.groups)
         case Checkpoint():
             stood, whole = f"{record.stall:.1f} s", f"{record.seconds:.1f} s"
-            return f"checkpoint of step {record.step}: training stood still for {stood}, whole after {whole}"
+            return f"checkpoint of step {record.step}: training stalled for {stood}, whole after {whole}"
         case Start() | End() | Note():
             return record.text
 

@@ -74,7 +74,7 @@ class RankZeroTracker:
         self._write(Evaluation(**_values(held_out), time=time.time(), step=step))
 
     def checkpoint(self, step: int, stall: float, seconds: float) -> None:
-        """One of `step` updates is whole, seconds after it was begun; training stood still for the first `stall`."""
+        """One of `step` updates is whole, seconds after it was begun; training stalled for the first `stall`."""
         self._write(Checkpoint(time=time.time(), step=step, stall=stall, seconds=seconds))
 
     def start(self, step: int, attempt: str, steps: int, attention: str) -> None:

@@ -101,7 +101,7 @@ def test_the_console_says_what_a_person_and_grep_need():
         "step 5/10  loss 1.5000  grad 0.70  lr 1.0e-05  400 tok/s/rank  balance 1.01  wait 0.1s",
         "step 10/10  loss 1.5000  grad 0.70  lr 1.0e-05  400 tok/s/rank  balance 1.01  wait 0.1s",
         "eval step 10/10  loss 1.2500  4.0k tokens",
-        "checkpoint of step 10: training stood still for 0.1 s, whole after 3.1 s",
+        "checkpoint of step 10: training stalled for 0.1 s, whole after 3.1 s",
     ]
 
 

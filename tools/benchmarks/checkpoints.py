@@ -34,14 +34,12 @@ def main() -> None:
     for kind, figures in found.items():
         stalls = ", ".join(f"{stall:.2f}" for stall in figures["stall"])
         whole = statistics.median(figures["seconds"])
-        print(
-            f"{kind}: training stood still for {stalls} s; whole after {whole:.1f} s; {figures['bytes'] / 1e9:.2f} GB"
-        )
+        print(f"{kind}: training stalled for {stalls} s; whole after {whole:.1f} s; {figures['bytes'] / 1e9:.2f} GB")
     print(f"  -> {ratio:.1%} of the time (medians; goal: 10 %)")
 
 
 def measured(folder: Path, behind: bool, asked: argparse.Namespace) -> dict[str, Any]:
-    """Seconds that training stood still, by checkpoint, and until each was whole; bytes of the last one."""
+    """Seconds that training stalled, by checkpoint, and until each was whole; bytes of the last one."""
     from dist_sft.checkpoint.layout import Manifest, newest
     from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
     from dist_sft.tracking.records import Checkpoint, read
