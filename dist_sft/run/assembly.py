@@ -35,7 +35,7 @@ from dist_sft.proofs.head import check_head
 from dist_sft.proofs.isolation import check_isolation
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import HELD_OUT, TRAIN, Brief
-from dist_sft.run.extension_builds import guard_builds
+from dist_sft.run.extension_builds import guard_builds, skip_unused_builds
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.run.supply import Offer, connect
 from dist_sft.tracking.json_lines import Goodput, JsonLines, tokens_so_far
@@ -154,6 +154,7 @@ def _prepare_process() -> torch.device:
     """Settings of this process; the device that it trains on."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
     guard_builds(lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+    skip_unused_builds()
     import deepspeed
 
     deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=timedelta(minutes=30))

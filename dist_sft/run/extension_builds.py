@@ -2,7 +2,7 @@
 
 Every later start would wait for that file for ever, without a word. Here, a build also holds a lock of the kernel,
 which ends with its process. Whoever has that lock and finds torch's file looks for its owner: a build of another
-program is waited for, the file of a dead one is removed.
+program is waited for, the file of a dead one is removed. What training never calls is not built.
 """
 
 import contextlib
@@ -35,6 +35,16 @@ def guard_builds(say: Callable[[str], None] = lambda text: None) -> None:
             self.say = say
 
     cpp_extension.FileBaton = Baton  # type: ignore[misc]
+
+
+def skip_unused_builds() -> None:
+    """On CPU, DeepSpeed compiles an all-reduce for tensor-parallel inference whenever ranks are joined: minutes.
+
+    `deepspeed.comm.torch.TorchBackend` calls it in `inference_all_reduce` only, and does without where it is missing.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class _Baton(FileBaton):
