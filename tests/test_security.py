@@ -14,7 +14,6 @@ import torch
 from dist_sft.checkpoint.layout import Manifest, Shard
 from dist_sft.checkpoint.partition import Piece
 from dist_sft.checkpoint.shards import Pieces
-from dist_sft.cluster.runner import Sealed
 from dist_sft.config.load import load_config as load_run
 from dist_sft.core.errors import CheckpointError, ModelError
 from dist_sft.core.files import sha256
@@ -82,14 +81,6 @@ def test_a_manifest_cannot_name_a_file_outside_of_its_checkpoint(tmp_path, name)
     manifest(tmp_path, name, b"x").write(tmp_path)
     with pytest.raises(CheckpointError, match="outside of the checkpoint"):
         Manifest.read(tmp_path)
-
-
-def test_what_ray_shows_of_a_run_holds_no_setting():
-    from ray.train.v2._internal.state.schema import _to_json_serializable_value as shown
-
-    settings = {"data": {"sources": [{"path": "s3://key:hunter2@bucket/x"}]}}
-    assert "hunter2" in str(shown({"settings": settings, "x": [settings]}, max_depth=9))
-    assert "hunter2" not in str(shown({"sealed": Sealed(settings, settings)}, max_depth=9))
 
 
 RAY_OF_OURS = """

@@ -11,7 +11,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dist_sft.cluster.placement import place_encoders
 from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.session import connect, quiet
+from dist_sft.cluster.worker import train_loop_per_worker
 from dist_sft.core.errors import ClusterError, StorageError
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
@@ -59,14 +60,6 @@ class RunResult:
     steps: int
     resumed_at: int
     goodput: float
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """What travels to the ranks unseen: Ray's dashboard and state API show a run's loop config, this as `Sealed()`."""
-
-    settings: dict[str, Any] = field(repr=False)
-    offer: Offer | None = field(repr=False)
 
 
 def train(run: OpenedRun) -> RunResult:
@@ -130,6 +123,7 @@ def data_service(run: OpenedRun, nodes: Sequence[str]) -> Iterator[Offer | None]
 
 
 def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
+    import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -151,9 +145,9 @@ def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
         "elastic_resize_monitor_interval_s": wanted.regrow,
     }
     trainer = Trainer(
-        _train_function,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
+        train_loop_per_worker,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
         train_loop_config={
-            "sealed": Sealed(run.portable.model_dump(mode="json"), offer),
+            "given": ray.put((run.portable.model_dump(mode="json"), offer)),
             "attempt": attempt,
             "folder": str(Path.cwd()),
             "hang": wanted.hang,
@@ -178,26 +172,6 @@ def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
             shutil.rmtree(run_dir / "ray", ignore_errors=True)  # Ray Train's own records; the checkpoints are ours
     returned: dict[str, Any] = result.return_value or {}  # type: ignore[attr-defined]
     return RunResult(run_dir=run_dir, **returned)
-
-
-def _train_function(loop_config: dict[str, Any]) -> dict[str, Any]:
-    """Runs in each Ray Train worker; imports there, for the driver needs neither torch nor DeepSpeed."""
-    from ray.train import get_context
-
-    from dist_sft.cluster.heartbeat import Watchdog
-    from dist_sft.run.assembly import work
-
-    folder = loop_config["folder"]  # Ray Train starts workers elsewhere; a run file's paths are the driver's
-    if not Path(folder).is_dir():
-        raise ClusterError(
-            "the folder that the run was started in is not there, and paths of the run file may be relative to it",
-            where=f"node {os.uname().nodename}: {folder}",
-            fix="start from a folder that all nodes share, or with ray job submit --working-dir",
-        )
-    os.chdir(folder)
-    watchdog = Watchdog(loop_config["hang"], Path(loop_config["stacks"]), get_context().get_world_rank())
-    sealed: Sealed = loop_config["sealed"]
-    return work(sealed.settings, loop_config["attempt"], sealed.offer, watchdog)
 
 
 def _lock(run_dir: Path) -> Any:

@@ -1,15 +1,19 @@
 """The decoder blocks of a model: which of them recompute their activations, and whether they are compiled."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dist_sft.core.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
-def blocks_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
+
+def blocks_of(model: nn.Module) -> "list[GradientCheckpointingLayer]":
     """The decoder blocks, from the first to the last."""
+    from transformers.modeling_layers import GradientCheckpointingLayer  # 3 s, which no driver of a run should wait
+
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 

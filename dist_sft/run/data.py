@@ -19,11 +19,9 @@ from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Packer
 from dist_sft.data.sources import RowSource
 from dist_sft.estimate.cost import ModelCost, model_cost
-from dist_sft.model.neftune import strengths
 from dist_sft.model.supported import refuse_split, refuse_unsupported
 from dist_sft.model.weights import check_weights, model_fingerprint
 from dist_sft.proofs.masks import certify_masks, prove_masks
-from dist_sft.proofs.noise import prove_noise
 from dist_sft.proofs.proof import refuse
 from dist_sft.run import folder as run_folder
 from dist_sft.run.opened import OpenedRun
@@ -76,6 +74,8 @@ class RunData:
         config, settings, architecture = run.config, run.config.model, run.architecture
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         if settings.neftune:
+            from dist_sft.model.neftune import strengths  # it imports torch.compile: 3 s
+
             strengths(settings.neftune, architecture.get_text_config().num_hidden_layers)
         refuse_split(architecture, config.train.sequence_parallel, settings.path)
         check_weights(settings)
@@ -106,6 +106,8 @@ class RunData:
             looked = feed.rows.probe(feed.steps)
             refuse(prove_masks(certify_masks(feed, looked)))
             if config.model.neftune and name == TRAIN:
+                from dist_sft.proofs.noise import prove_noise
+
                 width = self.run.architecture.get_text_config().hidden_size
                 refuse(prove_noise(config.model.neftune, looked.samples, width, config.run.seed))
 

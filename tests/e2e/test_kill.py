@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests import command
-from tests.ranks import losses, records, train_on_ranks
+from tests.ranks import losses, train_on_ranks
 
 STEPS = 16
 
@@ -90,16 +90,6 @@ def whole(tiny_run, tmp_path_factory):
     run = settings(tiny_run, tmp_path_factory.mktemp("kill") / "whole")
     train_on_ranks([run], run["cluster"]["workers"])
     return losses(run["run"]["dir"])
-
-
-@pytest.mark.xdist_group("ray")
-def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(tiny_run, whole, tmp_path):
-    run = settings(tiny_run, folder := tmp_path / "killed")
-    kill_after(run, step=8)
-    found = finish(run)
-    assert found == pytest.approx(whole, abs=1e-6)
-    assert list(found) == list(range(1, STEPS + 1))
-    assert [r["step"] for r in records(folder, "note") if r["text"] == "start"] == [0, 6]
 
 
 @pytest.mark.soak

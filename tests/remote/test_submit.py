@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.ranks import losses, records
+from tests.ranks import losses, records, train_on_ranks
 from tests.ray_head import BIN, TOKEN, Line, ray_head
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -38,9 +38,10 @@ def here(tiny_run, tiny_rows, tmp_path):
     (folder / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
     (folder / "passwords.txt").write_text(SECRET)
     settings = tiny_run | {
-        "run": {"name": tmp_path.name, "dir": str(tmp_path / "run")},
+        "run": {"name": tmp_path.name, "dir": str(tmp_path / "run"), "seed": 2},
+        "model": tiny_run["model"] | {"neftune": {"alpha": 5}},
         "data": {"sources": [{"path": "rows.jsonl"}], "context_length": 256},
-        "train": tiny_run["train"] | {"steps": STEPS},
+        "train": tiny_run["train"] | {"steps": STEPS, "learning_rate": 0.005},
         "checkpoint": {"every": 3},
         "cluster": {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 0.5},
         "service": {"encoders": 0},
@@ -88,6 +89,7 @@ def sft(head, *arguments, **options):
 
 
 def test_a_run_that_died_is_reported_and_goes_on_when_it_is_submitted_again(head, here, tmp_path):
+    """With the losses of a run that nobody killed, trained without Ray."""
     command = ("submit", "run.yaml", "--secret", "SFT_TEST_SECRET", "--address", head.address)
     first = Command(head, *command, cwd=here, SFT_TEST_SECRET=SECRET)
     job_id = f"{tmp_path.name}-1"
@@ -102,7 +104,12 @@ def test_a_run_that_died_is_reported_and_goes_on_when_it_is_submitted_again(head
     code, out, err = sft(head, *command, cwd=here, SFT_TEST_SECRET=SECRET)
     assert code == 0, out + err
     assert err.endswith(f"job {tmp_path.name}-2: SUCCEEDED, Job finished successfully.\n")
+    whole = yaml.safe_load((here / "run.yaml").read_text())
+    whole["run"]["dir"], whole["deepspeed"] = str(tmp_path / "whole"), {"zero_optimization": {"stage": 3}}
+    whole["data"]["sources"] = [{"path": str(here / "rows.jsonl")}]
+    train_on_ranks([whole], whole["cluster"]["workers"])
     assert list(losses(tmp_path / "run")) == list(range(1, STEPS + 1))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
     begun, again = [record["step"] for record in records(tmp_path / "run", "note") if record["text"] == "start"]
     assert begun == 0 and again in (6, 9, 12)
     assert f"finished: {STEPS} steps, resumed after step {again}" in out
@@ -110,6 +117,8 @@ def test_a_run_that_died_is_reported_and_goes_on_when_it_is_submitted_again(head
     known = json.dumps([head.job(f"{tmp_path.name}-{i}") for i in (1, 2)])
     assert SECRET not in known + out and TOKEN not in known + out
     assert "dist-sft train run.yaml --secret=SFT_TEST_SECRET" in known
+    shown = json.dumps(head.ask("/api/train/v2/runs/v1"))
+    assert "train_loop_config" in shown and "samples_per_step" not in shown, "a run's settings may hold a secret"
     (unpacked,) = head.folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert sorted(path.name for path in unpacked.iterdir()) == ["rows.jsonl", "run.yaml", "zero.json"]
 
