@@ -62,7 +62,7 @@ print(trainer.fit().return_value)
 
 def test_a_rank_without_a_step_writes_its_stacks_and_ends(tmp_path):
     ended = subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "stacks"], capture_output=True, timeout=200)
-    assert ended.returncode == STUCK and ended.stdout == b"alive\n", ended.stderr
+    assert ended.returncode == STUCK and ended.stdout.endswith(b"alive\n"), ended
     (file,) = (tmp_path / "stacks").iterdir()
     said = file.read_text()
     assert file.name.startswith("rank00003-") and "rank 3 on" in said and "no step for 1 s" in said
