@@ -67,7 +67,8 @@ def pytest_addoption(parser):
 
 DEAREST = (
     "ray", "parity", "cluster", "resume", "rehearsal", "measured", "reshape", "export-adapters", "urls",
-    "parity-adapters", "kills-while-saving", "export", "noise", "adapter-starts", "golden", "plain-peft", "stops",
+    "parity-adapters", "kills-while-saving", "tokenizers", "export", "noise", "adapter-starts", "golden", "plain-peft",
+    "stops",
 )  # fmt: skip
 """Groups of tests, the most expensive first: a long one that started last would leave the other worker idle."""
 
@@ -78,12 +79,16 @@ def place(item):
     return DEAREST.index(group.args[0]) if group and group.args[0] in DEAREST else len(DEAREST)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=place)
     if config.getoption("--quick"):  # tests with a Ray, ranks or a run are grouped, so that one worker makes it for all
         grouped = {item for item in items if item.get_closest_marker("xdist_group") or item.get_closest_marker("soak")}
         config.hook.pytest_deselected(items=list(grouped))
         items[:] = [item for item in items if item not in grouped]
+    for item in items:
+        if "tokenizer_folder" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("tokenizers"))  # of which some take 10 s to load
+    items.sort(key=place)
     if config.getoption("--soak"):
         return
     for item in items:

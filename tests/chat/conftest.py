@@ -20,3 +20,9 @@ def tiny() -> Vocabulary:
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ADDED])
     named = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
     return Vocabulary(tokenizer.to_str(), None, named, tokenizer.get_vocab_size())
+
+
+@pytest.fixture(scope="session")
+def real_rows(request):
+    """How many rows of each real file are looked at."""
+    return 40 if request.config.getoption("--soak") else 12

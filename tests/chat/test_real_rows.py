@@ -1,45 +1,20 @@
 """Real rows, real tokenizers, and transformers as the judge."""
 
 import unicodedata
-from functools import cache
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from dist_sft.chat.conversation import Conversation, Document
-from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.render import template_input
-from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
-from dist_sft.model.tokenizer import load_tokenizer, save_tokenizer, vocabulary_of
+from dist_sft.model.tokenizer import load_tokenizer, save_tokenizer
 from tests.chat import oracle
+from tests.chat.real import CHAT_FILES, MODELS, TOOL_FILES, encoder_of, judge, vocabulary
 
 pytestmark = pytest.mark.registry
-
-MODELS = ("qwen3", "llama3_1", "gemma3", "smollm2")
-TOOL_FILES = ("lf_reason_tool_use_demo_50.jsonl", "lf_glaive_toolcall_en_demo.json")
-CHAT_FILES = (
-    "lf_v1_sft_demo.jsonl", "fc_dummy_conversation.json", "gpteacher_codegen.json", "gpteacher_roleplay.json",
-    "gsm8k_train.jsonl", "xstest_completions_gpt4.csv", "xstest_completions_llama2new.csv",
-    "xstest_completions_mistralinstruct.csv",
-)  # fmt: skip
-
-
-@cache
-def judge(folder):
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@cache
-def kept_vocabulary(folder):
-    return vocabulary_of(load_tokenizer(str(folder)))
-
-
-@cache
-def encoder_of(folder, template="auto", reasoning=True):
-    return Encoder(kept_vocabulary(folder), template, LossWeights(reasoning=reasoning), 1 << 20, "error")
 
 
 def assert_ids(sample, tokenizer, turns, tools):
@@ -52,10 +27,12 @@ def assert_ids(sample, tokenizer, turns, tools):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("file", CHAT_FILES)
-def test_every_answer_and_its_stop_token_is_learned_and_nothing_else(model, file, tokenizer_folder, shared_data):
+def test_every_answer_and_its_stop_token_is_learned_and_nothing_else(
+    model, file, tokenizer_folder, shared_data, real_rows
+):
     folder = tokenizer_folder(model)
     tokenizer, encoder = judge(folder), encoder_of(folder)
-    rows = oracle.read(shared_data / file, 40)
+    rows = oracle.read(shared_data / file, real_rows)
     for row, sample in zip(rows, encoder.encode_batch([parse_row(row) for row in rows]), strict=True):
         assert not isinstance(sample, RowError), sample
         turns, tools = oracle.messages(row)
@@ -65,10 +42,10 @@ def test_every_answer_and_its_stop_token_is_learned_and_nothing_else(model, file
 
 
 @pytest.mark.parametrize("file", TOOL_FILES)
-def test_tool_calls_and_reasoning_are_learned_as_qwen3_writes_them(file, tokenizer_folder, shared_data):
+def test_tool_calls_and_reasoning_are_learned_as_qwen3_writes_them(file, tokenizer_folder, shared_data, real_rows):
     folder = tokenizer_folder("qwen3")
     tokenizer, encoder = judge(folder), encoder_of(folder)
-    for row in oracle.read(shared_data / file, 40):
+    for row in oracle.read(shared_data / file, real_rows):
         sample = encoder.encode(parse_row(row))
         turns, tools = oracle.messages(row)
         assert_ids(sample, tokenizer, turns, tools)
@@ -192,11 +169,11 @@ def test_a_question_that_looks_like_a_tool_result_is_still_placed(tokenizer_fold
 
 
 def test_a_vocabulary_is_the_loaded_backend_and_survives_a_file(tokenizer_folder, tmp_path):
-    vocabulary = kept_vocabulary(tokenizer_folder("qwen3"))
-    vocabulary.save(tmp_path / "v.json")
-    assert type(vocabulary).load(tmp_path / "v.json") == vocabulary
-    assert vocabulary.backend == judge(tokenizer_folder("qwen3")).backend_tokenizer.to_str()
-    assert vocabulary.size == 151669
+    found = vocabulary(tokenizer_folder("qwen3"))
+    found.save(tmp_path / "v.json")
+    assert type(found).load(tmp_path / "v.json") == found
+    assert found.backend == judge(tokenizer_folder("qwen3")).backend_tokenizer.to_str()
+    assert found.size == 151669
 
 
 def test_what_the_template_sees_is_what_transformers_shows_it():

@@ -5,16 +5,12 @@ import random
 import pytest
 
 from dist_sft.chat.conversation import Conversation, Message
-from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.render import Renderer
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
-from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
-from tests.chat import oracle
+from tests.chat import oracle, real
 from tests.chat.test_masks import TEMPLATES, encoder
-
-MODELS = ("qwen3", "llama3_1", "gemma3", "smollm2")
 
 
 def result(one):
@@ -31,23 +27,20 @@ def the_long_way(enc, items, monkeypatch):
 
 @pytest.mark.registry
 @pytest.mark.parametrize("reasoning", [True, False])
-@pytest.mark.parametrize("model", MODELS)
-def test_real_rows(model, reasoning, tokenizer_folder, shared_data, monkeypatch):
-    vocabulary = vocabulary_of(load_tokenizer(str(tokenizer_folder(model))))
-    enc = Encoder(vocabulary, "auto", LossWeights(reasoning=reasoning), 1 << 20, "error")
-    rows = [row for file in ("lf_v1_sft_demo.jsonl", "fc_dummy_conversation.json", "gpteacher_roleplay.json")
-            for row in oracle.read(shared_data / file, 40)]  # fmt: skip
-    rows += oracle.read(shared_data / "lf_reason_tool_use_demo_50.jsonl", 20)
-    items = [parse_row(row) for row in rows]
+@pytest.mark.parametrize("model", real.MODELS)
+def test_real_rows(model, reasoning, tokenizer_folder, shared_data, real_rows, monkeypatch):
+    enc = real.encoder_of(tokenizer_folder(model), reasoning=reasoning)
+    files = ("lf_v1_sft_demo.jsonl", "fc_dummy_conversation.json", "gpteacher_roleplay.json", real.TOOL_FILES[0])
+    items = real.items(shared_data, files, real_rows)
     short = [result(one) for one in enc.encode_batch(items)]
     assert short == the_long_way(enc, items, monkeypatch)
 
 
 @pytest.mark.registry
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", real.MODELS)
 def test_most_real_rows_need_no_offsets(model, tokenizer_folder, shared_data, monkeypatch):
     """Or the short way is closed without anybody noticing: it is a third of the time of a row."""
-    enc = Encoder(vocabulary_of(load_tokenizer(str(tokenizer_folder(model)))), "auto", LossWeights(), 1 << 20, "error")
+    enc = real.encoder_of(tokenizer_folder(model))
     found = [0]
     between = type(enc._texts).between_controls
 

@@ -1,54 +1,83 @@
-"""What takes long and goes on is not taken for stuck; through a real Ray."""
+"""What takes long and goes on is not taken for stuck: the watchdog of real ranks."""
 
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.core.storage import storage_path
+from tests.checkpoint.test_kills import alive
 from tests.checkpoint.test_urls import s3, server
-from tests.command import process, start
-from tests.ranks import records, wait_for_step
+from tests.ranks import local_ranks, losses, records
 
 __all__ = ["s3", "server"]
-pytestmark = pytest.mark.xdist_group("ray")
-HANG, TIMES = 3, 150
+pytestmark = pytest.mark.xdist_group("urls")
+HANG, TIMES = 2.5, 50
 """Seconds without a sign of life; how often the tiny rows are scored, for which the tiny model takes longer."""
 
 
-@pytest.fixture(autouse=True)
-def patient_ray(monkeypatch):
-    """Only the watchdog is in a hurry."""
-    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
+def main(spec):
+    """The rank of such a run, as `cluster.worker` starts it."""
+    import torch.distributed as dist
+
+    from dist_sft.cluster.heartbeat import Watchdog
+    from dist_sft.run.assembly import work
+
+    class Alone(Watchdog):
+        """Without Ray Train, which would tell of nodes that are being taken away."""
+
+        def step(self, done):
+            self.beat()
+            return False
+
+    dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=0, world_size=1)
+    settings = spec["settings"]
+    work(settings, "patience", heartbeat=Alone(HANG, Path(settings["run"]["dir"], "stacks"), int(os.environ["RANK"])))
 
 
-def test_an_evaluation_that_is_longer_than_the_watchdogs_patience_comes_to_its_end(run, tmp_path):
+def begin(settings, folder):
+    """The process id of the rank of a run, which is started."""
+    folder.mkdir()
+    return local_ranks().start(
+        "tests.cluster.test_patience", {"settings": settings, "store": str(folder / "store")}, 1, folder
+    )
+
+
+def settings(tiny_run, folder, steps, **sections):
+    return tiny_run | {"run": {"dir": str(folder)}, "train": tiny_run["train"] | {"steps": steps}} | sections
+
+
+def test_an_evaluation_that_is_longer_than_the_watchdogs_patience_comes_to_its_end(tiny_run, tiny_rows, tmp_path):
     folder, held_out = tmp_path / "run", tmp_path / "held_out.jsonl"
-    held_out.write_text(run.rows.read_text() * TIMES)
-    ended = process(
-        "train", run.file, f"run.dir={folder}", "train.steps=2", f"eval.source={held_out}", f"cluster.hang={HANG}",
-        "service.encoders=0",
-    )  # fmt: skip
-    assert ended.returncode == 0, ended
+    held_out.write_text(tiny_rows.read_text() * TIMES)
+    begin(settings(tiny_run, folder, 2, eval={"source": {"path": str(held_out)}}), tmp_path / "start")
+    assert local_ranks().wait(200) == [0]
     (began,) = [note["time"] for note in records(folder, "note") if note["text"] == "start"]
     before, after = records(folder, "eval")
     assert before["step"] == 0 and before["time"] - began > HANG < after["time"] - records(folder)[-1]["time"]
     assert not (folder / "stacks").exists()
 
 
-def test_a_last_checkpoint_that_takes_longer_than_the_watchdogs_patience_becomes_whole(run, server, s3, tmp_path):
+def test_a_last_checkpoint_that_takes_longer_than_the_watchdogs_patience_becomes_whole(tiny_run, server, s3, tmp_path):
     folder, url = tmp_path / "run", f"{s3}/patience"
-    settings = (f"run.dir={folder}", f"checkpoint.url={url}", f"cluster.hang={HANG}", "service.encoders=0")
-    with (tmp_path / "log").open("w+") as log:
-        job = start(log, "train", run.file, *settings, "train.steps=30", "checkpoint.every=1000")
-        wait_for_step(folder, 1, job)
-        server.process.send_signal(signal.SIGSTOP)
-        try:
-            wait_for_step(folder, 30, job)
-            time.sleep(HANG + 3)
-            assert job.poll() is None and not (folder / "stacks").exists()
-        finally:
-            server.process.send_signal(signal.SIGCONT)
-        assert job.wait(200) == 0, (tmp_path / "log").read_text()
+    rank = begin(settings(tiny_run, folder, 30, checkpoint={"url": url, "every": 1000}), tmp_path / "start")
+    wait_for_step(folder, 1, rank)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        wait_for_step(folder, 30, rank)
+        time.sleep(HANG + 3)
+        assert not (folder / "stacks").exists()
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert local_ranks().wait(200) == [0]
     assert whole_steps(storage_path(url)) == [30]
+
+
+def wait_for_step(folder, step, rank):
+    deadline = time.monotonic() + 200
+    while max([0, *losses(folder)]) < step:
+        assert alive(rank) and time.monotonic() < deadline
+        time.sleep(0.02)

@@ -80,7 +80,11 @@ def test_a_sound_run_is_proved(run, tiny_rows, tmp_path):
     assert "2 ranks, 2 micro-steps, ZeRO-3" in proofs[0].detail and proofs[2].figure == 0
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+LONG = ("all gradients of a step but the last pack's are lost", "samples of a pack see each other")
+"""These faults are found by tests/parity/test_mutants.py and tests/proofs/test_isolation.py, too."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.soak] * (each in LONG)) for each in MUTANTS])
 def test_a_run_that_would_learn_otherwise_is_refused(run, name, tmp_path, monkeypatch):
     """The mutant is loaded as the interpreter starts that the ranks are forked from."""
     (tmp_path / "sitecustomize.py").write_text(MUTANTS[name])
