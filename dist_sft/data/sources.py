@@ -92,7 +92,9 @@ def open_source(source: Source, cache: Path | None = None) -> RowSource:
 
 def _files(source: Source, cache: Path | None) -> Files:
     saved = saved_files(Path(source.path).expanduser(), source.split)
-    found = find_files(source.path) if saved is None else [local_file(path) for path in saved]
+    found = (
+        find_files(source.path, source.split, source.subset) if saved is None else [local_file(path) for path in saved]
+    )
     parts, digest = [], hashlib.sha256(source.split.encode())  # a file may hold several lists of rows
     for one in found:
         name = one.name.partition("?")[0]

@@ -4,8 +4,8 @@ Arrow on this machine is read in place. Of a file in a store, and of Parquet, on
 the pieces (record batches, row groups) that rows are asked from. Rows come in any order, and a row group takes long to
 decode, so each is decoded once and put beside the cache as Arrow, to be mapped from there.
 
-A column type fills keys that a row does not have with None: a message without tool calls comes back with
-`tool_calls: None`.
+A column type fills keys that a row does not have with null: a message without tool calls would come back with
+`tool_calls: None`, and a call's arguments with those of all other tools. Nulls inside a column are taken for that.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from xxhash import xxh3_128_digest
 
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.core.files import atomic, beyond
-from dist_sft.data.readers.base import File, RawRow, Values
+from dist_sft.data.readers.base import File, RawRow, Values, without_fill
 from dist_sft.data.readers.content import Local
 
 _ARROW_FILE = b"ARROW1"
@@ -67,7 +67,7 @@ class Table(Values):
         piece = int(np.searchsorted(self.ends, i, side="right"))
         first = int(self.ends[piece - 1]) if piece else 0
         try:
-            row: dict[str, Any] = self._piece(piece).slice(i - first, 1).to_pylist()[0]
+            row: dict[str, Any] = without_fill(self._piece(piece).slice(i - first, 1).to_pylist()[0])
         except UnicodeDecodeError as error:
             what = f"invalid UTF-8 in a text column: {error.reason}"
             raise RowError(what, reason="bad_unicode", where=self.where(i), fix="write the column again") from None

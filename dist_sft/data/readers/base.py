@@ -77,6 +77,17 @@ def canonical(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=True, default=_described, separators=(",", ":")).encode()
 
 
+def without_fill(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table without the nulls inside its columns: a column type gives each object the keys of all others."""
+    return {key: _unfilled(value) for key, value in row.items()}
+
+
+def _unfilled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unfilled(inner) for key, inner in value.items() if inner is not None}
+    return [_unfilled(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _described(value: Any) -> dict[str, str]:
     return {f"\0{type(value).__module__}.{type(value).__qualname__}": repr(value)}
 

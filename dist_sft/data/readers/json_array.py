@@ -1,15 +1,17 @@
-"""A JSON file: an array of rows, or an object that holds one under its split's name or under "data".
+"""A JSON file: an array of rows, an object that holds one under its split's name or under "data", or one row.
 
 A .json file that holds an object on each line is read as JSON Lines, as many published ones are.
 """
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from dist_sft.chat.formats import is_row
 from dist_sft.core.errors import DataError
 from dist_sft.data.readers.base import File, Rows, Values, checked_row, decode, refuse_surrogates
 from dist_sft.data.readers.jsonl import JsonLines
+from dist_sft.data.readers.splits import split_of
 
 
 class JsonArray(Values):
@@ -55,11 +57,16 @@ def read_json(file: File, cache: Path | None = None) -> Rows:
 
 
 def _array(value: Any, file: File) -> tuple[str, list[Any]]:
-    if isinstance(value, list):
+    if isinstance(value, list) and file.split in ("train", split_of(PurePath(file.name).name)):
         return "", value
-    for key in (file.split, "data"):
+    if isinstance(value, list):
+        what = f"no split '{file.split}': the file is one array of rows"
+        raise DataError(what, where=file.name, fix="remove split: path says which file")
+    for key in (file.split, "data") if file.split == "train" else (file.split,):
         if isinstance(value, dict) and isinstance(value.get(key), list):
             return key, value[key]
+    if isinstance(value, dict) and is_row(value):
+        return "", [value]
     if isinstance(value, dict):
         lists = [key for key, inner in value.items() if isinstance(inner, list)]
         raise DataError(
