@@ -3,7 +3,7 @@
 file row ─ chat/formats ─> Conversation | Document ─ chat/encode ─> EncodedSample
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,15 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a function. arguments: a JSON object, or the text that the row held if it was not one."""
+    """One call of a function.
+
+    arguments  a JSON object, or the text that the row held if it was not one
+    id         that the row gave it, to which a result answers; None: it has none
+    """
 
     name: str
     arguments: dict[str, Any] | str
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Message:
     content    text; "" where the turn is only tool calls
     reasoning  text that came before the answer, or None
     weight     loss weight from the row, which overrides the role's; None: the role's
+    name       of who speaks: of the tool whose result this is
+    call_id    of the tool call whose result this is
     """
 
     role: Role
@@ -34,21 +41,28 @@ class Message:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     weight: float | None = None
+    name: str | None = None
+    call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, and the JSON schemas of the tools that the assistant may call."""
+    """Turns in order, and the JSON schemas of the tools that the assistant may call.
+
+    unread  keys of the row, and of its turns, that hold something and say nothing here
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    unread: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Plain text, all of it learned: continued pre-training or replay."""
+    """Plain text, all of it learned: continued pre-training or replay. unread: as of a Conversation."""
 
     text: str
+    unread: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ Whatever a turn holds is either kept or refused by name: nothing in it is droppe
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dist_sft.chat.conversation import Message, Role, ToolCall
+from dist_sft.chat.fields import Fields
 from dist_sft.core.errors import RowError
 
 ROLES: dict[str, Role] = {
@@ -24,24 +25,48 @@ SHAREGPT_ROLES: dict[str, Role] = ROLES | {
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _WEIGHT_KEYS = ("loss_weight", "weight")
+_TRAINED_KEYS = ("loss", "train", "trainable", "learn")
+_HEAVIEST = 1e6
+_NAME = re.compile(r"[\w .:/@+=#-]+")
 
 
-def parse_messages(turns: Any, key: str, role_names: Mapping[str, Role]) -> tuple[Message, ...]:
+def parse_messages(turns: Any, key: str, role_names: Mapping[str, Role], unread: set[str]) -> tuple[Message, ...]:
     """OpenAI style: role, content (text, None or parts), tool_calls, reasoning, loss_weight.
 
     Args:
         turns: the row's value under `key`.
         key: named in errors, e.g. "messages".
         role_names: what a role is called in these files; looked up before the standard names.
+        unread: gets the keys of turns that hold something and say nothing here, as "messages[].id".
     Raises:
-        RowError: wrong_role or bad_row.
+        RowError: wrong_role, bad_row or key_not_read.
     """
-    return tuple(_openai_turn(turn, f"{key}[{i}]", role_names) for i, turn in enumerate(_turns(turns, key)))
+    return _parsed(_openai_turn, turns, key, role_names, unread)
 
 
-def parse_sharegpt(turns: Any, key: str, role_names: Mapping[str, Role]) -> tuple[Message, ...]:
+def parse_sharegpt(turns: Any, key: str, role_names: Mapping[str, Role], unread: set[str]) -> tuple[Message, ...]:
     """ShareGPT style: from, value; a function_call's value is JSON: {"name", "arguments"} or a list of these."""
-    return tuple(_sharegpt_turn(turn, f"{key}[{i}]", role_names) for i, turn in enumerate(_turns(turns, key)))
+    return _parsed(_sharegpt_turn, turns, key, role_names, unread)
+
+
+def parse_alternating(texts: Sequence[str]) -> tuple[Message, ...]:
+    """Plain texts: a user's, an assistant's, and so on."""
+    return tuple(answer(("user", "assistant")[i % 2], text, None) for i, text in enumerate(texts))
+
+
+def _parsed(
+    parse: Callable[[Fields, Mapping[str, Role]], Message],
+    turns: Any,
+    key: str,
+    role_names: Mapping[str, Role],
+    unread: set[str],
+) -> tuple[Message, ...]:
+    messages = []
+    for i, turn in enumerate(_turns(turns, key)):
+        fields = Fields(turn, f"{key}[{i}]")
+        messages.append(parse(fields, role_names))
+        unread.update(f"{key}[].{name}" for name in fields.rest())
+    return tuple(messages)
 
 
 def bad_row(what: str, fix: str = "") -> RowError:
@@ -52,7 +77,7 @@ def from_json(text: str, where: str) -> Any:
     """The value of a JSON text that stands inside a row."""
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_row(f"{where} is not JSON: {error}", f"write the {where.rsplit('.', 1)[-1]} as JSON") from None
 
 
@@ -74,31 +99,35 @@ def _turns(turns: Any, key: str) -> list[Mapping[str, Any]]:
     return turns
 
 
-def _openai_turn(turn: Mapping[str, Any], where: str, role_names: Mapping[str, Role]) -> Message:
-    role = _role(turn.get("role"), f"{where}.role", ROLES, role_names)
-    content, reasoning, calls = _content(turn.get("content"), f"{where}.content")
-    calls += _calls(turn.get("tool_calls"), f"{where}.tool_calls")
-    calls += _calls(turn.get("function_call"), f"{where}.function_call")
+def _openai_turn(turn: Fields, role_names: Mapping[str, Role]) -> Message:
+    where = turn.where
+    role = _role(turn.take("role"), f"{where}.role", ROLES, role_names)
+    content, reasoning, calls = _content(turn.take("content"), f"{where}.content")
+    calls += parse_calls(turn.take("tool_calls"), f"{where}.tool_calls")
+    calls += parse_calls(turn.take("function_call"), f"{where}.function_call")
     for key in _REASONING_KEYS:
-        if reasoning is None and turn.get(key) is not None:
-            reasoning = _text(turn[key], f"{where}.{key}")
+        value = turn.take(key)
+        if reasoning is None and value is not None:
+            reasoning = _text(value, f"{where}.{key}")
     if role != "assistant" and (calls or reasoning):
         raise bad_row(
             f"{where} has {'tool calls' if calls else 'reasoning'}, but its role is {role!r}",
             "only an assistant reasons and calls tools: give that part a turn of its own",
         )
-    return answer(role, content, reasoning, calls, _weight(turn, where))
+    message = answer(role, content, reasoning, calls, weight_of(turn, role))
+    name, call_id = (_name(turn.take(key), turn.place(key)) for key in ("name", "tool_call_id"))
+    return replace(message, name=name, call_id=call_id) if name or call_id else message
 
 
-def _sharegpt_turn(turn: Mapping[str, Any], where: str, role_names: Mapping[str, Role]) -> Message:
-    name = turn.get("from")
+def _sharegpt_turn(turn: Fields, role_names: Mapping[str, Role]) -> Message:
+    name, value, where = turn.take("from"), turn.take("value"), turn.where
     role = _role(name, f"{where}.from", SHAREGPT_ROLES, role_names)
+    weight = weight_of(turn, role)
     if name == "function_call":
-        value = turn.get("value")
         thought = _THOUGHT.match(value) if isinstance(value, str) else None
-        calls = _calls(value[thought.end() :] if thought and isinstance(value, str) else value, f"{where}.value")
-        return Message(role, "", (thought[1].strip("\n") or None) if thought else None, calls, _weight(turn, where))
-    return answer(role, _text(turn.get("value"), f"{where}.value"), None, (), _weight(turn, where))
+        calls = parse_calls(value[thought.end() :] if thought and isinstance(value, str) else value, f"{where}.value")
+        return Message(role, "", (thought[1].strip("\n") or None) if thought else None, calls, weight)
+    return answer(role, _text(value, f"{where}.value"), None, (), weight)
 
 
 def _role(name: Any, where: str, known: Mapping[str, Role], role_names: Mapping[str, Role]) -> Role:
@@ -118,15 +147,36 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _weight(turn: Mapping[str, Any], where: str) -> float | None:
+def weight_of(fields: Fields, role: Role) -> float | None:
+    """The loss weight that a turn has, or the answers of a row; None: what data.loss says."""
+    weight = None
     for key in _WEIGHT_KEYS:
-        value = turn.get(key)
+        value = fields.take(key)
+        if value is None or weight is not None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _HEAVIEST:
+            raise bad_row(f"{fields.place(key)} is {value!r}", f"use a number, at least 0 and below {_HEAVIEST:g}")
+        weight = float(value)
+    for key in _TRAINED_KEYS:
+        value = fields.take(key)
         if value is None:
             continue
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise bad_row(f"{where}.{key} is {value!r}", "use a number, 0 or more")
-        return float(value)
-    return None
+        if not isinstance(value, bool) and value not in (0, 1):
+            raise bad_row(f"{fields.place(key)} is {value!r}", "use true or false; loss_weight for a number")
+        if not value:
+            return 0.0
+        if weight is None and role != "assistant":
+            weight = 1.0
+    return weight
+
+
+def _name(value: Any, where: str) -> str | None:
+    """A name, or an id. Templates write it as it is, so it holds nothing that could be taken for a control token."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise bad_row(f"{where} is {value!r}", "use letters, digits, blanks and . : / @ + = # - _")
+    return value
 
 
 def _content(value: Any, where: str) -> tuple[str, str | None, tuple[ToolCall, ...]]:
@@ -143,7 +193,7 @@ def _content(value: Any, where: str) -> tuple[str, str | None, tuple[ToolCall, .
         kind = part.get("type") if isinstance(part, Mapping) else None
         held = part.get("value", part.get(kind)) if isinstance(part, Mapping) and kind else None
         if kind == "tool_call":
-            calls += _calls(held, here)
+            calls += parse_calls(held, here)
         elif kind in ("reasoning", "thinking"):
             thoughts.append(_text(held if held is not None else part.get("text"), here))
         elif kind == "text":
@@ -153,18 +203,19 @@ def _content(value: Any, where: str) -> tuple[str, str | None, tuple[ToolCall, .
     return "".join(texts), "".join(thoughts) if thoughts else None, calls
 
 
-def _calls(value: Any, where: str) -> tuple[ToolCall, ...]:
+def parse_calls(value: Any, where: str) -> tuple[ToolCall, ...]:
     """Tool calls: one or a list; each JSON text or an object, OpenAI's {"function": {...}} or its inside."""
     if value is None:
         return ()
     if isinstance(value, str):
         value = from_json(value, where)
     if isinstance(value, Iterable) and not isinstance(value, Mapping | str):
-        return tuple(call for i, one in enumerate(value) for call in _calls(one, f"{where}[{i}]"))
+        return tuple(call for i, one in enumerate(value) for call in parse_calls(one, f"{where}[{i}]"))
     inside = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(inside, Mapping) or not isinstance(inside.get("name"), str) or not inside["name"].strip():
         raise bad_row(f"{where} is not a tool call", 'use {"name": ..., "arguments": {...}}')
-    return (ToolCall(inside["name"], _arguments(inside.get("arguments"), f"{where}.arguments")),)
+    arguments = _arguments(inside.get("arguments", inside.get("parameters")), f"{where}.arguments")
+    return (ToolCall(inside["name"], arguments, _name(value.get("id"), f"{where}.id")),)
 
 
 def _arguments(value: Any, where: str) -> dict[str, Any] | str:
@@ -176,6 +227,6 @@ def _arguments(value: Any, where: str) -> dict[str, Any] | str:
         raise bad_row(f"{where} is {type(value).__name__}, not an object")
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
     return parsed if isinstance(parsed, dict) else value

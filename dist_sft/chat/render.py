@@ -85,9 +85,13 @@ def _message(message: Message, i: int, mark: Mark | None) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": write(message.content, Part(i, "content"))}
     if message.reasoning is not None:
         turn["reasoning_content"] = turn["thinking"] = write(message.reasoning, Part(i, "reasoning"))
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.call_id is not None:
+        turn["tool_call_id"] = message.call_id
     if message.tool_calls:
         turn["tool_calls"] = [
-            {"type": "function", "function": {
+            ({} if call.id is None else {"id": call.id}) | {"type": "function", "function": {
                 "name": write(call.name, Part(i, "call")),
                 "arguments": call.arguments if mark is None
                 else _marked_json(call.arguments, mark, Part(i, "argument"), Part(i, "key")),

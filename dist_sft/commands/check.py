@@ -37,6 +37,7 @@ class CheckReport:
     preset         what train.preset left in the settings, and where its values are from; None without one
     masks          coverage of the rows that were looked at, and whether both ways to find it agree
     dropped        rows of these that are dropped or cut, with the reason
+    unread         keys that these rows fill and nothing reads, by the number of rows
     longest        tokens
     micro_steps    of a step of rows like these; balance: time over perfect; fill: share of the packs' room
     advice         what to change where a step is too small for its ranks
@@ -52,6 +53,7 @@ class CheckReport:
     zero_stage: int
     masks: Certificate
     dropped: tuple[str, ...]
+    unread: dict[str, int]
     longest: int
     micro_steps: int
     balance: float
@@ -83,6 +85,7 @@ class CheckReport:
             "masks_proved": self.masks.agreed,
             "masks_looked_at": self.masks.rows,
             "dropped": list(self.dropped),
+            "unread": self.unread,
             "supervised_share": self.supervised_share,
             "longest": self.longest,
             "micro_steps": self.micro_steps,
@@ -118,6 +121,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
         zero_stage=merged.get("zero_optimization", {}).get("stage", 0),
         masks=masks,
         dropped=tuple(f"{entry.where}: {entry.what}" for entry in looked.entries),
+        unread=data.unread(rows),
         longest=max(lengths),
         micro_steps=plan.micro_steps,
         balance=plan.balance,
@@ -153,7 +157,7 @@ def _tuning(run: OpenedRun, data: RunData, looked: EncodedStep) -> list[Advice]:
     supervised = sum(sample.supervised for sample in looked.samples) / len(looked.samples)
     tokens = [0, 0]  # of chats, of plain text
     for id_, sample in zip(looked.ids, looked.samples, strict=True):
-        tokens[data.train.rows.formats[id_.source] == "text"] += len(sample)
+        tokens[data.train.rows.layouts[id_.source].format == "text"] += len(sample)
     facts = DataFacts(
         rows=rows,
         supervised=round(supervised * rows),

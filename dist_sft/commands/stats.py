@@ -47,6 +47,7 @@ class SourceStats:
 class Stats:
     """Steps of a run. fill, balance, micro_steps, dummies, padding: of each step, see `data.packing.StepPlan`.
 
+    unread        keys that the first rows fill and nothing reads, by the number of rows
     token_shares  token_shares[step][source], of all tokens up to that step
     advice        what to change where steps are small for their ranks
     """
@@ -55,6 +56,7 @@ class Stats:
     of_steps: int
     world: int
     sources: list[SourceStats]
+    unread: dict[str, int]
     token_shares: list[list[float]]
     fill: list[float]
     balance: list[float]
@@ -122,6 +124,7 @@ def stats(run: OpenedRun, steps: int | None, world: int, track: Track = iter) ->
             )
             for i, name in enumerate(names)
         ],
+        unread=data.unread(),
         token_shares=shares,
         fill=[plan.fill for plan in plans],
         balance=[plan.balance for plan in plans],

@@ -7,9 +7,10 @@ see `learned`.
 
 import math
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic_core import PydanticCustomError
 
 from dist_sft.config.cluster import ClusterSection, ServiceSection
 from dist_sft.config.kubernetes import KubernetesSection
@@ -101,6 +102,11 @@ class ModelSection(Section):
     )
 
 
+Part = Literal["messages", "prompt", "completion", "system", "tools", "text", "weight"]
+PARTS: tuple[str, ...] = get_args(Part)
+"""Of a row: what may stand on the left of `columns`."""
+
+
 class Source(Section):
     """data.sources[i]: rows from one place."""
 
@@ -111,6 +117,11 @@ class Source(Section):
     )
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text"] = Field(
         default="auto", description="of the rows; auto looks at each row's keys"
+    )
+    columns: dict[Part, str] = Field(
+        default={},
+        description="which column of the files holds which part of a row, where auto does not know it, e.g. "
+        "{prompt: query, completion: response, system: meta.system_prompt}; dots lead into objects",
     )
     split: str = Field(
         default="train", min_length=1, description="of a hub data set, or of a file or folder with several"
@@ -128,6 +139,21 @@ class Source(Section):
     max_epochs: PositiveFloat | None = Field(
         default=None, description="passes over its rows, after which the source ends; none: it repeats"
     )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _part_first(cls, columns: Any) -> Any:
+        """Whoever writes the columns first is shown the line as it should be."""
+        if isinstance(columns, dict):
+            wrong = {str(part): str(column) for part, column in columns.items() if part not in PARTS}
+            if wrong and set(wrong.values()) <= set(PARTS):
+                turned = ", ".join(f"{column if part in wrong else part}: {part if part in wrong else column}"
+                                   for part, column in columns.items())  # fmt: skip
+                raise PydanticCustomError(
+                    "columns", "the part comes first, then the column of the file: write columns: {{line}}",
+                    {"line": turned},
+                )  # fmt: skip
+        return columns
 
     @property
     def amount(self) -> float | None:

@@ -5,9 +5,11 @@
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -35,6 +37,13 @@ MEASURED_ROWS, MEASURED_TOKENS = 2048, 1 << 20
 """Of each source, where shares of tokens are wanted: its first rows in the order of the run, up to so many tokens."""
 
 
+class Layout(NamedTuple):
+    """How the rows of a source are written: Source.format, and Source.columns as pairs."""
+
+    format: str
+    columns: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedStep:
     """The samples of a step that are learned, in order of position, and the entries of those that are not.
@@ -60,10 +69,10 @@ class Rows:
     ) -> None:
         """opened: what `open_sources` gave for the same sources, if it was called before. Raises DataError likewise."""
         self.data, self.encoder, self.encoded = data, encoder, 0
-        self.formats = [source.format for source in sources]
+        self.layouts = [Layout(source.format, tuple(sorted(source.columns.items()))) for source in sources]
         cache = _cache(data)
         self.sources = list(opened or open_sources(sources, data))
-        self.stores = {name: self._store(cache, name) for name in set(self.formats)} if cache else {}
+        self.stores = {layout: self._store(cache, layout) for layout in set(self.layouts)} if cache else {}
         self._open_maps()
 
     def __getstate__(self) -> dict[str, object]:
@@ -75,13 +84,13 @@ class Rows:
 
     def _open_maps(self) -> None:
         self.maps = [
-            self.stores[name].rows(source.fingerprint, len(source)) if self.stores else None
-            for name, source in zip(self.formats, self.sources, strict=True)
+            self.stores[layout].rows(source.fingerprint, len(source)) if self.stores else None
+            for layout, source in zip(self.layouts, self.sources, strict=True)
         ]
 
-    def _store(self, cache: Path, format_: str) -> TokenStore:
+    def _store(self, cache: Path, layout: "Layout") -> TokenStore:
         """Samples by the content of their rows, under all else that decides them."""
-        namespace = stable_hash([self.encoder.fingerprint, code_fingerprint(), format_, dict(self.data.role_names)])
+        namespace = stable_hash([self.encoder.fingerprint, code_fingerprint(), layout, dict(self.data.role_names)])
         return TokenStore(cache / "tokens", namespace, self.data.cache_size)
 
     @property
@@ -182,7 +191,8 @@ class Rows:
         if isinstance(raw, RowError):
             return raw
         try:
-            return parse_row(raw.parse(), self.formats[source], self.data.role_names)
+            layout = self.layouts[source]
+            return parse_row(raw.parse(), layout.format, self.data.role_names, dict(layout.columns))
         except RowError as error:
             return error
 
@@ -211,6 +221,15 @@ class Rows:
                 else "mend the rows, or look at one with: dist-sft preview RUN.yaml --row 0",
             )
         return looked
+
+    def unread(self, steps: Steps, count: int = PROBE) -> dict[str, int]:
+        """Keys that hold something and say nothing here: in how many of the first rows of a run each is."""
+        found: Counter[str] = Counter()
+        for sample in steps.order.samples(0, min(count, steps.positions)):
+            (row,) = self.sources[sample.source].read([sample.row])
+            parsed = self._parsed(row, sample.source)
+            found.update(() if isinstance(parsed, RowError) else parsed.unread)
+        return dict(found)
 
     def first_lengths(self, streams: Sequence[Stream]) -> list[NDArray[np.int64]]:
         """Tokens of the first rows that a run takes from each stream; 0 for rows that are dropped.

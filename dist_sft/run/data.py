@@ -13,7 +13,7 @@ from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.data.arrange import order_of, streams_of
-from dist_sft.data.encoding import Rows, open_sources
+from dist_sft.data.encoding import PROBE, Rows, open_sources
 from dist_sft.data.groups import Groups, RowGroups, refuse_unknown
 from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Packer
@@ -41,6 +41,7 @@ class Brief:
     steps       of each feed, by name
     sources     their names
     groups      that the samples of each feed are counted in, by its name
+    unread      keys of the first rows that nothing reads
     """
 
     facts: dict[str, Any]
@@ -50,6 +51,7 @@ class Brief:
     steps: dict[str, int]
     sources: tuple[str, ...]
     groups: dict[str, Groups]
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,13 @@ class RunData:
                 width = self.run.architecture.get_text_config().hidden_size
                 refuse(prove_noise(config.model.neftune, looked.samples, width, config.run.seed))
 
+    def unread(self, rows: int = PROBE) -> dict[str, int]:
+        """Keys of the first rows that neither their format nor a setting reads; in how many rows each is."""
+        config, order = self.run.config, self.run.config.data.order
+        by = {order.by, order.domain} if order.kind in ("staged", "interleaved") or order.pacing else set()
+        found = self.train.rows.unread(self.train.steps, rows)
+        return {key: count for key, count in found.items() if key not in by | {config.tracking.group_by}}
+
     def brief(self) -> Brief:
         """What every rank must know."""
         return Brief(
@@ -121,6 +130,7 @@ class RunData:
             {name: len(feed.steps) for name, feed in self.feeds.items()},
             tuple(source.name for source in self.train.rows.sources),
             {name: feed.groups.groups for name, feed in self.feeds.items()},
+            tuple(sorted(self.unread())),
         )
 
     def facts(self) -> dict[str, Any]:

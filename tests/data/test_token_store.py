@@ -19,7 +19,7 @@ from dist_sft.chat.encode import Encoder
 from dist_sft.config.sections import DataSection, LossWeights, Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data import token_store
-from dist_sft.data.encoding import Rows
+from dist_sft.data.encoding import Layout, Rows
 from dist_sft.data.order import SampleId
 from dist_sft.data.token_store import TokenStore, digest_of
 from tests.service import chats
@@ -272,7 +272,7 @@ class TestRows:
             found += [str(entry.where) for entry in rows.encode(0, [SampleId(0, 0, 0)]).entries]
             found += [str(one.where) for one in rows.outcomes([SampleId(0, 0, 0)])]
             encoded.append(rows.encoded)
-            rows.stores["auto"].close()
+            rows.stores[Layout("auto")].close()
         assert found == [f"{tmp_path}/a.jsonl:1"] * 2 + [f"{tmp_path}/b.jsonl:3"] * 2
         assert encoded == [1, 0]
 

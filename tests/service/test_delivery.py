@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.config.sections import WeightChange
 from dist_sft.core.errors import ClusterError, ConfigError, DataError, RowError
-from dist_sft.data.encoding import EncodedStep, step_hash
+from dist_sft.data.encoding import EncodedStep, Layout, step_hash
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.order import Order, SampleId, Steps
 from dist_sft.data.pack import build_pack
@@ -321,7 +321,7 @@ def test_damaged_shards_of_the_store_are_made_anew_and_a_person_is_told(truth, f
     for damage in (lambda content: content[: len(content) // 2], lambda content: content[:90] + b"?" + content[91:]):
         feed = chats.feed(files, STEPS, weights, cache=tmp_path)
         (one,) = Cluster({"train": feed}, 1).run(STEPS, 1)
-        feed.rows.stores["messages"].close()
+        feed.rows.stores[Layout("messages")].close()
         assert hashes(chats.delivered([one])) == expected
         for path in tmp_path.glob("tokens/*/*.tokens"):
             path.write_bytes(damage(path.read_bytes()))
@@ -332,7 +332,7 @@ def test_damaged_shards_of_the_store_are_made_anew_and_a_person_is_told(truth, f
         assert hashes(chats.delivered([list(client.shares(0))])) == expected
         assert feed.rows.encoded > 0
         assert any(".tokens: " in note for note in notes), notes
-        feed.rows.stores["messages"].close()
+        feed.rows.stores[Layout("messages")].close()
 
 
 class TestTraps:

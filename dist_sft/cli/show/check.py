@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dist_sft.chat.fields import told
 from dist_sft.commands.check import CheckReport
 from dist_sft.estimate import advice
 from dist_sft.estimate.memory import Memory
@@ -23,7 +24,8 @@ def show(report: CheckReport, console: Console) -> None:
         console.print(f"{len(report.dropped)} of these rows are dropped or cut:", highlight=False)
         for line in report.dropped[:3]:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    for line in (*report.warnings, *([report.advice] if report.advice else [])):
+    _, question = told(report.unread)
+    for line in (*report.warnings, *([question] if question else []), *([report.advice] if report.advice else [])):
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for line in advice.lines(report.tuning):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -35,6 +37,8 @@ def _figures(report: CheckReport) -> Iterator[tuple[str, object]]:
     """Name and value of each line."""
     yield from ((f"rows of {name}", rows) for name, rows in report.rows.items())
     yield from report.masks.lines()
+    if report.unread:
+        yield "keys not read", told(report.unread)[0]
     yield "steps", report.steps
     if report.preset:
         yield "preset", report.preset

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from dist_sft.chat.fields import told
 from dist_sft.commands.stats import Stats
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -45,8 +46,12 @@ def show(found: Stats, console: Console) -> None:
             console.print(
                 f"not learned or cut: {reasons}; {one.lost:,} supervised tokens lost  ({one.name})", markup=False
             )
-    if found.advice:
-        console.print(found.advice, style="yellow", markup=False)
+    keys, question = told(found.unread)
+    if keys:
+        console.print(f"keys not read: {keys}", markup=False, highlight=False, soft_wrap=True)
+    for line in (question, found.advice):
+        if line:
+            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def length_bins(found: Stats) -> NDArray[np.float64]:
