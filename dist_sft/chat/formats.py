@@ -3,6 +3,7 @@
 file row (a mapping, from any reader) ─ parse_row ─> Conversation | Document
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,8 @@ def parse_row(
     return replace(item, unread=frozenset(unread)) if unread else item
 
 
+MOST_NESTED = 100
+"""Objects and lists inside one another, in the schemas and arguments of tools."""
 TURNS = ("messages", "conversations", "conversation")
 QUESTIONS = {
     "instruction": ("output", "response", "completion", "answer"),
@@ -239,11 +242,17 @@ def _tools(row: Fields) -> tuple[dict[str, Any], ...]:
     return tuple(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in schemas)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text inside an item, keys of objects too."""
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """Every text inside an item, keys of objects too. Raises RowError for what no honest JSON holds."""
+    if depth > MOST_NESTED:
+        raise bad_row(f"an object in it is nested more than {MOST_NESTED} deep")
     match value:
         case str():
             yield value
+        case float() if not math.isfinite(value):
+            raise bad_row(
+                f"a tool's schema or arguments hold {value}, which JSON has no word for", "use null or a text"
+            )
         case Document(text):
             yield text
         case Conversation(messages, tools):
@@ -252,15 +261,15 @@ def _texts(value: Any) -> Iterator[str]:
                 yield message.reasoning or ""
                 for call in message.tool_calls:
                     yield call.name
-                    yield from _texts(call.arguments)
-            yield from _texts(tools)
+                    yield from _texts(call.arguments, depth + 1)
+            yield from _texts(tools, depth + 1)
         case Mapping():
             for key, inner in value.items():
-                yield from _texts(key)
-                yield from _texts(inner)
+                yield from _texts(key, depth + 1)
+                yield from _texts(inner, depth + 1)
         case list() | tuple():
             for inner in value:
-                yield from _texts(inner)
+                yield from _texts(inner, depth + 1)
 
 
 def _check_unicode(text: str) -> None:

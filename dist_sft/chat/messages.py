@@ -191,6 +191,7 @@ def _content(value: Any, where: str) -> tuple[str, str | None, tuple[ToolCall, .
     for i, part in enumerate(value):
         here = f"{where}[{i}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
+        kind = kind if isinstance(kind, str) else None
         held = part.get("value", part.get(kind)) if isinstance(part, Mapping) and kind else None
         if kind == "tool_call":
             calls += parse_calls(held, here)

@@ -1,19 +1,23 @@
 """A conversation -> the text of its chat template, as `apply_chat_template` of transformers writes it.
 
-Templates are code from strangers: they run in Jinja's sandbox, see plain JSON values only, and no clock.
+Templates are code from strangers: they run in Jinja's sandbox, see plain JSON values only, no clock and no dice, and
+their work is counted: one that would loop without end, or fill the memory, is an error of the row, on every machine the
+same.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Literal
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import LoopContext, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dist_sft.chat.conversation import Conversation, Message
@@ -22,6 +26,15 @@ from dist_sft.core.errors import RowError, TemplateError
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 """What templates get as the current date: a prompt that changes overnight would make runs impossible to repeat.
 It is the date that Llama's own templates fall back to."""
+
+MOST_STEPS = 2_000_000
+"""Turns of loops in the rendering of one row, and calls, which count as several."""
+CALL = 20
+"""Turns of a loop that take as long as a call."""
+MOST_TEXT = 1 << 26
+"""Characters (or items) of what a template multiplies, and of what it writes."""
+MOST_SAID = 500
+"""Characters of a template's own words that an error repeats."""
 
 GENERATION_OPEN, GENERATION_CLOSE = "\U0010fffc", "\U0010fffd"
 
@@ -60,13 +73,17 @@ class Renderer:
         Raises:
             RowError: template_refused, with the template's own words.
         """
+        template = self._marked if mark else self._plain
+        template.environment.work.steps = 0  # type: ignore[attr-defined]
         try:
-            return (self._marked if mark else self._plain).render(
+            return template.render(
                 self._special_tokens, **template_input(conversation, mark), documents=None, add_generation_prompt=prompt
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (
+            jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError, MemoryError
+        ) as error:  # fmt: skip
             raise RowError(
-                f"the chat template refuses this row: {error}",
+                f"the chat template refuses this row: {_plainly(error)}",
                 reason="template_refused",
                 fix="change the row, or choose another data.template",
             ) from None
@@ -99,6 +116,13 @@ def _message(message: Message, i: int, mark: Mark | None) -> dict[str, Any]:
             for call in message.tool_calls
         ]  # fmt: skip
     return turn
+
+
+def _plainly(error: BaseException) -> str:
+    """The words of an error on one line; a template chose them, so they steer no terminal and forge no line of ours."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    shown = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in words)
+    return shown if len(shown) <= MOST_SAID else f"{shown[:MOST_SAID]}..."
 
 
 def _as_is(text: str, _: Part) -> str:
@@ -151,15 +175,73 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 _NOTHING = object()
+_COUNTED = "counted"
 _OF_DICT = frozenset(dir(dict))
 _OF_TEXT = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
 """Methods of a text that the sandbox lets pass as they are; the two others could reach into Python's objects."""
 
 
+class _Work(threading.local):
+    """What the rendering of a row has cost so far."""
+
+    steps = 0
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with short ways to what templates do most: `message.role` of a plain dict, be it there or not,
-    `content.startswith("x")` of a plain text, `loop.first`, `ns.seen`. The long ways end at the same place, and take
-    most of a render's time."""
+    """Jinja's sandbox, with a count of the work, and short ways to what templates do most: `message.role` of a plain
+    dict, be it there or not, `content.startswith("x")` of a plain text, `loop.first`, `ns.seen`. The long ways end at
+    the same place, and take most of a render's time."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.work = _Work()
+        self.filters[_COUNTED] = self._counted
+        for name in ("random", "lipsum"):
+            self.filters.pop(name, None)
+            self.globals.pop(name, None)
+
+    def spend(self, steps: int) -> None:
+        self.work.steps += steps
+        if self.work.steps > MOST_STEPS:
+            raise jinja2.exceptions.SecurityError(f"more than {MOST_STEPS:,} turns of its loops for one row")
+
+    def _counted(self, items: Any) -> Any:
+        """What a loop goes through, paid for before it begins."""
+        if not isinstance(items, Sized):
+            items = list(islice(iter(items), MOST_STEPS + 1))
+        self.spend(len(items))
+        return items
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
+        return tree
+
+    def call(self, context: Context, obj: Any, *given: Any, **named: Any) -> Any:
+        self.spend(CALL)
+        return super().call(context, obj, *given, **named)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and isinstance(right, int | float) and abs(right) > 64:
+            raise jinja2.exceptions.SecurityError("a power above 64")
+        for items, times in ((left, right), (right, left)):
+            if isinstance(items, Sized) and isinstance(times, int) and len(items) * times > MOST_TEXT:
+                raise jinja2.exceptions.SecurityError(f"a text of more than {MOST_TEXT:,} characters")
+        return super().call_binop(context, operator, left, right)
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """The text of a template, of which there may be no end."""
+        kept, size = [], 0
+        for piece in pieces:
+            kept.append(piece)
+            size += len(piece)
+            if size > MOST_TEXT:
+                raise jinja2.exceptions.SecurityError(f"a text of more than {MOST_TEXT:,} characters")
+        return "".join(kept)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         kind = type(obj)

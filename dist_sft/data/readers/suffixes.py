@@ -32,15 +32,21 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _zstd(data: bytes) -> bytes:
-    return bytes(pa.CompressedInputStream(pa.BufferReader(data), "zstd").read())
+def _arrows(codec: str) -> Callable[[bytes], bytes]:
+    def decompress(data: bytes) -> bytes:
+        return bytes(pa.CompressedInputStream(pa.BufferReader(data), codec).read())
+
+    return decompress
 
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
+    ".gzip": gzip.decompress,
     ".bz2": bz2.decompress,
     ".xz": lzma.decompress,
-    ".zst": _zstd,
+    ".zst": _arrows("zstd"),
+    ".zstd": _arrows("zstd"),
+    ".lz4": _arrows("lz4"),
 }
 
 
@@ -64,7 +70,9 @@ def read(file: File, file_name: str, cache: Path | None) -> tuple[Rows, str]:
     suffix, compression = suffixes(file_name)
     if not suffix:
         raise DataError(
-            "a file of unknown format", where=file.name, fix=f"name it {', '.join(READERS)}, or with .gz after that"
+            "a file of unknown format",
+            where=file.name,
+            fix=f"name it {', '.join(READERS)}, or with {', '.join(COMPRESSIONS)} after that",
         )
     if not compression:
         return _rows(READERS[suffix], file, cache)
