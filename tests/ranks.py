@@ -96,6 +96,7 @@ def recorded_noise(folder, rank):
     if not folder:
         yield
         return
+    import dist_sft.proofs.noise  # noqa: F401  # which draws noise of its own, that is not recorded
     from dist_sft.model import neftune
 
     digests, draw = {}, neftune.noise

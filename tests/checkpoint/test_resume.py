@@ -250,6 +250,7 @@ def test_a_checkpoint_that_cannot_be_removed_does_not_end_the_run_and_goes_at_a_
     assert not (checkpoints / "step_00000001").exists() and whole_steps(checkpoints) == [3, 4, 5, 6]
 
 
+@pytest.mark.xdist_group("resume")
 def test_only_the_newest_checkpoints_are_kept(tiny_run, tmp_path):
     run = settings(tiny_run, tmp_path / "run", steps=4, checkpoint={"every": 1, "keep": 2},
                    cluster={"workers": 1, "gpus_per_worker": 0})  # fmt: skip

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from dist_sft.checkpoint.layout import Manifest, is_whole, newest_in, verify_shard, whole_steps
 from dist_sft.commands.export import export
@@ -63,6 +64,7 @@ def s3(server):
         patch.setenv("AWS_SECRET_ACCESS_KEY", "mine")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        S3FileSystem.clear_instance_cache()  # of a server that another module had
         yield f"s3://{BUCKET}"
 
 

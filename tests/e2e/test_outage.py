@@ -30,6 +30,7 @@ def link(path, to):
     os.replace(path.with_name("next"), path)
 
 
+@pytest.mark.soak
 @pytest.mark.xdist_group("ray")
 def test_a_run_goes_on_when_its_storage_is_back(tiny_run, tmp_path):
     run, disk = tmp_path / "run", tmp_path / "disk"
