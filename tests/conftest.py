@@ -56,7 +56,7 @@ def pytest_unconfigure():
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="also run the long random-kill and endurance tests")
-    parser.addoption("--quick", action="store_true", help="leave out what starts Ray, ranks or a long command")
+    parser.addoption("--quick", action="store_true", help="leave out Ray, ranks and real tokenizers")
     parser.addoption(
         "--budget", action="store_true", help="fail where a folder costs more than tests/budget.json allows"
     )
@@ -67,8 +67,8 @@ def pytest_addoption(parser):
 
 DEAREST = (
     "ray", "parity", "cluster", "resume", "rehearsal", "measured", "reshape", "export-adapters", "urls",
-    "parity-adapters", "kills-while-saving", "tokenizers", "export", "noise", "adapter-starts", "golden", "plain-peft",
-    "stops",
+    "parity-adapters", "kills-while-saving", "tokenizers", "export", "noise", "adapter-starts", "golden", "delivery",
+    "plain-peft", "export-memory", "stops",
 )  # fmt: skip
 """Groups of tests, the most expensive first: a long one that started last would leave the other worker idle."""
 
@@ -81,13 +81,15 @@ def place(item):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--quick"):  # tests with a Ray, ranks or a run are grouped, so that one worker makes it for all
-        grouped = {item for item in items if item.get_closest_marker("xdist_group") or item.get_closest_marker("soak")}
-        config.hook.pytest_deselected(items=list(grouped))
-        items[:] = [item for item in items if item not in grouped]
     for item in items:
         if "tokenizer_folder" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("tokenizers"))  # of which some take 10 s to load
+    if config.getoption(
+        "--quick"
+    ):  # what is dear is grouped: one worker makes a Ray, ranks, a run, a tokenizer for all
+        grouped = {item for item in items if item.get_closest_marker("xdist_group") or item.get_closest_marker("soak")}
+        config.hook.pytest_deselected(items=list(grouped))
+        items[:] = [item for item in items if item not in grouped]
     items.sort(key=place)
     if config.getoption("--soak"):
         return

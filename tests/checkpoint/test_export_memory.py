@@ -30,6 +30,7 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.xdist_group("export-memory")
 @pytest.mark.parametrize("kind", ["full", "merged"])
 def test_the_peak_of_an_export_is_some_files(model, kind, tmp_path):
     spec = json.dumps({"model": str(model), "kind": kind, "out": str(tmp_path / "out")})

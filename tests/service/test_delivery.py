@@ -61,6 +61,7 @@ def test_the_hashes_are_those_that_were_committed(truth):
     assert expected == golden["weights" if weights else "together"]
 
 
+@pytest.mark.xdist_group("delivery")
 @ANY
 @given(
     st.integers(1, 16), st.integers(0, 4), st.integers(1, 8), st.integers(0, 2**32), st.floats(0, 0.5),
