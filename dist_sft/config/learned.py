@@ -47,6 +47,8 @@ def _learned(section: Section) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("execution"):
             continue
         value = getattr(section, name)
+        if isinstance(extra, dict) and extra.get("added") and value == field.get_default():
+            continue
         if isinstance(value, Section):
             inner: Any = _learned(value)
             if not inner and type(value).model_fields:

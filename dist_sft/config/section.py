@@ -10,6 +10,9 @@ from pydantic_core import PydanticCustomError
 EXECUTION: JsonDict = {"execution": True}
 """Mark of a setting that changes only how fast, where, or how visibly a run goes."""
 
+ADDED: JsonDict = {"added": True}
+"""Mark of a setting that runs of before did not have: at its default no run remembers it, so that they go on."""
+
 Role = Literal["system", "user", "assistant", "tool"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

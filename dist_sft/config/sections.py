@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from dist_sft.config.cluster import ClusterSection, ServiceSection
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
-from dist_sft.config.section import EXECUTION, Decay, Fraction, Role, Section, Share, matching
+from dist_sft.config.section import ADDED, EXECUTION, Decay, Fraction, Role, Section, Share, matching
 
 
 class RunSection(Section):
@@ -122,6 +122,7 @@ class Source(Section):
         default={},
         description="which column of the files holds which part of a row, where auto does not know it, e.g. "
         "{prompt: query, completion: response, system: meta.system_prompt}; dots lead into objects",
+        json_schema_extra=ADDED,
     )
     split: str = Field(
         default="train", min_length=1, description="of a hub data set, or of a file or folder with several"

@@ -85,3 +85,10 @@ def test_the_cache_is_where_the_environment_says(load, monkeypatch):
     assert load().data.cache == "/scratch/x"
     monkeypatch.delenv("DIST_SFT_CACHE")
     assert load().data.cache == "~/.cache/dist_sft"
+
+
+def test_a_setting_that_is_newer_than_a_run_is_remembered_only_where_it_says_something(load):
+    plain, mapped = ({"path": "a.jsonl", **more} for more in ({}, {"columns": {"prompt": "q", "completion": "a"}}))
+    before, after = (learned(load(("sources", [source]))) for source in (plain, mapped))
+    assert "columns" not in before["data"]["sources"][0]
+    assert changed_keys(before, after)[0].startswith("data.sources.0.columns.prompt was not set, is ")
