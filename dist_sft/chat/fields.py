@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_sft.core.errors import RowError
 
-_UNSEEN = "a run of text cannot see it: leave the row out, or remove the key where the text needs it not"
+_UNSEEN = "a run of text cannot see it: leave the row out, or remove the key if the text says enough without it"
 _MASKS = "say it with loss_weight in each message, or with data.loss"
 
 CHANGES_LEARNING: dict[str, str] = {

@@ -4,7 +4,7 @@ file row (a mapping, from any reader) ─ parse_row ─> Conversation | Document
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -136,21 +136,26 @@ def _sharegpt(row: Fields, role_names: Roles, unread: set[str]) -> Conversation:
 
 def _plain_texts(turns: Any) -> list[str]:
     """The turns, where all of them are plain texts."""
-    listed = list(turns) if isinstance(turns, Iterable) and not isinstance(turns, str | bytes | Mapping) else []
+    listed = _listed(turns) or []
     return listed if all(isinstance(turn, str) for turn in listed) else []
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """The items of a list, or of what a table has in place of one."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
 
 
 def _alpaca(row: Fields, _: Roles, __: set[str]) -> Conversation:
     earlier: list[Message] = []
     history = row.take("history")
-    if history is not None and (isinstance(history, str | bytes | Mapping) or not isinstance(history, Iterable)):
+    pairs = _listed(history)
+    if history is not None and pairs is None:
         raise bad_row("history is not a list of pairs")
-    for i, pair in enumerate(history or ()):
-        if isinstance(pair, str | Mapping) or not isinstance(pair, Sequence) or len(pair) != 2:
+    for i, pair in enumerate(pairs or ()):
+        texts = _plain_texts(pair)
+        if len(texts) != 2:
             raise bad_row(f"history[{i}] is not a pair of texts")
-        if not all(isinstance(text, str) for text in pair):
-            raise bad_row(f"history[{i}] is not a pair of texts")
-        earlier += [Message("user", pair[0]), answer("assistant", pair[1], None)]
+        earlier += [Message("user", texts[0]), answer("assistant", texts[1], None)]
     return _talk(row, (*earlier, *_pair(row, "instruction")))
 
 

@@ -189,8 +189,8 @@ class _Work(threading.local):
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, with a count of the work, and short ways to what templates do most: `message.role` of a plain
-    dict, be it there or not, `content.startswith("x")` of a plain text, `loop.first`, `ns.seen`. The long ways end at
-    the same place, and take most of a render's time."""
+    dict, present or not, `content.startswith("x")` of a plain text, `loop.first`, `ns.seen`. The long ways end at the
+    same place, and take most of a render's time."""
 
     intercepted_binops = frozenset({"*", "**"})
 

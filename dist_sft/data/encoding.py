@@ -88,7 +88,7 @@ class Rows:
             for layout, source in zip(self.layouts, self.sources, strict=True)
         ]
 
-    def _store(self, cache: Path, layout: "Layout") -> TokenStore:
+    def _store(self, cache: Path, layout: Layout) -> TokenStore:
         """Samples by the content of their rows, under all else that decides them."""
         namespace = stable_hash([self.encoder.fingerprint, code_fingerprint(), layout, dict(self.data.role_names)])
         return TokenStore(cache / "tokens", namespace, self.data.cache_size)
@@ -225,10 +225,13 @@ class Rows:
     def unread(self, steps: Steps, count: int = PROBE) -> dict[str, int]:
         """Keys that hold something and say nothing here: in how many of the first rows of a run each is."""
         found: Counter[str] = Counter()
+        rows: dict[int, list[int]] = {}
         for sample in steps.order.samples(0, min(count, steps.positions)):
-            (row,) = self.sources[sample.source].read([sample.row])
-            parsed = self._parsed(row, sample.source)
-            found.update(() if isinstance(parsed, RowError) else parsed.unread)
+            rows.setdefault(sample.source, []).append(sample.row)
+        for source, numbers in rows.items():
+            for row in self.sources[source].read(numbers):
+                parsed = self._parsed(row, source)
+                found.update(() if isinstance(parsed, RowError) else parsed.unread)
         return dict(found)
 
     def first_lengths(self, streams: Sequence[Stream]) -> list[NDArray[np.int64]]:

@@ -6,6 +6,7 @@ OpenedRun -> encoder, rows, order of the run, what identifies the run
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dist_sft.chat.encode import Encoder
@@ -41,7 +42,7 @@ class Brief:
     steps       of each feed, by name
     sources     their names
     groups      that the samples of each feed are counted in, by its name
-    unread      keys of the first rows that nothing reads
+    unread      keys of the first rows that nothing reads, where the run begins
     """
 
     facts: dict[str, Any]
@@ -95,6 +96,11 @@ class RunData:
     def feeds(self) -> dict[str, Feed]:
         return {TRAIN: self.train, **({HELD_OUT: self.held_out} if self.held_out else {})}
 
+    @cached_property
+    def begins(self) -> bool:
+        """Whether the run has no checkpoint to go on from."""
+        return not whole_steps(run_folder.checkpoints_of(self.run.config, self.run.folder))
+
     def probe(self) -> None:
         """Look at the first rows of a run, unless it has checkpoints: then they were learned long ago.
 
@@ -102,7 +108,7 @@ class RunData:
         their masks, or the noise on them, are not what they should be.
         """
         config = self.run.config
-        if whole_steps(run_folder.checkpoints_of(config, self.run.folder)):
+        if not self.begins:
             return
         for name, feed in self.feeds.items():
             looked = feed.rows.probe(feed.steps)
@@ -130,7 +136,7 @@ class RunData:
             {name: len(feed.steps) for name, feed in self.feeds.items()},
             tuple(source.name for source in self.train.rows.sources),
             {name: feed.groups.groups for name, feed in self.feeds.items()},
-            tuple(sorted(self.unread())),
+            tuple(sorted(self.unread())) if self.begins else (),
         )
 
     def facts(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.core.storage import storage_path
 from tests.checkpoint.test_kills import alive
 from tests.checkpoint.test_urls import s3, server
-from tests.ranks import local_ranks, losses, records
+from tests.ranks import local_ranks, records, wait_for_step
 
 __all__ = ["s3", "server"]
 pytestmark = pytest.mark.xdist_group("urls")
@@ -39,11 +40,11 @@ def main(spec):
 
 
 def begin(settings, folder):
-    """The process id of the rank of a run, which is started."""
+    """The rank of a run, which is started, as wait_for_step takes a process."""
     folder.mkdir()
-    return local_ranks().start(
-        "tests.cluster.test_patience", {"settings": settings, "store": str(folder / "store")}, 1, folder
-    )
+    spec = {"settings": settings, "store": str(folder / "store")}
+    pids = local_ranks().start("tests.cluster.test_patience", spec, 1, folder)
+    return SimpleNamespace(poll=lambda: None if alive(pids) else 0)
 
 
 def settings(tiny_run, folder, steps, **sections):
@@ -74,10 +75,3 @@ def test_a_last_checkpoint_that_takes_longer_than_the_watchdogs_patience_becomes
         server.process.send_signal(signal.SIGCONT)
     assert local_ranks().wait(200) == [0]
     assert whole_steps(storage_path(url)) == [30]
-
-
-def wait_for_step(folder, step, rank):
-    deadline = time.monotonic() + 200
-    while max([0, *losses(folder)]) < step:
-        assert alive(rank) and time.monotonic() < deadline
-        time.sleep(0.02)

@@ -13,7 +13,7 @@ from dist_sft.data.sources import open_source
 
 
 def write(folder, **texts):
-    """Files with so many rows each; the rows say which file they are of."""
+    """Write files with that many rows each; each row names its file."""
     for name, rows in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

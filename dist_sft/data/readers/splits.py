@@ -71,8 +71,7 @@ def files_of_split(
 def refuse_other_split(names: Sequence[str], split: str, subset: str | None) -> None:
     """Raise DataError where a file that was named is not of the split or subset that was asked for as well."""
     for name in names if split != "train" else ():
-        shard = _SHARD.search(name)
-        if (_known(shard[1]) if shard else split_of(PurePath(name).name)) != split and not name.lower().endswith(
+        if (_of_shard(name) or _of_words(PurePath(name).name)) != split and not name.lower().endswith(
             ".json"
         ):  # which may hold several
             raise DataError(
@@ -86,15 +85,18 @@ def refuse_other_split(names: Sequence[str], split: str, subset: str | None) -> 
 
 def split_of(name: str) -> str | None:
     """The split that a path is of, told by its words: "data/test-00000-of-00001.parquet" -> "test"."""
-    if shard := _SHARD.search(name):
-        return _known(shard[1])
+    return _of_shard(name) or _of_words(name)
+
+
+def _of_shard(name: str) -> str | None:
+    shard = _SHARD.search(name)
+    return next((split for split, words in WORDS.items() if shard[1].lower() in words), shard[1]) if shard else None
+
+
+def _of_words(name: str) -> str | None:
     words = {word for part in PurePosixPath(name.lower()).parts for word in re.split(r"[^a-z]+", part)}
     found = [split for split, aliases in WORDS.items() if words & set(aliases)]
     return found[0] if len(found) == 1 else None
-
-
-def _known(word: str) -> str:
-    return next((split for split, aliases in WORDS.items() if word.lower() in aliases), word)
 
 
 def _by_name(names: Sequence[str]) -> dict[str | None, list[str]]:
