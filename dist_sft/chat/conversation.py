@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+RESERVED_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+"""What a template is given anyway, and nobody may give it otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -34,6 +37,8 @@ class Message:
     weight     loss weight from the row, which overrides the role's; None: the role's
     name       of who speaks: of the tool whose result this is
     call_id    of the tool call whose result this is
+    inline     the row's content where the reasoning (which may be empty) stood inside it; else None
+    thought    characters at the start of the content that are a thought and not the answer
     """
 
     role: Role
@@ -43,17 +48,21 @@ class Message:
     weight: float | None = None
     name: str | None = None
     call_id: str | None = None
+    inline: str | None = None
+    thought: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns in order, and the JSON schemas of the tools that the assistant may call.
 
-    unread  keys of the row, and of its turns, that hold something and say nothing here
+    template_kwargs  what the row says to the chat template beside them, e.g. {"enable_thinking": False}
+    unread           keys of the row, and of its turns, that hold something and say nothing here
     """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
     unread: frozenset[str] = field(default=frozenset(), compare=False)
 
 

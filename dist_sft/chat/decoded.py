@@ -9,10 +9,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from dist_sft.chat.vocabulary import Vocabulary
+from dist_sft.chat.vocabulary import Vocabulary, exact_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Reader:
     """The tokenizer as the model's users have it: no control token is locked. Not to be shared by threads."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._tokenizer = Tokenizer.from_str(vocabulary.backend)
+        self._tokenizer = exact_tokenizer(vocabulary.backend, vocabulary.ids)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._special = {token.id: token.content for token in vocabulary.added_tokens if token.special}

@@ -4,20 +4,24 @@ render, and find the strings of the row (skeleton, marks) -> what is learned, in
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_sft.chat.adapt import Adapter, WithoutPlace
 from dist_sft.chat.anatomy import study
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.render import TODAY, Renderer
 from dist_sft.chat.skeleton import Locator
-from dist_sft.chat.spans import Supervisor, WeightedSpan, row_spans
+from dist_sft.chat.spans import Supervisor, WeightedSpan, apart, row_spans
 from dist_sft.chat.templates import ChatTemplate, choose
 from dist_sft.chat.tokens import RowText, TextEncoder, Tokens
 from dist_sft.chat.vocabulary import Vocabulary
+from dist_sft.config.learned import remembered
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
 from dist_sft.core.files import stable_hash
@@ -55,25 +59,34 @@ class Encoder:
         loss: LossWeights,
         context_length: int,
         overlong: str,
+        *,
+        reasoning_without_place: WithoutPlace = "refuse",
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
             template: as data.template, or one that was chosen already.
             overlong: drop, error (both: RowError "overlong") or truncate.
+            reasoning_without_place, template_kwargs: as in data.
         Raises:
             TemplateError: no such template, or one that cannot say where answers begin and end.
         """
         self.template = choose(template, vocabulary) if isinstance(template, str) else template
-        self._settings = (vocabulary, self.template, loss, context_length, overlong)
+        self._loss, self._without_place, self._kwargs = loss, reasoning_without_place, dict(template_kwargs or {})
         self._vocabulary, self._context_length, self._overlong = vocabulary, context_length, overlong
-        self._renderer = Renderer(self.template.source, vocabulary.special_tokens)
+        self._renderer = Renderer(
+            self.template.source, vocabulary.special_tokens, self.template.with_tools, self._kwargs
+        )
         self._anatomy = study(self._renderer, vocabulary)
         self._texts = TextEncoder(vocabulary, self._anatomy.words)
+        self._adapt = Adapter(self._anatomy, reasoning_without_place)
         self._locate = Locator(self._renderer, self._texts.suspect)
         self._supervise = Supervisor(self._renderer, self._anatomy, loss)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Encoder, self._settings
+        given = (self._vocabulary, self.template, self._loss, self._context_length, self._overlong)
+        named = {"reasoning_without_place": self._without_place, "template_kwargs": self._kwargs}
+        return partial(Encoder, **named), given  # type: ignore[arg-type]
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -88,18 +101,29 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """Hex digest of all that decides a sample, given its row."""
-        vocabulary, template, loss, context_length, overlong = self._settings
         return stable_hash(
             [
                 VERSION,
-                vocabulary.fingerprint,
-                template.source,
-                loss.model_dump(mode="json"),
-                context_length,
-                overlong,
+                self._vocabulary.fingerprint,
+                self.template.source,
+                remembered(self._loss),
+                self._context_length,
+                self._overlong,
                 TODAY.isoformat(),
+                *self._added_since(),
             ]
         )
+
+    def _added_since(self) -> list[object]:
+        """What decides samples and did not when runs first kept fingerprints; nothing where they are as they were."""
+        said = {
+            "reasoning_without_place": self._without_place if self._without_place != "refuse" else None,
+            "template_kwargs": self._kwargs,
+            "with_tools": self.template.with_tools,
+            "borders": self._anatomy.borders,
+        }
+        said = {name: value for name, value in said.items() if value}
+        return [said] if said else []
 
     def encode(self, item: Item) -> EncodedSample:
         """One sample. Raises: RowError, see `encode_batch`."""
@@ -112,13 +136,19 @@ class Encoder:
         """Samples in the order of the items; a RowError where an item cannot become one.
 
         Reasons: template_refused, private_use, not_rendered, spans_not_found, generation_tags, empty_answer,
-        control_token, straddles, stop_not_supervised, nothing_supervised, overlong.
+        control_token, stop_not_supervised, nothing_supervised, overlong.
         """
         return [self._sample(found) for found in self._tokens(items)]
 
     def render(self, item: Item) -> str:
         """The text whose tokens a sample holds (a document's begin and end tokens left out)."""
-        return item.text if isinstance(item, Document) else self._renderer.render(item)
+        if isinstance(item, Document):
+            return item.text
+        item = self._adapt(item)
+        try:
+            return self._supervise(item, apart(item, self._locate(item))).text
+        except RowError:
+            return self._renderer.render(item)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included."""
@@ -150,18 +180,31 @@ class Encoder:
                 raise RowError("its text is empty", reason="nothing_supervised", fix="remove the row")
             if isinstance(item, Document):
                 return _Plan(RowText(item.text, ((0, len(item.text)),)), None)
-            found = self._locate(item)
+            item = self._adapt(item)
+            self._check_kwargs(item)
+            found = apart(item, self._locate(item))
             learned = self._supervise(item, found)
-            return _Plan(RowText(found.text, tuple(row_spans(found))), learned)
+            return _Plan(RowText(learned.text, tuple(row_spans(found))), learned.spans)
         except RowError as error:
             return error
+
+    def _check_kwargs(self, item: Conversation) -> None:
+        """What a row says to the template is written as it is, so it holds no control token."""
+        if item.template_kwargs and (found := self._texts.suspect.search(repr(item.template_kwargs))):
+            raise RowError(
+                f"chat_template_kwargs of the row hold the control token {found[0]!r}",
+                reason="control_token",
+                fix="remove it; data.template_kwargs, which the run says, may hold one",
+            )
 
     def _framed(self, plan: _Plan, tokens: Tokens | RowError) -> tuple[_Plan, Tokens] | RowError:
         """A plan with its tokens; a document's between those that begin and end a text."""
         if isinstance(tokens, RowError):
             return tokens
         if plan.learned is not None:
-            return plan, tokens
+            straddled = [span.start for span in plan.learned if span.stop and self._straddles(plan, tokens, span)]
+            apart = self._texts.encode_apart(plan.row, straddled) if straddled else tokens
+            return apart if isinstance(apart, RowError) else (plan, apart)
         eos = self._vocabulary.id_of("eos_token")
         if eos is None:
             return RowError(
@@ -172,6 +215,13 @@ class Encoder:
         before, size = self._texts.document_prefix, len(plan.row.text)
         ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array([eos], np.int32)])
         return plan, Tokens(ids, None, lambda: [(0, 0)] * len(before) + tokens.offsets + [(size, size)])
+
+    def _straddles(self, plan: _Plan, tokens: Tokens, span: WeightedSpan) -> bool:
+        """Whether a token holds characters of the prompt and of the answer behind it, which inference never sees."""
+        if self._texts.between_controls(plan.row.text, tokens, span.start, span.end):
+            return False
+        first = bisect_left(tokens.offsets, (span.start,))
+        return first > 0 and tokens.offsets[first - 1][1] > span.start
 
     def _sample(self, found: tuple[_Plan, Tokens] | RowError) -> EncodedSample | RowError:
         """Weights, length and the last proofs of one row."""
@@ -202,7 +252,7 @@ class Encoder:
         return EncodedSample(tokens.ids[:kept].copy(), weights[:kept].copy(), cut, lost)
 
     def _weights(self, plan: _Plan, tokens: Tokens) -> NDArray[np.float32]:
-        """float32[T]. Raises: RowError: straddles, stop_not_supervised."""
+        """float32[T]. Raises: RowError: stop_not_supervised."""
         weights = np.full(len(tokens.ids), 1.0 if plan.learned is None else 0.0, np.float32)
         for span in plan.learned or ():
             known = self._texts.between_controls(plan.row.text, tokens, span.start, span.end) if span.stop else None
@@ -219,20 +269,6 @@ class Encoder:
 
 
 def _token_range(offsets: Sequence[tuple[int, int]], span: WeightedSpan) -> tuple[int, int]:
-    """Tokens [first, last) of a span of characters.
-
-    A token over the border of an answer is an error: at inference the prompt ends where the answer begins. One over the
-    border of a question or a tool's result counts if it begins inside.
-    """
-    first = bisect_left(offsets, (span.start,))
-    last = bisect_left(offsets, (span.end,))
-    over_start = first > 0 and offsets[first - 1][1] > span.start
-    over_end = last > first and offsets[last - 1][1] > span.end
-    if span.stop and (over_start or over_end):
-        edge = "start" if over_start else "end"
-        raise RowError(
-            f"one token holds the {edge} of messages[{span.message}] and the template's text beside it",
-            reason="straddles",
-            fix="take the blanks off that message, or choose a template that trims",
-        )
-    return first, last
+    """Tokens [first, last) that begin in a span of characters. An answer's first token does (see `encode_apart`); its
+    last, a control token, may hold blanks behind it (Phi-3's do)."""
+    return bisect_left(offsets, (span.start,)), bisect_left(offsets, (span.end,))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dist_sft.chat.conversation import Conversation, Document, Message, Role
+from dist_sft.chat.conversation import RESERVED_KWARGS, Conversation, Document, Message, Role
 from dist_sft.chat.fields import Fields, is_filled
 from dist_sft.chat.messages import (
     answer,
@@ -204,7 +204,7 @@ def _talk(row: Fields, turns: tuple[Message, ...]) -> Conversation:
         turns = tuple(
             replace(turn, weight=weight) if turn.role == "assistant" and turn.weight is None else turn for turn in turns
         )
-    return Conversation(turns, _tools(row))
+    return Conversation(turns, _tools(row), _template_kwargs(row))
 
 
 _FORMATS: dict[str, Callable[[Fields, Roles, set[str]], Conversation | Document]] = {
@@ -247,6 +247,19 @@ def _tools(row: Fields) -> tuple[dict[str, Any], ...]:
     return tuple(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in schemas)
 
 
+def _template_kwargs(row: Fields) -> dict[str, Any]:
+    """What the row says to the chat template: {"enable_thinking": false}."""
+    value = row.take("chat_template_kwargs")
+    value = from_json(value, "chat_template_kwargs") if isinstance(value, str) and value.strip() else value
+    if not value:
+        return {}
+    if not isinstance(value, Mapping):
+        raise bad_row("chat_template_kwargs is not an object", 'use {"enable_thinking": false} or the like')
+    if reserved := sorted(set(map(str, value)) & RESERVED_KWARGS):
+        raise bad_row(f"chat_template_kwargs holds {', '.join(reserved)}", "the row has keys of its own for that")
+    return dict(value)
+
+
 def _texts(value: Any, depth: int = 0) -> Iterator[str]:
     """Every text inside an item, keys of objects too. Raises RowError for what no honest JSON holds."""
     if depth > MOST_NESTED:
@@ -260,7 +273,8 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
             )
         case Document(text):
             yield text
-        case Conversation(messages, tools):
+        case Conversation(messages, tools, template_kwargs):
+            yield from _texts(template_kwargs, depth + 1)
             for message in messages:
                 yield message.content
                 yield message.reasoning or ""

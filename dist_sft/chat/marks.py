@@ -9,6 +9,7 @@ whether a content is empty. Templates also ask whether a content starts or ends 
 `<tool_response>`): a second attempt puts the marks inside such texts.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from dist_sft.core.errors import RowError
 _FIRST = 0x100000
 _MOST = (ord(GENERATION_OPEN) - _FIRST) // 2
 _MARK = re.compile("([\U00100000-\U0010fffd])")
+_ESCAPED = re.compile(r"\\udb[c-f][0-9a-f]\\ud[c-f][0-9a-f]{2}")
+"""A mark in JSON that is ASCII."""
 
 TurnPattern = tuple[tuple[str, bool, bool], ...]
 """Of each turn: its role, and whether it has a content and a reasoning."""
@@ -44,6 +47,7 @@ class Located:
 
     text        what the template wrote, without marks
     spans       in the order of the text; they do not overlap
+    repeats     where it wrote the name of a function again (of whose result this is)
     lost        strings that the template left out, or cut
     generation  (start, end) of {% generation %} regions
     shape       where rows of one shape have the same text between their strings, what leads to it; else None
@@ -54,6 +58,7 @@ class Located:
     lost: frozenset[Part]
     generation: tuple[tuple[int, int], ...]
     shape: TurnPattern | None = None
+    repeats: tuple[Span, ...] = ()
 
 
 class Marker:
@@ -118,7 +123,8 @@ def render_marked(
 ) -> Located:
     """A conversation with marks, read back: not yet proved to be the text without marks."""
     marker = Marker(suspect, inset or _at_the_ends)
-    return _read(renderer.render(conversation, marker, prompt), marker.marked)
+    text = _ESCAPED.sub(lambda pair: json.loads(f'"{pair[0]}"'), renderer.render(conversation, marker, prompt))
+    return _read(text, marker.marked)
 
 
 def _at_the_ends(_: str) -> tuple[int, int]:
@@ -140,6 +146,7 @@ def _read(marked_text: str, marked: Sequence[tuple[Part, str, str]]) -> Located:
     pieces = _MARK.split(marked_text)
     text = "".join(pieces[::2])
     spans: list[Span] = []
+    repeats: list[Span] = []
     generation: list[tuple[int, int]] = []
     opened: dict[int, int] = {}
     closed: set[int] = set()
@@ -156,7 +163,8 @@ def _read(marked_text: str, marked: Sequence[tuple[Part, str, str]]) -> Located:
                 continue
             part, head, tail = marked[number]
             if text.startswith(head, start - len(head)) and text.startswith(tail, position):
-                spans.append(Span(part, start - len(head), position + len(tail)))
+                again = number in closed and part.kind == "call"
+                (repeats if again else spans).append(Span(part, start - len(head), position + len(tail)))
                 closed.add(number)
     lost = frozenset(part for number, (part, _, _) in enumerate(marked) if number not in closed)
-    return Located(text, tuple(spans), lost, tuple(generation))
+    return Located(text, tuple(spans), lost, tuple(generation), repeats=tuple(repeats))

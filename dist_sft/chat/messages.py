@@ -85,9 +85,12 @@ def answer(
     role: Role, content: str, reasoning: str | None, calls: Sequence[ToolCall] = (), weight: float | None = None
 ) -> Message:
     """A message, with a `<think>...</think>` that opens an assistant's content taken as its reasoning."""
+    inline = None
     if role == "assistant" and reasoning is None and (thought := _THOUGHT.match(content)):
+        inline = content
         reasoning, content = thought[1].strip("\n"), content[thought.end() :].lstrip("\n")
-    return Message(role, content, (reasoning or None) if role == "assistant" else None, tuple(calls), weight)
+    reasoning = (reasoning or None) if role == "assistant" else None
+    return Message(role, content, reasoning, tuple(calls), weight, inline=inline)
 
 
 def _turns(turns: Any, key: str) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ answer, and write tool calls in a form of their own. All else that differs from 
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,13 @@ _TAG = r"(?:<[^<>\s]+>|\[/?\w+\])"
 _BLANK = re.compile(r"\s*")
 _GLUE = (re.compile(rf"\s*{_TAG}\s*"), _BLANK)
 """What stands around reasoning: at most one tag."""
-_NO_THOUGHT = re.compile(r"\s*<\w+>\s*</\w+>\s*")
+_NO_THOUGHT = re.compile(
+    r"\s*(?:<([\w:]+)>\s*</\1>|\[(\w+)\]\s*\[/\2\]|</[\w:]*think>|<\|START_(\w+)\|>\s*<\|END_\3\|>)\s*"
+)
 """May stand before an answer without reasoning; else blanks do (Llama 2 has one)."""
+_REST_OF_A_THOUGHT = re.compile(r"\s*(?:</[\w:]+>|\[/\w+\])\s*")
 _HALF_A_THOUGHT = re.compile(r"\s*(?:<\w*|<\w+>\s*(?:</?\w*)?)\Z")
+_BLANKS = (_BLANK,)
 _END, _ANYTHING = (re.compile(r"\s*\Z"),), (re.compile(r"[\s\S]*"),)
 
 _Part = str | tuple[re.Pattern[str], ...]
@@ -47,34 +51,95 @@ class Answer:
         return cls(content, reasoning, calls, message.content[:1].isspace())
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a template writes around the words of an answer, behind its generation prompt and up to its stop token."""
+
+    before: str
+    between: str
+    behind: str
+
+
 def find_answer(
-    body: str, answer: Answer, *, learns_reasoning: bool, may_forget: bool, opened: str = "", cut: bool = False
+    body: str,
+    answer: Answer,
+    *,
+    frames: Sequence[Frame] = (),
+    learns_reasoning: bool = True,
+    learns_nothing_thought: bool = False,
+    may_forget: bool = False,
+    in_thought: bool = False,
+    cut: bool = False,
 ) -> tuple[int, int] | None:
     """Where the learned part of an answer begins, or None where the body is not that answer.
 
     Args:
         body: from behind the generation prompt to the stop token.
+        frames: what the template may write around the answer's words, beside tags around reasoning.
+        learns_nothing_thought: an empty thought is learned too.
         may_forget: there are later turns, and the template may have left the reasoning out.
-        opened: the end of the generation prompt that not all turns have (`<think>`): a body may begin with it.
+        in_thought: the generation prompt ends inside a thought, of which the body may hold the end alone.
         cut: the end of the body is missing.
     Returns:
-        (first, sure) in characters: all from `sure` on is learned; what is between the two may be: `opened`, or blanks
-        of which nobody can say whether they are the row's or the template's.
+        (first, sure) in characters: all from `sure` on is learned; what is between the two may be: blanks of which
+        nobody can say whether they are the row's or the template's.
     """
-    tail = _ANYTHING if answer.calls else _END
+    nothing = (_NO_THOUGHT, *((_REST_OF_A_THOUGHT,) if in_thought else ()))
     if answer.reasoning:
-        ends = _fit(body, 0, (_GLUE, answer.reasoning, _GLUE, answer.content, tail), cut)
-        if ends and (cut or _holds_calls(body[ends[3] :], answer)):
-            if learns_reasoning:
-                return 0, len(opened) if body.startswith(opened) else 0
-            return _first_word(body, ends[2], answer)
+        found = _thinks(body, answer, frames, nothing, cut)
+        if found is not None:
+            start, content = found
+            whole = (0, 0) if learns_nothing_thought else (start, start)
+            return whole if learns_reasoning else _first_word(body, content, answer)
         if not may_forget:
             return None
-    before = (_BLANK, _NO_THOUGHT, _HALF_A_THOUGHT) if cut else (_NO_THOUGHT, _BLANK)
-    ends = _fit(body, 0, (before, answer.content, tail), cut)
-    if ends is None or not (cut or _holds_calls(body[ends[1] :], answer)):
-        return None
-    return (0, 0) if not body[: ends[0]].strip() else _first_word(body, ends[0], answer)
+    return _says(body, answer, frames, nothing, in_thought, learns_nothing_thought, cut)
+
+
+def _thinks(
+    body: str, answer: Answer, frames: Sequence[Frame], nothing: tuple[re.Pattern[str], ...], cut: bool
+) -> tuple[int, int] | None:
+    """An answer with its reasoning: where it begins, behind an empty thought of the template's; and its content."""
+    tail = _ANYTHING if answer.calls else _END
+    ways: list[tuple[_Part, _Part, _Part, _Part]] = [((*nothing, _BLANK), _GLUE, _GLUE, tail)]
+    ways += [(frame.before, _BLANKS, frame.between, _tail(frame, tail)) for frame in frames]
+    ways += [(frame.before, _GLUE, _GLUE, _tail(frame, tail)) for frame in frames]
+    for before, opens, between, behind in ways:
+        thought: tuple[_Part, ...] = (before, opens, answer.reasoning, _BLANKS, between)
+        ends = _fit(body, 0, (*thought, _BLANKS, answer.content, _BLANKS, behind), cut)
+        if ends and (cut or _holds_calls(body[ends[6] :], answer)):
+            template_s = isinstance(before, tuple) and body[: ends[0]].strip()
+            return ends[0] if template_s else 0, ends[5]
+    return None
+
+
+def _says(
+    body: str,
+    answer: Answer,
+    frames: Sequence[Frame],
+    nothing: tuple[re.Pattern[str], ...],
+    in_thought: bool,
+    learns_nothing_thought: bool,
+    cut: bool,
+) -> tuple[int, int] | None:
+    """An answer without reasoning, or of which the template left that out."""
+    tail = _ANYTHING if answer.calls else _END
+    before = (_BLANK, *nothing, _HALF_A_THOUGHT) if cut else (*nothing, _BLANK)
+    ways: list[tuple[_Part, _Part]] = [(before, tail)]
+    ways += [(frame.before, _tail(frame, tail)) for frame in frames]
+    for header, behind in ways:
+        ends = _fit(body, 0, (header, _BLANKS, answer.content, _BLANKS, behind), cut)
+        if ends is None or not (cut or _holds_calls(body[ends[2] :], answer)):
+            continue
+        if in_thought and (isinstance(header, str) or not answer.content):  # a part of it may close the thought
+            return 0, body.find(answer.calls[0][0]) if answer.calls else ends[0]
+        template_s = isinstance(header, tuple) and body[: ends[0]].strip() and not learns_nothing_thought
+        return _first_word(body, ends[1], answer) if template_s else (0, 0)
+    return None
+
+
+def _tail(frame: Frame, tail: tuple[re.Pattern[str], ...]) -> "_Part":
+    return tail if tail is _ANYTHING else frame.behind
 
 
 def _first_word(body: str, end: int, answer: Answer) -> tuple[int, int]:

@@ -8,7 +8,7 @@ same.
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dist_sft.chat.conversation import Conversation, Message
+from dist_sft.chat.conversation import Conversation, Message, ToolCall
 from dist_sft.core.errors import RowError, TemplateError
 
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
@@ -50,19 +50,55 @@ class Part:
 Mark = Callable[[str, Part], str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Forms:
+    """In which form a template wants what a row says.
+
+    parts              a content as a list of parts, [{"type": "text", "text": ...}], as models that see images do
+    arguments_as_text  the arguments of a call as JSON text, not as an object
+    """
+
+    parts: bool = False
+    arguments_as_text: bool = False
+
+
+_TALK = Conversation((Message("user", "zq1"), Message("assistant", "zq2")))
+_CALLING = Conversation(
+    (Message("user", "zq1"), Message("assistant", "", tool_calls=(ToolCall("zq2", {"zq3": "zq4"}, "call00100"),)))
+)
+_SCHEMAS = ({"type": "function", "function": {
+    "name": "zq5", "description": "zq6", "parameters": {"type": "object", "properties": {}}}},)  # fmt: skip
+
+
 class Renderer:
     """A compiled template. `marked`: {% generation %} regions are written between GENERATION_OPEN and _CLOSE."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises: TemplateError: the source is not Jinja."""
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        with_tools: str | None = None,
+        template_kwargs: Mapping[str, Any] = {},
+    ) -> None:
+        """
+        Args:
+            source: Jinja.
+            with_tools: the source for rows with tools, where the tokenizer has one for them (`tool_use`).
+            template_kwargs: what the template sees beside the rows; a row's own come before these.
+        Raises:
+            TemplateError: a source is not Jinja.
+        """
+        sources = [source, *([with_tools] if with_tools else [])]
         try:
-            self._plain = _environment(_GenerationTag).from_string(source)
-            self._marked = _environment(_MarkedGenerationTag).from_string(source)
+            self._plain = [_environment(_GenerationTag).from_string(each) for each in sources]
+            self._marked = [_environment(_MarkedGenerationTag).from_string(each) for each in sources]
         except jinja2.TemplateSyntaxError as error:
             what, where = f"the chat template is not Jinja: {error.message}", f"line {error.lineno}"
             raise TemplateError(what, where=where, fix="choose another data.template") from None
-        self._special_tokens = dict(special_tokens)
-        self.literals = _literals(source)
+        self._seen = {**special_tokens, **template_kwargs}
+        self._forms = _Forms()
+        self._forms = self._asked_for()
+        self.literals = frozenset().union(*map(_literals, sources))
 
     def render(self, conversation: Conversation, mark: Mark | None = None, prompt: bool = False) -> str:
         """The text of a conversation.
@@ -73,11 +109,12 @@ class Renderer:
         Raises:
             RowError: template_refused, with the template's own words.
         """
-        template = self._marked if mark else self._plain
+        template = (self._marked if mark else self._plain)[-1 if conversation.tools else 0]
         template.environment.work.steps = 0  # type: ignore[attr-defined]
         try:
+            given = template_input(conversation, mark, self._forms)
             return template.render(
-                self._special_tokens, **template_input(conversation, mark), documents=None, add_generation_prompt=prompt
+                self._seen | conversation.template_kwargs | given, documents=None, add_generation_prompt=prompt
             )
         except (
             jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError, MemoryError
@@ -88,18 +125,44 @@ class Renderer:
                 fix="change the row, or choose another data.template",
             ) from None
 
+    def _asked_for(self) -> _Forms:
+        """The forms that this template can write, where it cannot write those that most can."""
+        plain, parts = _Forms(), _Forms(parts=True)
+        forms = next((each for each in (plain, parts) if self._writes(each, _TALK, "zq1", "zq2")), plain)
+        as_text = replace(forms, arguments_as_text=True)
+        as_python = self._writes(forms, _CALLING, "{'zq3': 'zq4'}")
+        if (as_python or not self._writes(forms, _CALLING)) and self._writes(as_text, _CALLING, '{"zq3": "zq4"}'):
+            return as_text
+        return forms
 
-def template_input(conversation: Conversation, mark: Mark | None = None) -> dict[str, Any]:
+    def _writes(self, forms: _Forms, talk: Conversation, *texts: str) -> bool:
+        """Whether a conversation can be written, and all texts are in what is."""
+        self._forms = forms
+        for tools in ((), _SCHEMAS):
+            try:
+                written = self.render(replace(talk, tools=tools))
+            except RowError:
+                continue
+            if all(text in written for text in texts):
+                return True
+        return False
+
+
+def template_input(conversation: Conversation, mark: Mark | None = None, forms: _Forms = _Forms()) -> dict[str, Any]:
     """messages and tools as transformers hands them to a template."""
     tools: list[Any] | None = list(conversation.tools) or None
     if tools and mark:
         tools = [_marked_json(tool, mark, Part(-1, "schema"), Part(-1, "schema")) for tool in tools]
-    return {"messages": [_message(message, i, mark) for i, message in enumerate(conversation.messages)], "tools": tools}
+    messages = [_message(message, i, mark, forms) for i, message in enumerate(conversation.messages)]
+    return {"messages": messages, "tools": tools}
 
 
-def _message(message: Message, i: int, mark: Mark | None) -> dict[str, Any]:
+def _message(message: Message, i: int, mark: Mark | None, forms: _Forms) -> dict[str, Any]:
     write = mark or _as_is
-    turn: dict[str, Any] = {"role": message.role, "content": write(message.content, Part(i, "content"))}
+    content: Any = write(message.content, Part(i, "content"))
+    if forms.parts:
+        content = [{"type": "text", "text": content}] if content else []
+    turn: dict[str, Any] = {"role": message.role, "content": content}
     if message.reasoning is not None:
         turn["reasoning_content"] = turn["thinking"] = write(message.reasoning, Part(i, "reasoning"))
     if message.name is not None:
@@ -110,12 +173,19 @@ def _message(message: Message, i: int, mark: Mark | None) -> dict[str, Any]:
         turn["tool_calls"] = [
             ({} if call.id is None else {"id": call.id}) | {"type": "function", "function": {
                 "name": write(call.name, Part(i, "call")),
-                "arguments": call.arguments if mark is None
-                else _marked_json(call.arguments, mark, Part(i, "argument"), Part(i, "key")),
+                "arguments": _arguments(call.arguments, i, mark, forms),
             }}
             for call in message.tool_calls
         ]  # fmt: skip
     return turn
+
+
+def _arguments(arguments: Any, i: int, mark: Mark | None, forms: _Forms) -> Any:
+    if mark is not None:
+        arguments = _marked_json(arguments, mark, Part(i, "argument"), Part(i, "key"))
+    if forms.arguments_as_text and not isinstance(arguments, str):
+        return json.dumps(arguments, ensure_ascii=False)
+    return arguments
 
 
 def _plainly(error: BaseException) -> str:

@@ -42,8 +42,13 @@ class Locator:
         return locate(self._renderer, conversation, self._suspect)
 
     def _skeleton(self, conversation: Conversation) -> _Skeleton | None:
-        if conversation.tools or not all(
-            _is_plain(m.content) and _is_plain(m.reasoning or "") and not m.tool_calls for m in conversation.messages
+        if (
+            conversation.tools
+            or conversation.template_kwargs
+            or not all(
+                _is_plain(m.content) and _is_plain(m.reasoning or "") and not m.tool_calls
+                for m in conversation.messages
+            )
         ):
             return None
         shape = tuple((m.role, bool(m.content), bool(m.reasoning)) for m in conversation.messages)

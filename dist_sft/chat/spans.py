@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from dist_sft.chat.anatomy import NOTHING, Anatomy
+from dist_sft.chat.anatomy import Anatomy
 from dist_sft.chat.conversation import Conversation, Message
 from dist_sft.chat.marks import PATTERNS_KEPT, Located, Span, TurnPattern, render_marked
-from dist_sft.chat.render import Renderer
+from dist_sft.chat.render import Part, Renderer
+from dist_sft.chat.turns import NOTHING
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
 
@@ -29,9 +30,16 @@ class WeightedSpan:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """Borders of an assistant's turn, in characters: opening | [reasoning] prelude | content, tool calls | stop."""
+    """Borders of an assistant's turn, in characters: opening | [reasoning] prelude | content, tool calls | stop.
 
+    low    the end of the last string before it
+    start  of what is not yet there at inference
+    first  the start of its first string
+    """
+
+    low: int
     start: int
+    first: int
     reasoned: int | None
     content: int | None
     last: int
@@ -71,41 +79,74 @@ class _Reach:
         return WeightedSpan(start, self.end + found.spans[self.last - 1].end, weight, message, stop=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """What is learned of a conversation.
+
+    text   what the template wrote; where it closes an answer only as the next turn follows, with that token at the end
+    spans  what is learned of it, in order
+    """
+
+    text: str
+    spans: list[WeightedSpan]
+
+
+@dataclass(slots=True)
+class _Known:
+    """Of conversations of one shape: the borders of answers, and what closes the last one (`Stops`)."""
+
+    reaches: dict[int, _Reach]
+    closing: str = ""
+    prompt: str = ""
+
+    def closed(self, text: str) -> str:
+        return text.removesuffix(self.prompt) + self.closing
+
+
 class Supervisor:
     """Tells what is learned of a conversation. Remembers it by shape: there the template's text between the strings is
     the same, and the borders of answers lie in it."""
 
     def __init__(self, renderer: Renderer, anatomy: Anatomy, loss: LossWeights) -> None:
         self._renderer, self._anatomy, self._loss = renderer, anatomy, loss
-        self._reaches: dict[TurnPattern, dict[int, _Reach]] = {}
+        self._known: dict[TurnPattern, _Known] = {}
 
-    def __call__(self, conversation: Conversation, found: Located) -> list[WeightedSpan]:
-        """What is learned, in the order of the text. Raises RowError, see `supervised`."""
-        if found.shape is None:
+    def __call__(self, conversation: Conversation, found: Located) -> Supervised:
+        """What is learned. Raises RowError, see `supervised`."""
+        if found.shape is None or any(message.thought or message.inline for message in conversation.messages):
             return supervised(conversation, found, self._renderer, self._anatomy, self._loss)
         learned = [(i, weight) for i, weight in enumerate(weights_of(conversation, self._loss)) if weight]
-        known = self._reaches.get(found.shape, {})
-        if known and all(i in known for i, _ in learned):
-            return [known[i].span(found, weight, i) for i, weight in learned]
-        spans = supervised(conversation, found, self._renderer, self._anatomy, self._loss)
-        if [span.message for span in spans] == [i for i, _ in learned] and all(span.stop for span in spans):
-            if len(self._reaches) >= PATTERNS_KEPT:
-                self._reaches.clear()
-            self._reaches.setdefault(found.shape, {}).update({s.message: _Reach.of(s, found) for s in spans})
-        return spans
+        known = self._known.get(found.shape)
+        if known and all(i in known.reaches for i, _ in learned):
+            ends = bool(learned) and learned[-1][0] == len(conversation.messages) - 1
+            spans = [known.reaches[i].span(found, weight, i) for i, weight in learned]
+            return Supervised(known.closed(found.text) if ends else found.text, spans)
+        done = supervised(conversation, found, self._renderer, self._anatomy, self._loss)
+        if [span.message for span in done.spans] == [i for i, _ in learned] and all(span.stop for span in done.spans):
+            if len(self._known) >= PATTERNS_KEPT:
+                self._known.clear()
+            known = self._known.setdefault(found.shape, _Known({}))
+            known.reaches.update({span.message: _Reach.of(span, found) for span in done.spans})
+            if done.text != found.text:
+                stops = self._anatomy.turns.stops(conversation, len(conversation.messages) - 1)
+                known.closing, known.prompt = stops.closing, stops.prompt
+        return done
 
 
 def supervised(
     conversation: Conversation, found: Located, renderer: Renderer, anatomy: Anatomy, loss: LossWeights
-) -> list[WeightedSpan]:
-    """What is learned, in the order of the text.
+) -> Supervised:
+    """What is learned.
 
     Raises:
         RowError: not_rendered, empty_answer, spans_not_found, stop_not_supervised, generation_tags.
     """
     by_message = _check_rendered(conversation, found, anatomy)
+    weights = weights_of(conversation, loss)
+    if weights[-1]:
+        found = _closed(conversation, found, by_message[-1], anatomy)
     spans: list[WeightedSpan] = []
-    for i, weight in enumerate(weights_of(conversation, loss)):
+    for i, weight in enumerate(weights):
         message = conversation.messages[i]
         if weight == 0:
             continue
@@ -116,7 +157,18 @@ def supervised(
     spans.sort(key=lambda span: span.start)
     if any(before.end > after.start for before, after in pairwise(spans)):
         raise _unproved("two messages overlap in the rendered text")
-    return spans
+    return Supervised(found.text, spans)
+
+
+def _closed(conversation: Conversation, found: Located, last: list[Span], anatomy: Anatomy) -> Located:
+    """With the token that ends an answer only where a turn follows (GLM: the next role's; Apertus) behind the last."""
+    i = len(conversation.messages) - 1
+    if conversation.messages[i].role != "assistant" or not last or last[-1] != found.spans[-1]:
+        return found
+    stops = anatomy.turns.stops(conversation, i)
+    if stops.last is None or found.text.find(stops.last, last[-1].end) >= 0:
+        return found
+    return replace(found, text=found.text.removesuffix(stops.prompt) + stops.closing)
 
 
 def _check_rendered(conversation: Conversation, found: Located, anatomy: Anatomy) -> list[list[Span]]:
@@ -131,9 +183,17 @@ def _check_rendered(conversation: Conversation, found: Located, anatomy: Anatomy
     answered = max((i for i, message in enumerate(conversation.messages) if message.role == "assistant"), default=-1)
     for part in found.lost:
         forgotten = part.kind == "reasoning" and anatomy.reasons and not asked < part.message == answered
-        if not forgotten:
+        if not forgotten and not _in_its_id(conversation, part, found):
             raise _not_rendered(f"messages[{part.message}].{part.kind}" if part.message >= 0 else "a schema of tools")
     return by_message
+
+
+def _in_its_id(conversation: Conversation, part: Part, found: Located) -> bool:
+    """Whether the name of a function is written as a part of the call's id (Kimi K2)."""
+    if part.kind != "call":
+        return False
+    calls = conversation.messages[part.message].tool_calls
+    return all(call.id and call.name in call.id and call.id in found.text for call in calls)
 
 
 def _answer(
@@ -152,12 +212,13 @@ def _answer(
             reason="empty_answer",
             fix="remove the row, or give that message loss_weight 0",
         )
-    turn = _turn(found, i, anatomy)
+    turn = _turn(conversation, found, i, anatomy)
     start = turn.start
-    if turn.reasoned is None or not loss.reasoning:
+    if not loss.reasoning and turn.reasoned is not None:
         prelude = _prelude(conversation, i, turn, found, renderer, anatomy)
-        blank = prelude.isspace()  # as Llama 2 has it: a part of the answer's first token
-        start = (turn.reasoned or turn.start) + (0 if blank else len(prelude))
+        start = turn.reasoned + (0 if prelude.isspace() else len(prelude))
+    elif not loss.empty_thought and message.inline is None and (turn.reasoned is None) != bool(message.thought):
+        start = _after_empty_thought(conversation, i, turn, found, renderer, anatomy)
     span = WeightedSpan(start, turn.end, weight, i, stop=True)
     if anatomy.tagged and not any(a <= span.start and span.end <= b for a, b in found.generation):
         raise RowError(
@@ -168,8 +229,21 @@ def _answer(
     return span
 
 
-def _turn(found: Located, i: int, anatomy: Anatomy) -> _Turn:
+def _turn(conversation: Conversation, found: Located, i: int, anatomy: Anatomy) -> _Turn:
     """The borders of message i, from its strings and the template's text around them."""
+    before, mine, after = _strings(found, i)
+    reasoned = next((span.end for span in mine if span.part.kind == "reasoning"), None)
+    content = next((span.start for span in mine if span.part.kind == "content"), None)
+    start = _after_opening(conversation, i, found.text, before, mine[0].start, anatomy)
+    end = _after_stop(conversation, i, found.text, mine[-1].end, after, anatomy)
+    first_answer = next((span for span in mine if span.part.kind != "reasoning"), None)
+    if first_answer is None or (content is not None and first_answer.start != content):
+        raise _unproved(f"the content of messages[{i}] does not come first in its answer")
+    return _Turn(before, start, mine[0].start, reasoned, content, mine[-1].end, end)
+
+
+def _strings(found: Located, i: int) -> tuple[int, list[Span], int]:
+    """The strings of message i, between the end of the one before them and the start of the one behind."""
     indices = [k for k, span in enumerate(found.spans) if span.part.message == i]
     mine = [found.spans[k] for k in indices]
     once = [span.part for span in mine if span.part.kind in ("content", "reasoning")]
@@ -177,41 +251,64 @@ def _turn(found: Located, i: int, anatomy: Anatomy) -> _Turn:
         raise _unproved(f"messages[{i}] is not in one place of the rendered text")
     before = found.spans[indices[0] - 1].end if indices[0] else 0
     after = found.spans[indices[-1] + 1].start if indices[-1] + 1 < len(found.spans) else len(found.text)
-    reasoned = next((span.end for span in mine if span.part.kind == "reasoning"), None)
-    content = next((span.start for span in mine if span.part.kind == "content"), None)
-    start = _after_opening(found.text, before, mine[0].start, anatomy, i)
-    end = _after_stop(found.text, mine[-1].end, after, anatomy, i)
-    first_answer = next((span for span in mine if span.part.kind != "reasoning"), None)
-    if first_answer is None or (content is not None and first_answer.start != content):
-        raise _unproved(f"the content of messages[{i}] does not come first in its answer")
-    return _Turn(start, reasoned, content, mine[-1].end, end)
+    return before, mine, after
 
 
-def _after_opening(text: str, low: int, high: int, anatomy: Anatomy, i: int) -> int:
-    for opening in anatomy.openings:
-        at = text.rfind(opening, low, high)
-        if at >= 0 and not any(stop in text[at + len(opening) : high] for stop in anatomy.stops):
-            return at + len(opening)
-    raise _unproved(f"messages[{i}] does not follow the generation prompt {anatomy.openings[0]!r}")
+def _after_opening(conversation: Conversation, i: int, text: str, low: int, high: int, anatomy: Anatomy) -> int:
+    begin = anatomy.turns.begin(conversation, i, text, low, high)
+    if begin is None:
+        opening = anatomy.turns.opening(conversation, i)
+        prompt = "".join(opening.prompt) if opening else ""
+        raise _unproved(f"messages[{i}] does not follow the generation prompt {prompt!r}")
+    return begin
 
 
-def _after_stop(text: str, low: int, high: int, anatomy: Anatomy, i: int) -> int:
-    ends = [(at, at + len(stop)) for stop in anatomy.stops if (at := text.find(stop, low, high)) >= 0]
-    if not ends:
+def _after_stop(conversation: Conversation, i: int, text: str, low: int, high: int, anatomy: Anatomy) -> int:
+    stops = anatomy.turns.stops(conversation, i)
+    stop = stops.last if i == len(conversation.messages) - 1 else stops.within
+    at = text.find(stop, low, high) if stop else -1
+    if not stop or at < 0:
         raise RowError(
-            f"no stop token {' or '.join(anatomy.stops)} follows messages[{i}]",
+            f"no stop token{f' {stop}' if stop else ''} follows messages[{i}]",
             reason="stop_not_supervised",
             fix="choose a data.template that ends each assistant's turn",
         )
-    return min(ends)[1]
+    return at + len(stop)
+
+
+def _after_empty_thought(
+    conversation: Conversation, i: int, turn: _Turn, found: Located, renderer: Renderer, anatomy: Anatomy
+) -> int:
+    """Where an answer begins behind a thought that the template writes and no message holds (Qwen3, GLM).
+
+    Blanks at the start of a content hide where those of the template end: the same conversation without them shows it.
+    """
+    matches = anatomy.empty_thought.finditer(found.text, turn.low, turn.first)
+    thought = next((match for match in matches if match.start() <= turn.start < match.end("core")), None)
+    if thought is None:
+        return turn.start
+    content = conversation.messages[i].content
+    blanks = _blanks(content)
+    if turn.content is None or not blanks:
+        return thought.end()
+    shown = render_marked(renderer, _with_content(conversation, i, content[blanks:]), NOTHING)
+    low, mine, _ = _strings(shown, i)
+    at = shown.text.rfind(thought["core"], low, mine[0].start)
+    if at < 0:
+        raise _unproved(f"what stands before the answer of messages[{i}] depends on the answer")
+    blanks_of_template = _blanks(shown.text[at + len(thought["core"]) : mine[0].start])
+    return min(thought.end("core") + blanks_of_template, turn.first)
+
+
+def _blanks(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 def _prelude(
     conversation: Conversation, i: int, turn: _Turn, found: Located, renderer: Renderer, anatomy: Anatomy
 ) -> str:
-    """What the template writes before an answer and the row does not hold (Qwen3: an empty <think> block; or the end
-    of a reasoning block that is not learned). Where blanks of the row or a tool call hide its end, the same
-    conversation with a plain word as the content shows it."""
+    """What the template writes between reasoning that is not learned and the answer. Where blanks of the row or a tool
+    call hide its end, the same conversation with a plain word as the content shows it."""
     content = conversation.messages[i].content
     base = turn.reasoned or turn.start
     if turn.content is not None and not content[0].isspace():
@@ -222,8 +319,8 @@ def _prelude(
         if turn.reasoned is None:
             return ""
         raise _unproved(f"the end of the reasoning of messages[{i}] is not known")
-    other = _turn(shown, i, anatomy)
-    prelude = shown.text[other.reasoned or other.start : other.content]
+    _, mine, _ = _strings(shown, i)
+    prelude = shown.text[mine[0].end : mine[1].start] if len(mine) > 1 else ""
     blanks = "" if turn.content is None else found.text[base + len(prelude) : turn.content]
     if not found.text.startswith(prelude, base) or not content[: len(content) - len(content.lstrip())].endswith(blanks):
         raise _unproved(f"what stands before the answer of messages[{i}] depends on the answer")
@@ -250,17 +347,44 @@ def _context(message: Message, i: int, weight: float, found: Located, mine: list
     return WeightedSpan(start, end, weight, i, stop=False)
 
 
+def apart(conversation: Conversation, found: Located) -> Located:
+    """The same, with a thought that stands inside a content as a string of its own: its tags are the template's."""
+    if not any(message.thought for message in conversation.messages):
+        return found
+    return replace(found, spans=tuple(part for span in found.spans for part in _apart(conversation, found, span)))
+
+
+def _apart(conversation: Conversation, found: Located, span: Span) -> Iterator[Span]:
+    message = conversation.messages[span.part.message] if span.part.message >= 0 else None
+    if message is None or not message.thought or span.part.kind != "content":
+        yield span
+        return
+    text = found.text[span.start : span.end]
+    answer = message.thought - _blanks(message.content)
+    opened, closed = text.index("<think>") + len("<think>"), text.index("</think>")
+    thought = Part(span.part.message, "reasoning")
+    for part, low, high in ((thought, opened, closed), (span.part, answer, len(text))):
+        own = text[low:high]
+        if own.strip():
+            start = span.start + low + _blanks(own)
+            yield Span(part, start, start + len(own.strip()))
+
+
 def row_spans(found: Located) -> Iterator[tuple[int, int]]:
     """(start, end) of every string of the row, in characters."""
-    return ((span.start, span.end) for span in found.spans)
+    spans = sorted((*found.spans, *found.repeats), key=_start) if found.repeats else found.spans
+    return ((span.start, span.end) for span in spans)
+
+
+def _start(span: Span) -> int:
+    return span.start
 
 
 def _not_rendered(what: str) -> RowError:
-    return RowError(
-        f"the chat template does not write {what}",
-        reason="not_rendered",
-        fix="choose a data.template that does (chatml writes all), or take it out of the row",
-    )
+    fix = "choose a data.template that does (chatml writes all), or take it out of the row"
+    if what.endswith(".reasoning"):
+        fix = f"data.reasoning_without_place=inline (as a part of the answer) or drop; or {fix}"
+    return RowError(f"the chat template does not write {what}", reason="not_rendered", fix=fix)
 
 
 def _unproved(what: str) -> RowError:

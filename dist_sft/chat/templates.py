@@ -13,10 +13,16 @@ from dist_sft.core.errors import TemplateError
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """name: as in data.template.  source: Jinja, as saved with the model."""
+    """A template.
+
+    name        as in data.template
+    source      Jinja, as saved with the model
+    with_tools  the tokenizer's own for rows with tools, where it has two
+    """
 
     name: str
     source: str
+    with_tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ def choose(setting: str, vocabulary: Vocabulary) -> ChatTemplate:
                 where="data.template: auto",
                 fix=f"choose one: data.template={'|'.join(_STYLES)}, or the path of a .jinja file",
             )
-        return ChatTemplate("auto", vocabulary.chat_template)
+        return ChatTemplate("auto", vocabulary.chat_template, vocabulary.tool_template)
     if setting in _STYLES:
         return _built_in(setting, vocabulary)
     try:

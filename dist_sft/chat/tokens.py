@@ -10,14 +10,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
-from dist_sft.chat.vocabulary import Vocabulary
+from dist_sft.chat.vocabulary import Vocabulary, exact_tokenizer
 from dist_sft.core.errors import RowError
 
 _PIECES_KEPT, _LONG_PIECE = 4096, 256
@@ -68,7 +68,7 @@ class TextEncoder:
         control = control_tokens(vocabulary, words)
         self.suspect = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
         outline, model = vocabulary.outline()
-        self._tokenizer = Tokenizer.from_str(_locked(outline, model, control))
+        self._tokenizer = exact_tokenizer(_locked(outline, model, control), vocabulary.ids)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._control_ids = {token: vocabulary.ids[token] for token in control}
@@ -94,6 +94,11 @@ class TextEncoder:
         encodings = self._tokenizer.encode_batch_fast([rows[i].text for i in clean], add_special_tokens=False)
         whole = {i: self._whole(rows[i], found) for i, found in zip(clean, encodings, strict=True)}
         return [self._checked(row, whole.get(i) or self._in_pieces(row)) for i, row in enumerate(rows)]
+
+    def encode_apart(self, row: RowText, borders: Sequence[int]) -> Tokens | RowError:
+        """Tokens of a text in which none reaches over a border: as at inference, where prompt and answer are encoded
+        one after the other. borders: in characters, in order."""
+        return self._checked(row, self._in_pieces(row, borders))
 
     def between_controls(self, text: str, tokens: Tokens, start: int, end: int) -> tuple[int, int] | None:
         """Tokens [first, last) of text[start:end]; None where only offsets can tell.
@@ -161,13 +166,15 @@ class TextEncoder:
             self._between[text, first] = ids if exact and self._unknown not in ids else None
         return self._between[text, first]
 
-    def _in_pieces(self, row: RowText) -> Tokens:
-        """The row's control strings encoded as text, all between them as ever."""
+    def _in_pieces(self, row: RowText, borders: Sequence[int] = ()) -> Tokens:
+        """The row's control strings encoded as text, all between them as ever; a border cuts what it is in."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         position = 0
         for start, end in (*self._cuts(row), (len(row.text), len(row.text))):
-            for low, high, as_text in ((position, start, False), (start, end, True)):
+            edges = [position, *(border for border in borders if position < border < start), start]
+            plain = [(low, high, False) for low, high in pairwise(edges)]
+            for low, high, as_text in (*plain, (start, end, True)):
                 piece_ids, piece_offsets = self._piece(row.text[low:high], as_text, first=not ids)
                 ids += piece_ids
                 offsets += [(low + a, low + b) for a, b in piece_offsets]

@@ -5,10 +5,13 @@ model/tokenizer ─ vocabulary_of ─> Vocabulary ─> chat/encode
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from dist_sft.core.errors import ModelError
 from dist_sft.core.files import write_json
@@ -31,17 +34,20 @@ class Vocabulary:
     chat_template   Jinja source, or None
     special_tokens  text by name: bos_token, eos_token, pad_token, ...; what templates see under these names
     size            number of ids, added tokens included
+    tool_template   the one of its chat templates that is for rows with tools (`tool_use`), or None
     """
 
     backend: str
     chat_template: str | None
     special_tokens: dict[str, str]
     size: int
+    tool_template: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of all that decides ids."""
-        parts = (self.backend, self.chat_template or "", json.dumps(self.special_tokens, sort_keys=True))
+        parts = [self.backend, self.chat_template or "", json.dumps(self.special_tokens, sort_keys=True)]
+        parts += [self.tool_template] if self.tool_template else []
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property
@@ -86,3 +92,32 @@ class Vocabulary:
             raise ModelError(
                 f"not a saved vocabulary: {error}", where=str(path), fix="delete it and run again"
             ) from None
+
+
+def exact_tokenizer(backend: str, added: Mapping[str, int]) -> Tokenizer:
+    """The tokenizer of a JSON, with the ids that the JSON says.
+
+    `tokenizers` counts added tokens anew as it loads them: where the ids in use have a hole (GPT-4o), the token that
+    was added behind it would move into the hole. Written into the vocabulary as well, it stays.
+
+    Args:
+        added: id by text of its added tokens.
+    Raises:
+        ModelError: the ids would change, and the vocabulary is no map that could hold them.
+    """
+    tokenizer = Tokenizer.from_str(backend)
+    if all(tokenizer.token_to_id(text) == id_ for text, id_ in added.items()):
+        return tokenizer
+    parts = json.loads(backend)
+    vocabulary = parts["model"].get("vocab")
+    if isinstance(vocabulary, dict):
+        vocabulary.update(added)
+        tokenizer = Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
+    moved = [text for text, id_ in added.items() if tokenizer.token_to_id(text) != id_]
+    if moved:
+        raise ModelError(
+            f"the ids of added tokens change when the tokenizer is loaded: {', '.join(moved[:3])}",
+            where="tokenizer.json",
+            fix="load it with AutoTokenizer, save it, and use what was saved",
+        )
+    return tokenizer

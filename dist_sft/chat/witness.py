@@ -10,13 +10,15 @@ Axes: T tokens of the sample.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_sft.chat.asking import Asking
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample, Message
 from dist_sft.chat.decoded import Decoded, Reader
 from dist_sft.chat.reading import Answer, find_answer
@@ -25,9 +27,10 @@ from dist_sft.chat.templates import ChatTemplate
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.config.sections import LossWeights
 
-_ASKED, _SAID = "zq7", "zq8"
-_OPENED = re.compile(r"<\w+>\s*\Z")
-"""At the end of a generation prompt: a tag that templates write in the newest turn only (`<think>`)."""
+_THOUGHT = re.compile(r"(?i)(think|thought|reason).{0,12}\Z", re.DOTALL)
+"""At the end of a generation prompt: it opens a thought."""
+MOST_STOPS = 3
+"""Stop tokens at which an answer may end: gpt-oss writes one between a thought and what follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +74,21 @@ class Testimony:
 class Witness:
     """Says what a sample should teach, for one tokenizer, template and loss. Not to be shared by threads."""
 
-    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate, loss: LossWeights) -> None:
-        renderer = Renderer(template.source, vocabulary.special_tokens)
-        self._reader, self._loss = Reader(vocabulary), loss
-        prompt = self._reader.as_written(_generation_prompt(renderer), special=True)
-        self._opening = _OPENED.sub("", prompt) or prompt
-        assert self._opening  # else the encoder has refused the template
-        self._rest = prompt[len(self._opening) :]
-        self._controls = [
-            (match.start(), id_)
-            for id_, text in self._reader.special.items()
-            for match in re.finditer(re.escape(text), self._opening)
-        ]
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        template: ChatTemplate,
+        loss: LossWeights,
+        *,
+        may_drop_reasoning: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """may_drop_reasoning, template_kwargs: as the run has set data.reasoning_without_place and template_kwargs."""
+        self._reader, self._loss, self._may_drop = Reader(vocabulary), loss, may_drop_reasoning
+        renderer = Renderer(template.source, vocabulary.special_tokens, template.with_tools, template_kwargs or {})
         eos = vocabulary.id_of("eos_token")
-        stops = {_stop(renderer, self._reader.special), eos} - {None} - {id_ for _, id_ in self._controls}
-        self._stops = np.array(sorted(id_ for id_ in stops if id_ is not None), np.int64)
+        self._asks = Asking(renderer, self._reader, eos)
+        self._stops = np.array(sorted(self._asks.stops), np.int64)
         self._eos = eos
 
     def examine(self, item: Conversation | Document, sample: EncodedSample) -> Testimony:
@@ -132,7 +135,7 @@ class Witness:
             if isinstance(found, Claim):
                 claims.append(found)
                 place = decoded.starts[found.last]
-            elif wanted[i] and not (sample.cut and (found is None or not self._controls)):
+            elif wanted[i] and not (sample.cut and (found is None or not self._asks.controls)):
                 return found or Objection(
                     f"no answer like messages[{i}] stands behind the generation prompt",
                     _learned_near(sample, decoded, place),
@@ -150,25 +153,36 @@ class Witness:
         place: int,
     ) -> Claim | Objection | None:
         """Message i behind `place`. None: no turn of the assistant's is left; Objection: none of those is this one."""
-        answer = Answer.of(item.messages[i], self._reader.as_written)
+        message = item.messages[i]
+        answer = Answer.of(message, self._reader.as_written)
         newest = not any(later.role in ("user", "assistant") for later in item.messages[i + 1 :])
         find = partial(
-            find_answer, answer=answer, learns_reasoning=self._loss.reasoning, may_forget=not newest, opened=self._rest
+            find_answer,
+            answer=answer,
+            learns_reasoning=self._loss.reasoning,
+            learns_nothing_thought=self._loss.empty_thought or (message.inline is not None and not message.reasoning),
+            may_forget=not newest or self._may_drop,
         )
         refused = None
-        for begin in self._openings(decoded, place):
+        for begin, opened in self._asks.openings(item, i, decoded, place):
             behind = stops[np.searchsorted(stops, decoded.token_at(begin)) :]
-            stop = int(behind[0]) if len(behind) else None
-            if stop is None and not sample.cut:
+            if not len(behind) and not sample.cut:
                 refused = Objection(f"no stop token ends messages[{i}]", _learned_near(sample, decoded, begin), "")
                 continue
-            body = decoded.text[begin:].rstrip("\ufffd") if stop is None else decoded.shown_from(begin, stop)
-            found = find(body, cut=stop is None)
-            if found is not None:
+            ends: list[int | None] = [int(each) for each in behind[:MOST_STOPS]]
+            for stop in ends or [None]:
+                body = decoded.text[begin:].rstrip("\ufffd") if stop is None else decoded.shown_from(begin, stop)
+                in_thought = _THOUGHT.search(opened) is not None
+                found = find(body, cut=stop is None, in_thought=in_thought) or find(
+                    body, cut=stop is None, in_thought=in_thought, frames=self._asks.frames(item, i)
+                )
+                if found is None:
+                    continue
                 first, sure = (decoded.token_at(begin + offset) for offset in found)
                 if stop is None and 0 < found[0] == len(body):
                     sure = len(decoded.ids)  # half a character may be a blank of the template, or the answer's first
                 return Claim(i, first, sure, len(decoded.ids) if stop is None else stop + 1, stop)
+            body = decoded.text[begin:] if ends == [] else decoded.shown_from(begin, int(behind[0]))
             early = body.strip() and find(body, cut=True)
             refused = refused or Objection(
                 f"a stop token ends messages[{i}] too early"
@@ -178,13 +192,6 @@ class Witness:
                 _short(answer.reasoning + answer.content or "its tool calls"),
             )
         return refused
-
-    def _openings(self, decoded: Decoded, place: int) -> Iterator[int]:
-        """Where an answer begins: behind each generation prompt that is made of control tokens, not of a row's text."""
-        while (at := decoded.text.find(self._opening, place)) >= 0:
-            place = at + len(self._opening)
-            if all(decoded.holds(id_, at + offset) for offset, id_ in self._controls):
-                yield place
 
     def _others(
         self,
@@ -248,22 +255,6 @@ class Witness:
             objection = Objection("the tokens are not the document and its end", _short(text), _short(written))
             return Testimony(weights, free, (), objection)
         return Testimony(weights, free, (), _compare(None, sample, decoded, weights, free, ()))
-
-
-def _generation_prompt(renderer: Renderer) -> str:
-    """What inference puts before an answer; where that is nothing, what closes a question (`[/INST]`)."""
-    question = Conversation((Message("user", _ASKED),))
-    asked, prompted = renderer.render(question), renderer.render(question, prompt=True)
-    added = prompted[len(asked) :] if prompted.startswith(asked) else ""
-    return added if added.strip() else prompted.rpartition(_ASKED)[2].strip()
-
-
-def _stop(renderer: Renderer, special: dict[int, str]) -> int | None:
-    """The special token that the template writes first behind an answer."""
-    talk = Conversation((Message("user", _ASKED), Message("assistant", _SAID)))
-    behind = renderer.render(talk).rpartition(_SAID)[2]
-    found = [(behind.index(text), -len(text), id_) for id_, text in special.items() if text in behind]
-    return min(found)[2] if found else None
 
 
 def _escaped(text: str) -> str:

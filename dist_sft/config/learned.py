@@ -19,7 +19,7 @@ def learned(config: RunConfig) -> dict[str, Any]:
     `eval` is among them only when it can stop the run (patience); what decides how samples are packed, only with noise
     that depends on the pack (model.neftune.scale).
     """
-    values = _learned(config)
+    values = remembered(config)
     if config.model.neftune and config.model.neftune.scale == "row":
         values["train"].update({name: getattr(config.train, name) for name in PACKING})
         values["cluster"] = {"workers": config.cluster.workers}
@@ -39,7 +39,8 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _learned(section: Section) -> dict[str, Any]:
+def remembered(section: Section) -> dict[str, Any]:
+    """What a section says of learning: nothing of execution, nor what is newer than runs of before and not set."""
     values: dict[str, Any] = {}
     dumped = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
@@ -50,11 +51,11 @@ def _learned(section: Section) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("added") and value == field.get_default():
             continue
         if isinstance(value, Section):
-            inner: Any = _learned(value)
+            inner: Any = remembered(value)
             if not inner and type(value).model_fields:
                 continue
         elif isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
-            inner = [_learned(item) for item in value]
+            inner = [remembered(item) for item in value]
         else:
             inner = dumped[name]
         values[name] = inner

@@ -202,6 +202,11 @@ class LossWeights(Section):
     )
     turns: Literal["all", "last"] = Field(default="all", description="last: only messages after the last user message")
     reasoning: bool = Field(default=True, description="false: reasoning parts are context, not learned")
+    empty_thought: bool = Field(
+        default=False,
+        description="true: an empty thought that the template writes before an answer is learned too",
+        json_schema_extra=ADDED,
+    )
 
 
 class DataSection(Section):
@@ -213,6 +218,18 @@ class DataSection(Section):
     template: str = Field(default="auto", description="auto (the tokenizer's), chatml, llama3, roles, or a .jinja file")
     role_names: dict[str, Role] = Field(
         default={}, description="what a role is called in the files, e.g. {bot: assistant}"
+    )
+    template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="what the chat template sees beside each row, e.g. {enable_thinking: false}; a row's own "
+        "chat_template_kwargs come before these",
+        json_schema_extra=ADDED,
+    )
+    reasoning_without_place: Literal["refuse", "inline", "drop"] = Field(
+        default="refuse",
+        description="of reasoning_content, where the chat template has no place for it; inline: as <think>...</think> "
+        "before the answer",
+        json_schema_extra=ADDED,
     )
     loss: LossWeights = LossWeights()
     context_length: PositiveInt = Field(default=4096, description="longest sample, tokens")

@@ -6,7 +6,7 @@ hub id or folder ─ load_tokenizer ─┬─ vocabulary_of ─> Vocabulary ─>
 
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.core.errors import ModelError
@@ -53,11 +53,12 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase") -> Vocabulary:
             where=tokenizer.name_or_path,
             fix="convert it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)",
         )
-    template = tokenizer.chat_template
+    template: Any = tokenizer.chat_template
+    with_tools = None
     if isinstance(template, dict):
-        template = template.get("default")
+        template, with_tools = template.get("default"), template.get("tool_use")
     named = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-    return Vocabulary(backend.to_str(), template or None, named, len(tokenizer))
+    return Vocabulary(backend.to_str(), template or None, named, len(tokenizer), with_tools)
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", template: str, folder: Path) -> None:

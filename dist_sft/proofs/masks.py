@@ -12,7 +12,13 @@ CHANGE = "look at the row with `dist-sft preview`; change it, or choose another 
 def certify_masks(feed: Feed, looked: EncodedStep) -> Certificate:
     """Samples as they are trained on, against the rows that they were made of."""
     rows = feed.rows
-    witness = Witness(rows.encoder.vocabulary, rows.encoder.template, rows.data.loss)
+    witness = Witness(
+        rows.encoder.vocabulary,
+        rows.encoder.template,
+        rows.data.loss,
+        may_drop_reasoning=rows.data.reasoning_without_place == "drop",
+        template_kwargs=rows.data.template_kwargs,
+    )
     samples = (
         (rows.where(id_), rows.parse(id_), sample) for id_, sample in zip(looked.ids, looked.samples, strict=True)
     )

@@ -173,7 +173,15 @@ class RunData:
 def make_encoder(run: OpenedRun) -> Encoder:
     """The tokenizer and template of a run, with its loss weights."""
     data = run.config.data
-    return Encoder(run.vocabulary, data.template, data.loss, data.context_length, data.overlong)
+    return Encoder(
+        run.vocabulary,
+        data.template,
+        data.loss,
+        data.context_length,
+        data.overlong,
+        reasoning_without_place=data.reasoning_without_place,
+        template_kwargs=data.template_kwargs,
+    )
 
 
 def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> Feed:

@@ -75,7 +75,9 @@ def test_a_sharegpt_function_call_is_a_tool_call_and_an_observation_its_result()
     {"role": "assistant", "content": [{"type": "reasoning", "text": "t"}, {"type": "text", "text": "a"}]},
 ])  # fmt: skip
 def test_a_thought_is_kept_apart_from_the_answer(turn):
-    assert parse_row({"messages": [PLAIN[0], turn]}).messages[1] == Message("assistant", "a", "t")
+    message = parse_row({"messages": [PLAIN[0], turn]}).messages[1]
+    inline = turn["content"] if isinstance(turn["content"], str) and "<think>" in turn["content"] else None
+    assert message == Message("assistant", "a", "t", inline=inline)
 
 
 def test_names_of_roles_can_be_mapped_and_a_mapping_beats_the_standard():

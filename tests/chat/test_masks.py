@@ -247,10 +247,14 @@ def test_a_template_can_not_reach_python(tiny):
         encoder(tiny, source)
 
 
-def test_the_edge_of_an_answer_inside_a_token_is_refused(tiny):
-    with pytest.raises(RowError) as caught:
-        encoder(tiny, CHATML).encode(Conversation((USER, Message("assistant", "\na"))))
-    assert caught.value.reason == "straddles"
+def test_prompt_and_answer_are_encoded_apart_where_a_token_would_straddle_their_border(tiny):
+    enc = encoder(tiny, CHATML)
+    sample = enc.encode(Conversation((USER, Message("assistant", "\na"))))
+    learned = sample.tokens[sample.weights > 0].tolist()
+    newline, both = (enc._texts._tokenizer.encode(text, add_special_tokens=False).ids for text in ("\n", "\n\n"))
+    assert len(newline) == len(both) == 1  # the tokenizer would make one token of the prompt's and the answer's
+    assert learned[:1] == newline and enc.text_of(learned) == f"\na{END}"
+    assert sample.tokens[len(sample) - len(learned) - 2 :][:1].tolist() == newline and both[0] not in sample.tokens
 
 
 BROKEN = [

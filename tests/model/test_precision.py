@@ -37,6 +37,8 @@ def test_only_bfloat16_on_a_cpu_without_it_is_computed_otherwise(monkeypatch):
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 def test_what_onednn_may_not_use_is_not_there(name, limit, left, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for each in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):  # one of them may be set for the whole run
+        monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, limit)
     assert REAL.__wrapped__() == left
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
