@@ -57,6 +57,7 @@ class Entry:
     eos: str = ""
     control: tuple[str, ...] = ()
     rstrip: tuple[str, ...] = ()
+    soak: bool = False
     thought: tuple[str, str] = ("<think>", "</think>")
     named: dict[str, str] = field(init=False, compare=False)
 
@@ -77,7 +78,8 @@ class Entry:
 
     def template(self) -> Template:
         """As the oracle takes it."""
-        return Template(self.source, self.named, self.stops, self.thought, self.control)
+        added = tuple(one["content"] for one in json.loads(_small(self.tokenizer))["added_tokens"])
+        return Template(self.source, self.named, self.stops, self.thought, (*self.control, *self.thought, *added))
 
     def vocabulary(self, whole: bool = False) -> Vocabulary:
         """The tokenizer with this template's control tokens."""

@@ -24,14 +24,11 @@ TODAY = datetime(2024, 7, 26)
 """The date that dist_sft gives to every template."""
 
 Turn = dict[str, Any]
+ASK: list[Turn] = [{"role": "user", "content": "zq"}]
 
 
 class Refused(Exception):
     """The template itself raises, drops a string of the row, or writes nothing that ends an answer."""
-
-
-class Unsure(Exception):
-    """The rules do not say what is learned: a person must look."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +74,21 @@ class Template:
         return str(texts[0])
 
     def expected(self, row: dict[str, Any]) -> Expected:
-        """What the row teaches. A template may want the arguments of a call as text; parts may be joined before it."""
+        """What the row teaches. A template may want the arguments of a call as text; parts may be joined before it sees
+        them, and a thought inside a content may be given apart from it."""
         tools, turns = row.get("tools"), row["messages"]
-        given = [turns] if _joined(turns) == turns else [turns, _joined(turns)]
-        right, refusals = self._first_whole([(form, _texts_for_arguments(form)) for form in given], tools)
-        if right:
-            return Expected(right, None)
-        others = [(form, _texts_for_arguments(form)) for form in (_emptied(turns), _thought_apart(turns)) if form]
-        return Expected(self._first_whole(others, tools)[0], refusals[0])
+        right, refusals = self._first_whole([_forms(turns), _forms(_joined(turns))], tools)
+        others, _ = self._first_whole([_forms(_thought_apart(turns)), _forms([] if right else _emptied(turns))], tools)
+        return Expected(right + others, None if right else refusals[0])
 
     def _first_whole(
         self, ways: list[tuple[list[Turn], ...]], tools: list[Any] | None
     ) -> tuple[tuple[Learned, ...], list[str]]:
         """Of each group of forms the first that the template writes whole; why the others were not."""
-        right, refusals = [], []
+        right: list[Learned] = []
+        refusals: list[str] = []
         for forms in ways:
-            for turns in forms:
+            for turns in filter(None, forms):
                 try:
                     right.append(Talk(self, turns, tools).learned())
                     break
@@ -110,7 +106,7 @@ class Talk:
     tools: list[Any] | None
 
     def learned(self) -> Learned:
-        """Raises: Refused, Unsure."""
+        """Raises: Refused."""
         whole = self._render(self.turns)
         self._nothing_is_dropped(whole)
         whole, spans = self._closed(whole), []
@@ -137,8 +133,11 @@ class Talk:
             for text in _texts(turn):
                 if not _ends(whole, text) and not (text in _thoughts(turn) and self._was_written(text, i)):
                     raise Refused(f"the template drops {text!r} of messages[{i}]")
-            if turn.get("tool_calls") and re.search(r"\{'\w+'", whole):
+            calls = [_arguments(call).items() for call in turn.get("tool_calls", ())]
+            if any(f"'{name}': '{value}'" in whole for arguments in calls for name, value in arguments):
                 raise Refused("the template writes the arguments as Python does, not as JSON")
+            if isinstance(turn["content"], list) and "{'type'" in whole:
+                raise Refused("the template writes parts as Python does")
             if turn["content"] is None and re.search(r"\bNone\b", whole):
                 raise Refused("the template writes None for a content that is empty")
 
@@ -152,45 +151,72 @@ class Talk:
 
     def _begin(self, whole: str, i: int) -> int:
         before = self._behind(whole, i - 1)
-        begin = before + self._given(whole[before:], i)
-        for token in (*self.template.controls, *self.template.thought):
-            at = whole.find(token, max(0, begin - len(token) + 1))
-            if at >= 0 and at < begin < at + len(token):
-                begin = at
+        words = min((at for text in _texts(self.turns[i]) if (at := _starts(whole[before:], text)) >= 0), default=0)
+        begin = before + self._given(whole[before:], words, i)
         return self._behind_empty_thought(whole, begin, before, i)
 
-    def _given(self, gap: str, i: int) -> int:
-        """How much of the gap between message i-1 and the end is what inference is given."""
+    def _given(self, gap: str, words: int, i: int) -> int:
+        """How much of the text behind message i-1 inference is given. words: where those of the answer begin in it."""
+        given, opening = self._prompt(i)
+        usual = self._usual_opening()
+        if given and gap.startswith(given) and (opening or not usual):
+            return len(given)
+        for text in filter(None, (opening, usual, opening.lstrip(), usual.lstrip())):
+            if text in gap[:words]:
+                return gap.index(text) + len(text)
+        closing = given.removesuffix(opening)
+        if opening and gap.startswith(closing):
+            return len(closing) + self._same(opening, gap[len(closing) :])
+        return self._behind_part(usual, gap[:words]) or self._same(given, gap) or self._behind_preamble(gap, words)
+
+    def _prompt(self, i: int) -> tuple[str, str]:
+        """What inference is given behind message i-1, and what of it the generation prompt adds; nothing if it raises."""
         try:
             prompted = self._render(self.turns[:i], prompt=True)
+            return prompted[self._behind(prompted, i - 1) :], self._opening(self.turns[:i], prompted)
         except Refused:
-            return self._behind_opening(gap, self._usual_opening())
-        given = prompted[self._behind(prompted, i - 1) :]
+            return "", ""
+
+    def _same(self, given: str, gap: str) -> int:
+        """How far two texts are the same, in whole control tokens."""
         same = len(commonprefix([given, gap]))
-        if same == len(given):
-            return same
-        opening = self._opening(self.turns[:i], prompted)
-        if not opening:
-            return same
-        closing = given[: len(given) - len(opening)]
-        return same if same >= len(closing) else self._behind_opening(gap, opening)
+        return min(self._whole_tokens(given, same), self._whole_tokens(gap, same))
+
+    def _behind_part(self, opening: str, gap: str) -> int:
+        """Behind as much of the opening as stands there, in whole control tokens; 0 if nothing does."""
+        for length in range(len(opening) - 1, 0, -1):
+            if opening[:length].strip() and opening[:length] in gap and self._whole_tokens(opening, length) == length:
+                return gap.index(opening[:length]) + length
+        return 0
+
+    def _behind_preamble(self, gap: str, words: int) -> int:
+        """Of a template that opens all answers alike, asked for or not: behind as much as stands there of what is written
+        behind a question; else behind what stands before any first message."""
+        asked = self._render(ASK, prompt=True)
+        behind = asked.rpartition("zq")[2]
+        for start in range(len(behind)):
+            if behind[start:].strip() and behind[start:] in gap[:words] and self._whole_tokens(behind, start) == start:
+                return gap.index(behind[start:]) + len(behind) - start
+        return self._same(asked, gap)
+
+    def _whole_tokens(self, text: str, place: int) -> int:
+        """The place, or where the control token begins that it lies inside."""
+        for token in self.template.controls:
+            at = text.rfind(token, 0, place + len(token) - 1)
+            if 0 <= at < place < at + len(token):
+                return at
+        return place
 
     def _opening(self, turns: Sequence[Turn], prompted: str) -> str:
         """What the generation prompt adds."""
         asked = self._render(turns)
-        return prompted[len(asked) :] if prompted.startswith(asked) else ""
+        return prompted[self._same(prompted, asked) :]
 
     def _usual_opening(self) -> str:
-        ask = [{"role": "user", "content": "zq"}]
-        opening = self._opening(ask, self._render(ask, prompt=True))
-        return opening or self._render(ask, prompt=True).rpartition("zq")[2]
-
-    def _behind_opening(self, gap: str, opening: str) -> int:
-        """Behind the opening, or behind as much of it as stands there."""
-        for length in range(len(opening), 0, -1):
-            if opening[:length].strip() and (at := gap.find(opening[:length])) >= 0:
-                return at + length
-        raise Unsure(f"{opening!r} opens no answer in {gap[:80]!r}")
+        try:
+            return self._opening(ASK, self._render(ASK, prompt=True))
+        except Refused:
+            return ""
 
     def _behind_empty_thought(self, whole: str, begin: int, before: int, i: int) -> int:
         found = self._empty_thought(whole, begin, before)
@@ -222,7 +248,10 @@ class Talk:
     def _end(self, whole: str, i: int) -> int:
         """Behind the stops that follow the answer's own words."""
         words = self._behind(whole, i)
-        later = [_starts(whole, text) for turn in self.turns[i + 1 : i + 2] for text in _texts(turn)]
+        begun = min(_starts(whole, text) for text in _texts(self.turns[i], names=False))
+        later = [_starts(whole, text) for turn in self.turns[i + 1 : i + 2] for text in _texts(turn, names=False)]
+        if any(begun < at < words for at in later):
+            raise Refused(f"the template writes messages[{i + 1}] inside messages[{i}]")
         end = self._behind_stops(whole, words, min((at for at in later if at >= words), default=len(whole)))
         if end is None:
             raise Refused(f"the template writes nothing on which generation stops behind messages[{i}]")
@@ -244,14 +273,13 @@ class Talk:
         if self.turns[last]["role"] != "assistant" or self._behind_stops(whole, words, len(whole)) is not None:
             return whole
         called = [call.get("id", "") for call in self.turns[last].get("tool_calls", [])]
-        then = {"role": "tool", "content": "zq", "tool_call_id": called[0]} if called else {"role": "user", "content": "zq"}
-        more = self._render([*self.turns, then])
+        then = [{"role": "tool", "content": "zq", "tool_call_id": called[0]}] if called else ASK
+        more = self._render([*self.turns, *then])
         behind = self._behind(more, last)
         end = self._behind_stops(more, behind, len(more))
         if end is None:
             raise Refused("the template writes nothing on which generation stops")
-        closing = more[behind:end]
-        return whole[:words] + closing if closing.startswith(whole[words:]) else whole + closing
+        return whole[:words] + more[behind:end]
 
     # where words stand
 
@@ -267,7 +295,7 @@ def _ends(whole: str, text: str) -> int:
     """Behind a text, as it is or as JSON writes it; of a JSON object behind its last leaf. 0: it is not there."""
     at = _starts(whole, text)
     if at >= 0:
-        return at + len(next(form for form in _forms(text) if whole.startswith(form, at)))
+        return at + len(next(form for form in _written(text) if whole.startswith(form, at)))
     try:
         value = json.loads(text)
     except ValueError:
@@ -277,10 +305,10 @@ def _ends(whole: str, text: str) -> int:
 
 
 def _starts(whole: str, text: str) -> int:
-    return next((at for form in _forms(text) if (at := whole.find(form)) >= 0), -1)
+    return next((at for form in _written(text) if (at := whole.find(form)) >= 0), -1)
 
 
-def _forms(text: str) -> tuple[str, ...]:
+def _written(text: str) -> tuple[str, ...]:
     return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
 
 
@@ -292,16 +320,19 @@ def _texts(turn: Turn, names: bool = True) -> Iterator[str]:
         text = text["text"] if isinstance(text, dict) else text
         yield from (piece.strip() for piece in re.split(r"</?think>", text) if piece.strip())
     for call in turn.get("tool_calls", ()):
-        arguments = call["function"]["arguments"]
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        yield from (call["function"]["name"], *arguments) if names else ()
-        yield from map(str, arguments.values())
+        yield from (call["function"]["name"], *_arguments(call)) if names else ()
+        yield from map(str, _arguments(call).values())
+
+
+def _arguments(call: Turn) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
 def _thoughts(turn: Turn) -> list[str]:
     content = turn["content"]
     inside = re.findall(r"<think>(.*?)</think>", content, re.DOTALL) if isinstance(content, str) else []
-    return [text.strip() for text in (turn.get("reasoning_content"), *inside) if text]
+    return [text.strip() for text in (turn.get("reasoning_content"), *inside) if text and text.strip()]
 
 
 def _schema_texts(tools: list[Any] | None) -> Iterator[str]:
@@ -329,13 +360,15 @@ def _joined(turns: list[Turn]) -> list[Turn]:
     ]
 
 
-def _texts_for_arguments(turns: list[Turn]) -> list[Turn]:
-    """The arguments of calls as JSON text, as OpenAI's interface has them."""
+def _forms(turns: list[Turn]) -> tuple[list[Turn], ...]:
+    """As it is, and with the arguments of calls as JSON text, as OpenAI's interface has them."""
 
     def call(one: Turn) -> Turn:
         return one | {"function": one["function"] | {"arguments": json.dumps(one["function"]["arguments"])}}
 
-    return [turn | {"tool_calls": list(map(call, turn["tool_calls"]))} if "tool_calls" in turn else turn for turn in turns]
+    return turns, [
+        turn | {"tool_calls": list(map(call, turn["tool_calls"]))} if "tool_calls" in turn else turn for turn in turns
+    ]
 
 
 def _emptied(turns: list[Turn]) -> list[Turn]:
