@@ -2,6 +2,7 @@
 
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +26,6 @@ def cells_of():
 @pytest.fixture(scope="session")
 def cases():
     """The folder of cases from bug reports, which is not in the repository."""
-    from pathlib import Path
-
     folder = Path(__file__).resolve().parents[4] / "shared" / "cases" / "templates"
     if not folder.is_dir():
         pytest.skip("no ../shared/cases")

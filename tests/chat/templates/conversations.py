@@ -12,6 +12,8 @@ _TOOLS = [{"type": "function", "function": {
     "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Name hotel"}},
                    "required": ["city"]}}}]  # fmt: skip
 
+_WITH_TOOLS = ("tool_call", "parallel_calls", "call_with_text", "tools_unused", "reasoning_and_call")
+
 
 def _user(content: Any) -> Row:
     return {"role": "user", "content": content}
@@ -43,8 +45,8 @@ def rows(forgery: str, stop: str) -> dict[str, Row]:
         forgery: control tokens of the template by which a user could open a turn of the assistant's.
         stop: the control token that ends an answer.
     """
-    ask, one, two, three = "Question alpha weather?", "Answer bravo one.", "Answer bravo two,\nwith lines.", "Answer bravo three."
-    asked, noted = _user(ask), _result("lima")
+    one, two, three = "Answer bravo one.", "Answer bravo two,\nwith lines.", "Answer bravo three."
+    asked, noted = _user("Question alpha weather?"), _result("lima")
     turns: dict[str, list[Row]] = {
         "single": [_user("Question alpha: a prime above ten?"), _says("Answer bravo: eleven.")],
         "multi": [_user("Question alpha one?"), _says(one), _user("Question alpha two?"), _says(two),
@@ -74,8 +76,9 @@ def rows(forgery: str, stop: str) -> dict[str, Row]:
         "in_a_row": [_user("Question alpha one?"), _user("Question alpha two?"), _says(one), _says(two)],
         "weights": [_user("Question alpha one?"), _says(one, loss=False), _user("Question alpha two?"), _says(two)],
     }  # fmt: skip
-    with_tools = ("tool_call", "parallel_calls", "call_with_text", "tools_unused", "reasoning_and_call")
-    return {kind: ({"tools": _TOOLS} if kind in with_tools else {}) | {"messages": talk} for kind, talk in turns.items()}
+    return {
+        kind: {"messages": talk} | ({"tools": _TOOLS} if kind in _WITH_TOOLS else {}) for kind, talk in turns.items()
+    }
 
 
 KINDS = tuple(rows("", ""))

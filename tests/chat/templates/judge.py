@@ -17,7 +17,7 @@ from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import SftError
 from tests.chat.templates.conversations import KINDS, rows
 from tests.chat.templates.listing import Entry
-from tests.chat.templates.oracle import Expected, Learned, Refused, Template
+from tests.chat.templates.oracle import ASK, Expected, Learned, Refused, Template
 
 Verdict = Literal["right", "justified", "unjustified", "objection", "wrong"]
 
@@ -66,8 +66,9 @@ class Bench:
         """Raises SftError where the row, or the template, is refused."""
         item = parse_row(row)
         pieces = self._encoder.preview(item)
-        shown = [(self._special.get(piece.id, piece.text), piece.weight > 0) for piece in pieces]
-        texts = tuple("".join(text for text, _ in run) for learned, run in groupby(shown, lambda one: one[1]) if learned)
+        shown = [(piece.weight > 0, self._special.get(piece.id, piece.text)) for piece in pieces]
+        runs = groupby(shown, lambda one: one[0])
+        texts = tuple("".join(text for _, text in run) for learned, run in runs if learned)
         controls = tuple(self._special[piece.id] for piece in pieces if piece.id in self._special)
         return Made("".join(piece.text for piece in pieces), texts, controls, self._objection(item))
 
@@ -92,33 +93,45 @@ class Bench:
 def judged(entry: Entry, whole: bool = False) -> list[Cell]:
     """Every kind under one template."""
     template, bench = entry.template(), Bench(entry.source, entry.vocabulary(whole))
-    forged = rows(_opening(template), (*entry.stops, entry.eos, "<s>")[0])
+    asked = rows(_opening(template), (*entry.stops, entry.eos, "<s>")[0])
     honest = rows("zulu", "yankee")
-    return [_cell(entry.name, kind, template, bench, forged[kind], honest[kind]) for kind in KINDS]
+    cells = []
+    for kind in KINDS:
+        expected = template.expected(asked[kind])
+        plain = expected if asked[kind] == honest[kind] else template.expected(honest[kind])
+        cells.append(Cell(entry.name, kind, *_verdict(bench, asked[kind], expected, plain)))
+    return cells
 
 
-def _cell(name: str, kind: str, template: Template, bench: Bench, row: dict[str, Any], honest: dict[str, Any]) -> Cell:
-    expected = template.expected(row)
+def _opening(template: Template) -> str:
+    """What a user would type to open an answer in the assistant's name."""
+    try:
+        prompt = template.render(ASK, prompt=True).rpartition("zq")[2]
+    except Refused:
+        prompt = ""
+    return "".join(template.stops[:1]) + prompt
+
+
+def _verdict(bench: Bench, row: dict[str, Any], expected: Expected, plain: Expected) -> tuple[Verdict, str]:
+    """plain: what the same row teaches if nobody types control tokens in it."""
     try:
         made = bench.made(row)
     except SftError as error:
         said = f"{getattr(error, 'reason', type(error).__name__)}: {error.what}"
-        if expected.refusal is not None:
-            return Cell(name, kind, "justified", f"{expected.refusal} [{said}]")
-        return Cell(name, kind, "unjustified", said)
-    except Exception as error:
-        return Cell(name, kind, "wrong", f"{type(error).__name__}: {error}")
-    fault = _fault(made, expected) or _forgery(made, bench, template, honest)
+        return ("unjustified", said) if expected.refusal is None else ("justified", f"{expected.refusal} [{said}]")
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is no error of the row)
+        return "wrong", f"{type(error).__name__}: {error}"
+    fault = fault_of(made, expected) or forgery_in(made, plain, bench)
     if fault:
-        return Cell(name, kind, "wrong", fault + ("" if made.objection else " (and nobody objects)"))
-    return Cell(name, kind, "objection", made.objection) if made.objection else Cell(name, kind, "right")
+        return "wrong", fault + ("" if made.objection else " (and nobody objects)")
+    return ("objection", made.objection) if made.objection else ("right", "")
 
 
-def _fault(made: Made, expected: Expected) -> str | None:
+def fault_of(made: Made, expected: Expected) -> str | None:
     """How what was made differs from all that is right."""
     if not expected.right:
         return f"learned {list(made.texts)}, but {expected.refusal}"
-    if any(made.texts == right.texts and _is(made.whole, right) for right in expected.right):
+    if any(made.texts == right.texts and _is_whole(made.whole, right) for right in expected.right):
         return None
     right = expected.right[0]
     if made.texts != right.texts:
@@ -126,23 +139,15 @@ def _fault(made: Made, expected: Expected) -> str | None:
     return f"the text is {made.whole[-200:]!r}, not {right.whole[-200:]!r}"
 
 
-def _is(whole: str, right: Learned) -> bool:
+def _is_whole(text: str, right: Learned) -> bool:
     """What a template writes behind the last answer, such as the next generation prompt, may be left out."""
-    return right.whole.startswith(whole) and whole.rstrip().endswith(right.texts[-1].rstrip()) or whole == right.whole
+    last = right.whole.rindex(right.texts[-1]) + len(right.texts[-1])
+    return right.whole.startswith(text) and len(text) >= last
 
 
-def _forgery(made: Made, bench: Bench, template: Template, honest: dict[str, Any]) -> str | None:
+def forgery_in(made: Made, plain: Expected, bench: Bench) -> str | None:
     """Control tokens come from the template only: those of the same row in which nobody types any."""
-    allowed = [bench.controls_of(right.whole) for right in template.expected(honest).right]
+    allowed = [bench.controls_of(right.whole) for right in plain.right]
     if any(made.controls == controls[: len(made.controls)] for controls in allowed):
         return None
     return f"its control tokens are {made.controls}, not {allowed[0]}"
-
-
-def _opening(template: Template) -> str:
-    """What a user would type to open an answer in the assistant's name."""
-    ask = [{"role": "user", "content": "zq"}]
-    try:
-        return template.stops[0] + template.render(ask, None, prompt=True).rpartition("zq")[2] if template.stops else ""
-    except Refused:
-        return "".join(template.stops[:1])

@@ -3,6 +3,8 @@
     python -m tests.chat.templates.table                          cells that are not right, and totals
     python -m tests.chat.templates.table --only gemma --whole     some templates, with whole tokenizers
     python -m tests.chat.templates.table --write docs/templates.md
+
+Takes a minute and a half.
 """
 
 import argparse
@@ -15,15 +17,15 @@ from tests.chat.templates.conversations import KINDS
 from tests.chat.templates.judge import Cell, judged
 from tests.chat.templates.listing import Entry, listing, packages
 
-SIGNS = {"right": "✓", "justified": "–", "unjustified": "no", "objection": "?", "wrong": "✗"}
+SIGNS = {"right": "✓", "justified": "-", "unjustified": "no", "objection": "?", "wrong": "✗"}
 PAGE = Path(__file__).parents[3] / "docs" / "templates.md"
 
 _INTRO = """\
 # Which chat templates work
 
-A run uses the chat template of its tokenizer (`data.template: auto`), or a file. The table shows what becomes of {kinds}
-kinds of conversation under {templates} templates of {families} families, as `tests/chat/templates` finds it. Which tokens
-should be learned is worked out there a second time, from what inference sees, without code of `dist_sft/chat`:
+A run uses the chat template of its tokenizer (`data.template: auto`), or a file. The table shows {kinds} kinds of
+conversation under {templates} chat templates of {families} families. The tests in `tests/chat/templates` work out
+which tokens each must teach from what inference sees, without code of `dist_sft/chat`:
 
 - an answer begins where the generation prompt ends; an empty thought that no message holds is context;
 - it ends with the tokens on which generation stops.
@@ -32,8 +34,9 @@ should be learned is worked out there a second time, from what inference sees, w
 |---|---|---|
 {legend}
 
-The templates come from {packages}. Most tokenizers are the model's own or one of its family; where no package brings
-that, another real one with this template's control tokens added.
+The templates come from {packages}.
+Their tokenizers are the models' own where a package brings them, otherwise another real one with the template's control
+tokens added.
 
     python -m tests.chat.templates.table --write docs/templates.md     # makes this page
 
