@@ -123,10 +123,15 @@ def _fetch(name: str) -> None:
         for entry in entries:
             text = _inside(files[entry.path].decode(), entry)
             _check(text.encode(), entry.sha256, f"{name}: {entry.path} {entry.inside}")
-            entry.file.parent.mkdir(exist_ok=True)
-            partial = entry.file.with_suffix(".partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.rename(entry.file)
+            _write(entry.file, text)
+
+
+def _write(file: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(file)
 
 
 def _check(data: bytes, sha256: str, what: str) -> None:
@@ -188,12 +193,9 @@ def _whole(name: str) -> str:
 def _small(name: str) -> str:
     """The JSON of a tokenizer with its first merges only: set up in a tenth of the time of the whole one."""
     file = registry.CACHE / "small" / f"{name}-{MERGES}.json"
-    if not file.is_file():
-        text = json.dumps(_with_first_merges(json.loads(_whole(name)), MERGES), ensure_ascii=False)
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(file)
+    with FileLock(registry.CACHE / "small.lock"):
+        if not file.is_file():
+            _write(file, json.dumps(_with_first_merges(json.loads(_whole(name)), MERGES), ensure_ascii=False))
     return file.read_text(encoding="utf-8")
 
 

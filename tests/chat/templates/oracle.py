@@ -1,9 +1,9 @@
 """What a row teaches under a template, worked out from what inference sees and does, without a line of dist_sft.
 
-An answer begins where that ends which inference is given (`apply_chat_template` of transformers, messages[:i], with the
-generation prompt), as far as the whole text holds the same behind message i-1. An empty thought that no message holds is
-given, too, with the blanks around it. An answer ends behind every token on which generation stops, in a row; a stop that
-the template writes only when the next turn follows ends the last answer as well.
+An answer begins where that ends which inference is given (`apply_chat_template` of transformers, on messages[:i], with
+the generation prompt), as far as the whole text holds the same behind message i-1. An empty thought that no message
+holds is given, too, with the blanks around it. An answer ends behind every token on which generation stops, in a row; a
+stop that the template writes only when the next turn follows ends the last answer as well.
 
 Which tokens stop generation is data of the listing, for a person to check. All else is found by looking for the row's
 own words, each of which stands once in it (conversations.py).
