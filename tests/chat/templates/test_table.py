@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.chat.templates.conversations import KINDS, PLAIN
+from tests.chat.templates.judge import judged
 from tests.chat.templates.listing import listing
 from tests.chat.templates.table import PAGE, line, totals_of
 
@@ -17,6 +18,7 @@ ENTRIES = [
     pytest.param(entry, id=entry.name, marks=[pytest.mark.registry, *([pytest.mark.soak] if entry.soak else [])])
     for entry in listing()
 ]
+ONE_OF_EACH = {entry.tokenizer: entry for entry in listing()}.values()
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -35,6 +37,13 @@ def test_a_template_refuses_no_row_that_it_can_hold_unless_it_is_named(entry, ce
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_the_page_of_templates_shows_what_is_found(entry, cells_of):
     assert line(entry, cells_of(entry)) in PAGE.read_text().splitlines()
+
+
+@pytest.mark.soak
+@pytest.mark.registry
+@pytest.mark.parametrize("entry", ONE_OF_EACH, ids=lambda entry: entry.tokenizer)
+def test_a_whole_tokenizer_gives_the_same_verdicts_as_its_first_merges(entry, cells_of):
+    assert [cell.verdict for cell in judged(entry, whole=True)] == [cell.verdict for cell in cells_of(entry)]
 
 
 def test_what_is_refused_all_the_same_is_little_never_plain_and_has_a_reason():
