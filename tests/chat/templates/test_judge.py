@@ -1,5 +1,6 @@
 """The oracle says what is right, and the judge finds what is wrong: else a table without faults would say nothing."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -28,11 +29,15 @@ ONCE = CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
 THINKS = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
 EMPTY = CHATML.replace("{{ m.content", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content")
 TWICE = CHATML.replace("<|im_end|>\n", "<|END_RESPONSE|><|END_OF_TURN|>\n")
+OTHER = ASKED.replace("<|assistant|>{%", "<|assistant|><|START_THINKING|>{%").replace(
+    "{{ m.content }}", "{{ '<|START_RESPONSE|>' if m.role == 'assistant' }}{{ m.content }}<|END|>"
+)
 PICKY = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
 
 
 def learned(source, stops, kind):
-    expected = Template(source, {}, stops).expected(rows("", "<|im_end|>")[kind])
+    controls = tuple(re.findall(r"<\|\w+\|>", source))
+    expected = Template(source, {}, stops, controls=controls).expected(rows("", "<|im_end|>")[kind])
     return [list(right.texts) for right in expected.right] or expected.refusal
 
 
@@ -53,6 +58,7 @@ def learned(source, stops, kind):
         (EMPTY, ["<|im_end|>"], "blanks", [["\n Answer bravo one.  \n\n<|im_end|>", " Answer bravo two. <|im_end|>"]]),
         (TWICE, ["<|END_RESPONSE|>", "<|END_OF_TURN|>"], "system",
          [["Answer bravo one.<|END_RESPONSE|><|END_OF_TURN|>"]]),
+        (OTHER, ["<|END|>"], "single", [["<|START_RESPONSE|>Answer bravo: eleven.<|END|>"]]),
         (PICKY, ["<|im_end|>"], "system", "the template raises: no system"),
         (CHATML, ["<|im_end|>"], "tool_call", "the template drops 'get_weather_xq' of the tools"),
         (CHATML, ["<|im_end|>"], "reasoning", "the template drops 'Thought delta one.' of messages[1]"),
@@ -60,7 +66,7 @@ def learned(source, stops, kind):
          [["<think>\nThought delta one.\n</think>\n\nAnswer bravo one.<|im_end|>"]]),
     ],
     ids=["plain", "weights", "blanks", "no stop between", "stop of the next role", "header", "written once",
-         "prompt opens a thought", "empty thought", "two stops", "raises", "no tools", "no thought", "thought inline"],
+         "prompt opens a thought", "empty thought", "two stops", "parts in a token", "raises", "no tools", "no thought", "thought inline"],
 )  # fmt: skip
 def test_the_oracle_says_of_a_simple_template_what_everybody_can_see(source, stops, kind, right):
     assert learned(source, tuple(stops), kind) == right
