@@ -66,7 +66,8 @@ def learned(source, stops, kind):
          [["<think>\nThought delta one.\n</think>\n\nAnswer bravo one.<|im_end|>"]]),
     ],
     ids=["plain", "weights", "blanks", "no stop between", "stop of the next role", "header", "written once",
-         "prompt opens a thought", "empty thought", "two stops", "parts in a token", "raises", "no tools", "no thought", "thought inline"],
+         "prompt opens a thought", "empty thought", "two stops", "parts in a token", "raises", "no tools", "no thought",
+         "thought inline"],
 )  # fmt: skip
 def test_the_oracle_says_of_a_simple_template_what_everybody_can_see(source, stops, kind, right):
     assert learned(source, tuple(stops), kind) == right
