@@ -32,6 +32,7 @@ TWICE = CHATML.replace("<|im_end|>\n", "<|END_RESPONSE|><|END_OF_TURN|>\n")
 OTHER = ASKED.replace("<|assistant|>{%", "<|assistant|><|START_THINKING|>{%").replace(
     "{{ m.content }}", "{{ '<|START_RESPONSE|>' if m.role == 'assistant' }}{{ m.content }}<|END|>"
 )
+DEFAULT = "{% if messages[0].role != 'system' %}<|im_start|>system\nHelp.<|im_end|>\n{% endif %}" + CHATML
 PICKY = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
 
 
@@ -59,6 +60,7 @@ def learned(source, stops, kind):
         (TWICE, ["<|END_RESPONSE|>", "<|END_OF_TURN|>"], "system",
          [["Answer bravo one.<|END_RESPONSE|><|END_OF_TURN|>"]]),
         (OTHER, ["<|END|>"], "single", [["<|START_RESPONSE|>Answer bravo: eleven.<|END|>"]]),
+        (DEFAULT, ["<|im_end|>"], "assistant_first", [["Greeting papa.<|im_end|>", "Answer bravo one.<|im_end|>"]]),
         (PICKY, ["<|im_end|>"], "system", "the template raises: no system"),
         (CHATML, ["<|im_end|>"], "tool_call", "the template drops 'get_weather_xq' of the tools"),
         (CHATML, ["<|im_end|>"], "reasoning", "the template drops 'Thought delta one.' of messages[1]"),
@@ -66,8 +68,8 @@ def learned(source, stops, kind):
          [["<think>\nThought delta one.\n</think>\n\nAnswer bravo one.<|im_end|>"]]),
     ],
     ids=["plain", "weights", "blanks", "no stop between", "stop of the next role", "header", "written once",
-         "prompt opens a thought", "empty thought", "two stops", "parts in a token", "raises", "no tools", "no thought",
-         "thought inline"],
+         "prompt opens a thought", "empty thought", "two stops", "parts in a token", "first behind a default",
+         "raises", "no tools", "no thought", "thought inline"],
 )  # fmt: skip
 def test_the_oracle_says_of_a_simple_template_what_everybody_can_see(source, stops, kind, right):
     assert learned(source, tuple(stops), kind) == right
