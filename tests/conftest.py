@@ -68,7 +68,7 @@ def pytest_addoption(parser):
 DEAREST = (
     "ray", "parity", "cluster", "resume", "rehearsal", "measured", "reshape", "export-adapters", "urls",
     "parity-adapters", "kills-while-saving", "tokenizers", "export", "noise", "adapter-starts", "golden", "delivery",
-    "plain-peft", "export-memory", "stops",
+    "plain-peft", "export-memory", "stops", "templates",
 )  # fmt: skip
 """Groups of tests, the most expensive first: a long one that started last would leave the other worker idle."""
 

