@@ -102,7 +102,7 @@ class ModelSection(Section):
     )
 
 
-Part = Literal["messages", "prompt", "completion", "system", "tools", "text", "weight"]
+Part = Literal["messages", "prompt", "completion", "system", "tools", "reasoning", "text", "weight"]
 PARTS: tuple[str, ...] = get_args(Part)
 """Of a row: what may stand on the left of `columns`."""
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError
-from dist_sft.data.readers.base import Values, canonical, without_fill
+from dist_sft.data.readers.base import Values, canonical
+from dist_sft.data.readers.typed import as_written
 
 
 def saved_files(folder: Path, split: str) -> list[Path] | None:
@@ -51,7 +52,7 @@ class HubRows(Values):
         return f"{self.name} row {i}"
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return without_fill(self.data[i])
+        return as_written(self.data[i], self.data.features.arrow_schema)
 
     def column(self, name: str) -> list[Any]:
         return list(self.data[name]) if name in self.data.column_names else [None] * len(self)
