@@ -50,11 +50,13 @@ class Conversation:
     """Turns in order, and the JSON schemas of the tools that the assistant may call.
 
     unread  keys of the row, and of its turns, that hold something and say nothing here
+    reread  it was read out of a text that the template could have written, but for so many empty thoughts
     """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     unread: frozenset[str] = field(default=frozenset(), compare=False)
+    reread: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,10 @@ class Native(Protocol):
         """
         ...
 
+    def own_stop(self, message: Message, place: str) -> Message:
+        """An answer without a stop token of the template's at its end. Raises RowError likewise."""
+        ...
+
 
 def parse_row(
     row: Row,
@@ -204,7 +208,7 @@ def _answered(row: Fields, question: str, reading: _Reading) -> tuple[Message, .
         return parse_turns(row.take(key), key, reading.role_names, reading.unread)
     message = answer("assistant", _text(row, key), None)
     thought = row.one_of([name for name in REASONINGS if not is_flag(row.values.get(name))])
-    if thought is None or (text := row.take(thought)) is None:
+    if thought is None or not (text := row.take(thought)):
         return (message,)
     if not isinstance(text, str):
         raise bad_row(f"{thought} is {type(text).__name__}, not text")
@@ -237,7 +241,11 @@ def _talk(row: Fields, reading: _Reading, turns: tuple[Message, ...]) -> Convers
     if tools and turns[0].role == "system":
         told = names_in_tools_block(turns[0].content)
         tools = () if {tool["function"].get("name") for tool in tools} <= told else tools  # Hermes tells them already
-    if reading.native is None or reading.native.writes_calls:
+    native = reading.native
+    if native is not None:
+        turns = tuple(native.own_stop(turn, f"answer {i}") if turn.role == "assistant" else turn
+                      for i, turn in enumerate(turns))  # fmt: skip
+    if native is None or native.writes_calls:
         turns = tuple(with_calls(turns))
     return _weighed(row, Conversation(turns, tools))
 

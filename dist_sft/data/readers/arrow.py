@@ -33,15 +33,15 @@ MOST_HELD = 256 << 20
 
 
 class Table(Values):
-    """Rows of a file that is made of pieces. Opens it again wherever it is unpickled."""
+    """Rows of a file that is made of pieces. Opens it again wherever it is unpickled. keys: of its rows."""
 
     def __init__(self, file: File, kind: str, opened: Callable[[File], "Pieces"], cache: Path | None) -> None:
         self.file, self.kind, self.cache, self._opened = file, kind, cache, opened
         self._pieces: Pieces | None = None
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         pieces = self._open()
-        names = pieces.names
-        twice = sorted({name for name in names if names.count(name) > 1})
+        self.keys = pieces.names
+        twice = sorted({name for name in self.keys if self.keys.count(name) > 1})
         if twice:
             raise DataError(f"two columns are called '{twice[0]}'", where=file.name, fix="rename one of them")
         self.ends = np.cumsum(pieces.counts, dtype=np.int64)

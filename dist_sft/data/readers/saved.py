@@ -44,6 +44,7 @@ class HubRows(Values):
         self.name = f"{source.path}{f'/{source.subset}' if source.subset else ''} {source.split}"
         self.data = _load(source, self.name)
         self.fingerprint = _fingerprint(self.data, source)
+        self.keys: list[str] = list(self.data.column_names)
 
     def __len__(self) -> int:
         return len(self.data)

@@ -8,7 +8,7 @@ the answer before it does, once.
 Opening costs a pass over ids, parents and roles of a file of messages, and over the whole of a file of trees.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from dist_sft.data.readers.base import RawRow, Rows, Values
 
 _ROLES = {"prompter": "user", "user": "user", "assistant": "assistant"}
 _OF_TREES = ("text", "role", "replies", "message_id", "parent_id")
+_KEYS = ({"message_id", "parent_id"}, {"replies"}, {"prompt", "tree_state"})
 _AT_ONCE = 512
 MOST_TURNS = 1000
 
@@ -28,8 +29,13 @@ class Source(Rows, Protocol):
     fingerprint: str
 
 
-def as_threads(source: Source) -> Source:
-    """The conversations of a source whose first row is a message with a parent, or a tree; any other as it is."""
+def as_threads(source: Source, keys: Collection[str] | None = None) -> Source:
+    """The conversations of a source whose first row is a message with a parent, or a tree; any other as it is.
+
+    keys: of every row, where the file says that without one of them being read.
+    """
+    if keys is not None and not any(known <= set(keys) for known in _KEYS):
+        return source
     try:
         first = source[0] if len(source) else {}
     except RowError:
