@@ -39,7 +39,7 @@ class Dialect:
 
     gaps          by the roles around them, the longest first
     ends          after the last answer of a text
-    opening       the last part of the gap before an answer: as its generation prompt has it
+    prompts       what stands before an answer, behind the question: without a thought, and as a generation prompt
     thought       that it adds to an answer which has none, or ""
     stops         control tokens that end an answer
     openings      of all turns; one of them begins a text
@@ -51,7 +51,7 @@ class Dialect:
 
     gaps: Mapping[Gap, tuple[str, ...]] = field(default_factory=dict)
     ends: tuple[str, ...] = ()
-    opening: str = ""
+    prompts: tuple[str, ...] = ()
     thought: str = ""
     stops: tuple[str, ...] = ()
     openings: tuple[str, ...] = ()
@@ -85,7 +85,8 @@ def learn(renderer: Renderer, suspect: re.Pattern[str], special_tokens: Mapping[
     answers = list(found.get(("user", "assistant"), {}))
     if not answers:
         return Dialect()
-    opening, thought = _opening(renderer, answers)
+    prompt = _rendered(renderer, _talk("u"), prompt=True).rpartition(_word(0))[2]
+    opening, thought = _opening(prompt, answers)
     found["user", "assistant"] |= dict.fromkeys([opening])
     named = {name: special_tokens[name] for name in ("bos_token", "eos_token", "pad_token") if name in special_tokens}
     stops = dict.fromkeys(
@@ -103,10 +104,11 @@ def learn(renderer: Renderer, suspect: re.Pattern[str], special_tokens: Mapping[
         bos = ""  # it opens turns, too, or no text
     closing = {*stops, bos} - {""}
     openings = {_opens(gap, suspect, closing) for key, gaps in found.items() for gap in gaps if key[0] != "tool"}
+    openings |= {gap.removeprefix(bos).strip() for (before, _), gaps in found.items() if before is None for gap in gaps}
     return Dialect(
         gaps={key: tuple(sorted(gaps, key=len, reverse=True)) for key, gaps in found.items()},
         ends=tuple(sorted(ends, key=len, reverse=True)),
-        opening=_opens(opening, suspect, closing),
+        prompts=tuple({_opens(text, suspect, closing): None for text in (opening, prompt)} if prompt else (opening,)),
         thought=thought,
         stops=tuple(stops),
         openings=tuple(sorted(openings - {""})),
@@ -142,9 +144,8 @@ def _rendered(renderer: Renderer, talk: Conversation, prompt: bool = False) -> s
         return ""
 
 
-def _opening(renderer: Renderer, answers: Sequence[str]) -> tuple[str, str]:
+def _opening(prompt: str, answers: Sequence[str]) -> tuple[str, str]:
     """What stands before an answer without a thought, from the end of the question on; and the empty thought."""
-    prompt = _rendered(renderer, _talk("u"), prompt=True).rpartition(_word(0))[2]
     bare = _OPENED.sub("", prompt)
     opening = next((text for text in (prompt, bare) if text and any(gap.startswith(text) for gap in answers)), "")
     if _OPENED.search(opening) and any(gap.startswith(bare) for gap in answers):

@@ -46,7 +46,6 @@ class Prerendered:
         self._dialect, self._renderer, self._suspect, self._policy = dialect, renderer, suspect, policy
         self.writes_calls = dialect.writes_calls
         self._patterns = {role: _pattern(dialect, role) for role in ("system", "user", "assistant", "tool")}
-        self._opening = dialect.opening
 
     def reread(self, prompt: str, completion: str | None) -> Conversation | None:
         """The turns of a text that the template could have written; None for any other text.
@@ -91,14 +90,14 @@ class Prerendered:
         )
 
     def _is_written(self, prompt: str, completion: str | None) -> bool:
-        text = self._without_leads(prompt)
-        if not self._begins(text):
+        """Whether a text begins as the template's do; of a prompt, too, whether the assistant speaks where it ends."""
+        if not self._begins(self._without_leads(prompt + (completion or ""))):
             return False
         if completion is None:
             return True
-        at = prompt.rfind(self._opening)
-        answered = at >= 0 and _TAGS.fullmatch(prompt, at + len(self._opening)) is not None
-        return answered or completion.lstrip().startswith(self._opening)
+        ends = [at + len(text) for text in self._dialect.prompts if (at := prompt.rfind(text)) >= 0]
+        speaks = bool(ends) and self._suspect.search(_TAGS.sub("", prompt[max(ends) :], 1)) is None
+        return speaks or completion.lstrip().startswith(self._dialect.prompts)
 
     def _begins(self, text: str) -> bool:
         """Whether a text begins with a turn, and goes on as one: by a role that the template knows, or by another."""
@@ -120,12 +119,14 @@ class Prerendered:
 
     def _read(self, prompt: str, completion: str | None) -> Conversation:
         text = prompt + (completion or "")
-        turns = self._turns(text, open_end=completion is not None)
+        turns = self._turns(text, open_end=completion is not None or any(not end.strip() for end in self._dialect.ends))
         why = ""
         for conversation in self._candidates(text, turns):
             found = self._proved(text, turns, conversation)
             if isinstance(found, int):
-                messages = _learned(conversation, turns, len(prompt), completion)
+                messages = conversation.messages
+                if completion is not None:
+                    messages = _completed(messages, turns, text, len(prompt))
                 return replace(conversation, messages=messages, reread=found)
             why = why or found
         raise _unread(why)
@@ -226,18 +227,19 @@ def _message(role: Role, said: str, as_text: bool) -> Message:
     return replace(message, content=found[0], tool_calls=calls)
 
 
-def _learned(
-    conversation: Conversation, turns: Sequence[_Turn], border: int, completion: str | None
-) -> tuple[Message, ...]:
-    """The messages; of a prompt and its completion, answers inside the prompt are context. Raises RowError."""
-    if completion is None:
-        return conversation.messages
-    places = turns[len(turns) - len(conversation.messages) :]
-    if any(turn.role == "assistant" and turn.start < border < turn.end for turn in places):
-        raise _unread("the completion begins in the middle of an answer")
+def _completed(messages: tuple[Message, ...], turns: Sequence[_Turn], text: str, border: int) -> tuple[Message, ...]:
+    """The messages of a prompt, up to the border, and its completion: answers in the prompt are context.
+
+    Raises RowError for an answer that begins in the prompt, but for a tag that opens its thought.
+    """
+    places = turns[len(turns) - len(messages) :]
+    for turn in places:
+        begun = turn.role == "assistant" and turn.start < border < turn.end
+        if begun and _TAGS.fullmatch(text, turn.start, border) is None:
+            raise _unread("the completion begins in the middle of an answer")
     return tuple(
         replace(message, weight=0.0) if turn.role == "assistant" and turn.end <= border else message
-        for message, turn in zip(conversation.messages, places, strict=True)
+        for message, turn in zip(messages, places, strict=True)
     )
 
 
