@@ -207,7 +207,7 @@ def _answered(row: Fields, question: str, reading: _Reading) -> tuple[Message, .
     if not isinstance(row.values.get(key), str) and listed(row.values.get(key)) is not None:
         return parse_turns(row.take(key), key, reading.role_names, reading.unread)
     message = answer("assistant", _text(row, key), None)
-    thought = row.one_of([name for name in REASONINGS if not is_flag(row.values.get(name))])
+    thought = row.one_of([name for name in REASONINGS if name in row.values and not is_flag(row.values[name])])
     if thought is None or not (text := row.take(thought)):
         return (message,)
     if not isinstance(text, str):

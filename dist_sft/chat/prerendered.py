@@ -45,6 +45,7 @@ class Prerendered:
         """suspect: finds the template's control tokens."""
         self._dialect, self._renderer, self._suspect, self._policy = dialect, renderer, suspect, policy
         self.writes_calls = dialect.writes_calls
+        self._ends = tuple(dict.fromkeys((*dialect.stops, *dialect.leads)))
         self._patterns = {role: _pattern(dialect, role) for role in ("system", "user", "assistant", "tool")}
 
     def reread(self, prompt: str, completion: str | None) -> Conversation | None:
@@ -72,19 +73,19 @@ class Prerendered:
         )
 
     def own_stop(self, message: Message, place: str) -> Message:
-        """An answer without the stop token that it brings along: the template writes that itself.
+        """An answer without the token that it brings along to end itself: the template writes its own.
 
         Raises:
             RowError: control_tokens: it has one, and the policy is to refuse it.
         """
         bare = message.content.rstrip()
-        stop = next((stop for stop in self._dialect.stops if bare.endswith(stop)), None)
-        if stop is None or self._policy == "text":
+        if not bare.endswith(self._ends) or self._policy == "text":
             return message
+        stop = next(stop for stop in self._ends if bare.endswith(stop))
         if self._policy == "parse":
             return replace(message, content=bare.removesuffix(stop).rstrip())
         raise RowError(
-            f"{place} ends with {stop}, which the template writes itself: it would be learned in letters, too",
+            f"{place} ends with {stop}, and the template ends it, too: the former would be learned in letters",
             reason=CONTROL_TOKENS,
             fix="set control_tokens of the source: parse takes it for the end of the answer, text keeps it as it is",
         )

@@ -41,10 +41,13 @@ QUESTIONS_OF = {
     "question_answer": ("question", "query", "problem", "inputs", "message_1", "user", "human", "input"),
 }
 """Names of the questions of each format that has some; the first that is there, with an answer, says the format."""
+_COMPARED = frozenset((*PREFERRED, *OTHERS))
 
 
 def refuse_preferences(row: Row) -> None:
     """Two answers to compare: learning from one is for the user to ask for."""
+    if _COMPARED.isdisjoint(row):
+        return
     held = [key for key in (*PREFERRED, *OTHERS) if is_filled(row.get(key))]
     other = next((key for key in held if key in OTHERS), None)
     better = next((key for key in held if key in PREFERRED), None)
@@ -136,13 +139,13 @@ def recognised(row: Row) -> tuple[Row, str]:
 
 def _format_of(row: Row) -> str | None:
     have = {key for key, value in row.items() if value is not None}
-    if have & set(TURNS):
+    if not have.isdisjoint(TURNS):
         return "messages" if "messages" in have and "conversations" not in have else "sharegpt"
     if any(is_glaive(row.get(key)) for key in GLAIVE):
         return "glaive"
     for format, questions in QUESTIONS_OF.items():
         for question in questions:
-            if question in have and have & set(QUESTIONS[question]):
+            if question in have and not have.isdisjoint(QUESTIONS[question]):
                 return format
     if any(are_turns(row.get(key)) for key in MAYBE_TURNS):
         return "messages"

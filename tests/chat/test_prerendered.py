@@ -259,6 +259,13 @@ def test_a_stop_token_that_an_answer_brings_along_is_not_learned_in_letters(chat
     assert letters.count("<|im_end|>") == 2
 
 
+def test_so_is_one_of_another_name_of_the_tokenizers(tokenizer_folder):
+    """GPT-3's files end each completion with <|endoftext|>, which pads in Qwen3, and ends nothing."""
+    encoder, row = encoder_of(tokenizer_folder("qwen3")), {"prompt": "q", "completion": "a<|endoftext|>"}
+    assert "ends with <|endoftext|>" in refused(encoder, row, "refuse").what
+    assert learned(encoder, read(encoder, row)) == "a<|im_end|>"
+
+
 # What is told
 
 
