@@ -20,16 +20,13 @@ PAIRS = (
 CALLING = ("function_call", "function-call", "tool_call", "tool-call")
 """ShareGPT's names for a turn that is one call, or a list of them."""
 
-_BLOCK = r"\s*<{0}>\s*(.*?)\s*</{0}>"
-_CALLS = re.compile(rf"(?P<said>.*?)(?P<blocks>(?:{_BLOCK.format('tool_call')})+)\s*", re.DOTALL)
-_ONE_CALL = re.compile(_BLOCK.format("tool_call"), re.DOTALL)
-_RESULTS = re.compile(rf"(?:{_BLOCK.format('tool_response')})+\s*", re.DOTALL)
-_ONE_RESULT = re.compile(_BLOCK.format("tool_response"), re.DOTALL)
-_TOOLS_BLOCK = re.compile(r"<tools>\s*(?=[\[{])(.*?)\s*</tools>", re.DOTALL)
-_IN_QUOTES = re.compile(r"""("(?:arguments|parameters)"\s*:\s*)'(.*)'(\s*[},])""", re.DOTALL)
+_QUOTED = re.compile(r"""("(?:arguments|parameters)"\s*:\s*)'""")
+_OPENS_JSON = re.compile(r"[\[{]")
 _PART_KINDS = {"input_text": "text", "output_text": "text"}
-_DEEPEST = 100_000
-"""Characters of what is read as Python: its parser is not made for more."""
+_LONGEST = 100_000
+"""Characters of what is read as something like JSON: Python's parser is not made for more."""
+_MOST_TRIES = 1000
+"""Brackets in a text that begin no JSON, after which it is taken for a text without."""
 
 
 def turns_of(value: Any) -> list[Any] | None:
@@ -52,21 +49,39 @@ def calls_in(text: str) -> tuple[str, list[Any]] | None:
 
     Each block must be one call in JSON, or as Python writes it (Hermes).
     """
-    if "<tool_call>" not in text or not (found := _CALLS.fullmatch(text)):
-        return None
-    calls = [loose_json(block) for block in _ONE_CALL.findall(found["blocks"])]
-    return (found["said"], calls) if all(map(_is_call, calls)) else None
+    found = _blocks(text, "tool_call")
+    calls = [loose_json(block) for block in found[1]] if found else []
+    return (found[0], calls) if found and all(map(_is_call, calls)) else None
 
 
 def results_in(text: str) -> list[str] | None:
     """The results in a turn that is <tool_response> blocks and nothing else; None for another."""
-    return _ONE_RESULT.findall(text) if _RESULTS.fullmatch(text) else None
+    found = _blocks(text, "tool_response")
+    return found[1] if found and not found[0] else None
+
+
+def _blocks(text: str, tag: str) -> tuple[str, list[str]] | None:
+    """The text before the first block, and what stands in each; None where anything else follows."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    said, found, rest = text.partition(opening)
+    if not found or not text.rstrip().endswith(closing):
+        return None
+    blocks = []
+    while rest:
+        block, closed, rest = rest.partition(closing)
+        rest = rest.lstrip()
+        if not closed or (rest and not rest.startswith(opening)):
+            return None
+        blocks.append(block.strip())
+        rest = rest.removeprefix(opening)
+    return said.rstrip(), blocks
 
 
 def names_in_tools_block(text: str) -> frozenset[str]:
     """Names of the tools that a system prompt describes between <tools> and </tools>, in JSON."""
-    found = _TOOLS_BLOCK.search(text)
-    values = list(json_objects(found[1])) if found else []
+    _, opened, rest = text.partition("<tools>")
+    inside, closed, _ = rest.partition("</tools>")
+    values = list(json_objects(inside)) if opened and closed else []
     return frozenset(name for value in values if isinstance(name := _function(value).get("name"), str))
 
 
@@ -78,13 +93,15 @@ def json_objects(text: str) -> Iterator[Mapping[str, Any]]:
 
 def found_json(text: str) -> Iterator[tuple[Any, int, int]]:
     """Each JSON object or list in a text that is not inside another: value, start, end."""
-    decoder, place = json.JSONDecoder(), 0
-    while (start := re.compile(r"[\[{]").search(text, place)) is not None:
+    decoder, place, tries = json.JSONDecoder(), 0, 0
+    while tries < _MOST_TRIES and (start := _OPENS_JSON.search(text, place)) is not None:
         try:
             value, place = decoder.raw_decode(text, start.start())
             yield value, start.start(), place
-        except (ValueError, RecursionError):
-            place = start.end()
+        except ValueError:
+            place, tries = start.end(), tries + 1
+        except RecursionError:
+            return
 
 
 def loose_json(text: str) -> Any:
@@ -102,16 +119,16 @@ def loose_json(text: str) -> Any:
 
 
 def _with_quoted_arguments(text: str) -> Any:
-    found = _IN_QUOTES.search(text)
-    if found is None:
+    found, end = _QUOTED.search(text), text.rfind("'")
+    if found is None or end < found.end() or len(text) > _LONGEST:
         raise ValueError("no arguments between single quotes")
-    inside = found[2].replace("\\'", "'")
+    inside = text[found.end() : end].replace("\\'", "'")
     arguments = json.loads(inside) if inside.strip() else {}
-    return json.loads(f"{text[: found.start()]}{found[1]}{json.dumps(arguments)}{found[3]}{text[found.end() :]}")
+    return json.loads(f"{text[: found.start()]}{found[1]}{json.dumps(arguments)}{text[end + 1 :]}")
 
 
 def _as_python(text: str) -> Any:
-    if len(text) > _DEEPEST:
+    if len(text) > _LONGEST:
         raise ValueError("too long")
     value = ast.literal_eval(text)
     return json.loads(json.dumps(value))  # a set, or bytes, is no JSON

@@ -113,10 +113,10 @@ class Prerendered:
     def _without_leads(self, text: str) -> str:
         """A text from the opening of its first turn on, if it has one."""
         text = text.lstrip()
-        if text.startswith(self._dialect.openings):
-            return text
-        lead = next((lead for lead in self._dialect.leads if text.startswith(lead)), None)
-        return text if lead is None else self._without_leads(text[len(lead) :])
+        while not text.startswith(self._dialect.openings) and text.startswith(self._dialect.leads):
+            lead = next(lead for lead in self._dialect.leads if text.startswith(lead))
+            text = text[len(lead) :].lstrip()
+        return text
 
     def _read(self, prompt: str, completion: str | None) -> Conversation:
         text = prompt + (completion or "")

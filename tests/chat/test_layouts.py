@@ -3,7 +3,9 @@
 All rows are made up. docs/data_layouts.md names files of ten publishers that were read, and what their own code does.
 """
 
+import contextlib
 import json
+import time
 
 import pytest
 
@@ -179,6 +181,28 @@ def test_only_blocks_that_are_calls_are_calls(text, found):
 )
 def test_what_is_neither_json_nor_plain_python_is_no_value(text):
     assert loose_json(text) is None or text == "1e999"
+
+
+CALL = '<tool_call>{"name": "f"}</tool_call>'
+HOSTILE = [
+    CALL * 20_000 + "x", "<tool_call>" * 50_000, "<tool_response>r</tool_response>" * 20_000 + "x", "<tools>" * 50_000,
+    "<tools>" + "[" * 100_000 + "</tools>", "<tools>" + "[1, x" * 20_000 + "</tools>",
+    '<tool_call>{"name": "f", ' + "\"arguments\": '" * 6_000 + "</tool_call>",
+    "USER: q\nASSISTANT: " + "<functioncall> " * 50_000, "ASSISTANT: a\nUSER: q\n" * 20_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_text_takes_long_to_read(text):
+    """Quadratic time would take minutes here."""
+    rows = [{"conversations": [{"from": "system", "value": text}, {"from": "human", "value": "q"},
+             {"from": "gpt", "value": text}, {"from": "tool", "value": text}], "tools": [SCHEMA]},
+            {"system": text, "chat": f"USER: q\nASSISTANT: {text}"}, {"chat": text}]  # fmt: skip
+    for row in rows:
+        begin = time.process_time()
+        with contextlib.suppress(RowError):
+            parse_row(row)
+        assert time.process_time() - begin < 5
 
 
 REFUSED = {

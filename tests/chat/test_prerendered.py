@@ -266,6 +266,19 @@ def test_so_is_one_of_another_name_of_the_tokenizers(tokenizer_folder):
     assert learned(encoder, read(encoder, row)) == "a<|im_end|>"
 
 
+LONG = ("<|im_end|>" * 20_000, R4["text"] * 3_000, "<|im_start|>user\n" * 10_000,
+        "<|im_start|>user\nq" + "<think>" * 50_000)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
+def test_no_text_is_too_long_to_be_looked_at(chatml, text):
+    for row in ({"text": text}, {"prompt": text, "completion": text}):
+        try:
+            assert read(chatml, row) is not None
+        except RowError as error:
+            assert error.reason == "control_tokens"
+
+
 # What is told
 
 
