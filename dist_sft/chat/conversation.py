@@ -58,12 +58,14 @@ class Conversation:
 
     template_kwargs  what the row says to the chat template beside them, e.g. {"enable_thinking": False}
     unread           keys of the row, and of its turns, that hold something and say nothing here
+    reread           it was read out of a text that the template could have written, but for so many empty thoughts
     """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     unread: frozenset[str] = field(default=frozenset(), compare=False)
+    reread: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

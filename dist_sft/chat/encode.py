@@ -6,7 +6,7 @@ render, and find the strings of the row (skeleton, marks) -> what is learned, in
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from dist_sft.chat.adapt import Adapter, WithoutPlace
 from dist_sft.chat.anatomy import study
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
+from dist_sft.chat.dialect import Dialect, learn
+from dist_sft.chat.prerendered import Policy, Prerendered, strings_of
 from dist_sft.chat.render import TODAY, Renderer
 from dist_sft.chat.skeleton import Locator
 from dist_sft.chat.spans import Supervisor, WeightedSpan, apart, row_spans
@@ -34,11 +36,15 @@ Item = Conversation | Document
 
 @dataclass(frozen=True, slots=True)
 class TokenPiece:
-    """One token for a person to read: its share of the text, id, loss weight. The texts joined are the whole text."""
+    """One token for a person to read: its share of the text, id, loss weight. The texts joined are the whole text.
+
+    spelled  it is letters of what the row has for a control token
+    """
 
     text: str
     id: int
     weight: float
+    spelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Encoder:
         self._adapt = Adapter(self._anatomy, reasoning_without_place)
         self._locate = Locator(self._renderer, self._texts.suspect)
         self._supervise = Supervisor(self._renderer, self._anatomy, loss)
+        self._natives: dict[Policy, Prerendered] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         given = (self._vocabulary, self.template, self._loss, self._context_length, self._overlong)
@@ -92,6 +99,17 @@ class Encoder:
     def vocabulary(self) -> Vocabulary:
         """The tokenizer."""
         return self._vocabulary
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """What the template writes between turns."""
+        return learn(self._renderer, self._texts.suspect, self._vocabulary.special_tokens)
+
+    def native(self, policy: Policy) -> Prerendered:
+        """What the template makes of rows that hold its own text already. policy: Source.control_tokens."""
+        if policy not in self._natives:
+            self._natives[policy] = Prerendered(self.dialect, self._renderer, self._texts.suspect, policy)
+        return self._natives[policy]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -150,6 +168,14 @@ class Encoder:
         except RowError:
             return self._renderer.render(item)
 
+    def spelled(self, item: Item) -> frozenset[str]:
+        """Control tokens that the text of a row has, and that are spelled out in letters; none of a row that is bad."""
+        strings = [item.text] if isinstance(item, Document) else strings_of(item)
+        plan = self._plan(item) if any(map(self._texts.suspect.search, strings)) else None
+        if not isinstance(plan, _Plan):
+            return frozenset()
+        return frozenset(plan.row.text[start:end] for start, end in self._texts.spelled(plan.row))
+
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included."""
         return self._texts.decode(ids)
@@ -163,9 +189,10 @@ class Encoder:
         pieces: list[TokenPiece] = []
         shown = 0
         weights = self._weights(plan, tokens)
+        letters = {place for start, end in self._texts.spelled(plan.row) for place in range(start, end)}
         for token, (start, end), weight in zip(tokens.ids, tokens.offsets, weights, strict=True):
             text = self.text_of([token]) if start == end else plan.row.text[shown:end]
-            pieces.append(TokenPiece(text, int(token), float(weight)))
+            pieces.append(TokenPiece(text, int(token), float(weight), not letters.isdisjoint(range(start, end))))
             shown = max(shown, end)
         return pieces
 

@@ -4,13 +4,21 @@ row ─ Fields ─ take ─> value
              └ rest ─> keys that nobody took; an error for one that would change what is learned
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from dist_sft.core.errors import RowError
 
 _UNSEEN = "a run of text cannot see it: leave the row out, or remove the key if the text says enough without it"
+_SWITCHES = ("on", "off", "true", "false")
 _MASKS = "say it with loss_weight in each message, or with data.loss"
+
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
+"""Names of a system prompt beside turns, or beside question and answer."""
+TOOLS = ("tools", "functions")
+REASONINGS = ("reasoning_content", "reasoning", "thinking", "thought", "think", "cot", "chain_of_thought",
+              "complex_cot", "reasoning_trace")  # fmt: skip
+"""Names of a thought that stands beside an answer."""
 
 CHANGES_LEARNING: dict[str, str] = {
     **dict.fromkeys(
@@ -18,24 +26,25 @@ CHANGES_LEARNING: dict[str, str] = {
         _UNSEEN,
     ),
     **dict.fromkeys(
-        ("loss", "train", "trainable", "learn", "loss_weight", "loss_weights", "weight", "weights", "sample_weight",
-         "mask", "masks", "loss_mask", "train_mask", "assistant_mask", "assistant_masks", "completion_mask"), _MASKS
+        ("loss", "train", "training", "trainable", "learn", "loss_weight", "loss_weights", "weight", "weights",
+         "sample_weight", "mask", "masks", "loss_mask", "train_mask", "assistant_mask", "assistant_masks",
+         "completion_mask", "train_detail", "training_detail", "output_with_loss"), _MASKS
     ),
     **dict.fromkeys(
-        ("system", "system_prompt", "system_message", "instructions"),
-        'write it as the first message: {"role": "system", "content": ...}',
+        (*SYSTEMS, "instructions"), 'write it as the first message: {"role": "system", "content": ...}'
     ),
     **dict.fromkeys(
-        ("context", "contexts", "input", "history"),
+        ("context", "contexts", "input", "history", "choices", "options"),
         "it may be part of the question: write it into the prompt, or remove the key",
     ),
     **dict.fromkeys(
-        ("tools", "functions", "tool_calls", "function_call", "available_tools"),
+        (*TOOLS, "tool_calls", "function_call", "available_tools", "tool_config", "toolConfig"),
         "use format messages, with tools beside them and tool_calls in the assistant's message",
     ),
     **dict.fromkeys(
-        ("reasoning_content", "reasoning", "thinking", "thought"),
-        "use format messages, with reasoning_content in the assistant's message",
+        (*REASONINGS, "thoughts", "rationale", "thinking_trajectory", "thinking_trajectories"),
+        "name it in columns of the source, e.g. columns: {reasoning: thoughts}, beside prompt and completion; or write "
+        "it as reasoning_content into the assistant's message",
     ),
     **dict.fromkeys(
         ("chat_template", "chat_template_kwargs", "documents"),
@@ -46,8 +55,20 @@ CHANGES_LEARNING: dict[str, str] = {
 
 ENCODED = ("labels", "input_ids", "attention_mask", "token_ids", "tokens")
 """Keys that hold a row encoded elsewhere, where they hold lists."""
+JUDGED = ("label", "labels", "kto_tag", "preference", "is_good", "desirable")
+"""Keys that say of an answer whether it is a good one, where they hold true or false."""
+PREFERRED = ("chosen", "chosen_messages", "chosen_response", "preferred_output", "response_j")
+OTHERS = ("rejected", "rejected_messages", "rejected_response", "rejected_answer", "response_k",
+          "non_preferred_output")  # fmt: skip
+"""Keys of two answers to compare: the better one, and the other."""
 
 KNOWN = frozenset({
+    "parallel_tool_calls", "rank", "review_count", "review_result", "deleted", "synthetic", "model_name",
+    "emojis", "labels", "message_tree_id", "tree_state", "created_date", "turn", "redacted", "toxic", "state",
+    "country", "hashed_ip", "header", "conversation_hash", "openai_moderation", "detoxify_moderation", "detoxify",
+    "task_id", "task_name", "task_type", "template_idx", "template_type", "seed", "raw_index", "views", "ability",
+    "problem_type", "question_type", "source_type", "cot_type", "generation", "generated_by", "version", "unique_id",
+    "subcategory", "subtopic", "subtask", "sub_topic", "final_label", "schemaVersion", "token_counts",
     "id", "ids", "_id", "uid", "uuid", "idx", "index", "row", "hash", "key", "name", "title", "url", "link",
     "prompt_id", "conversation_id", "message_id", "parent_id", "question_id", "source", "sources", "dataset",
     "data_source", "subset", "split", "category", "categories", "topic", "topics", "domain", "task", "type", "kind",
@@ -65,12 +86,24 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
         self.values, self.where = values, where
         self._taken: set[str] = set()
+        self._inside: list[tuple[str, Fields]] = []
 
     def take(self, key: str) -> Any:
         """A value; None where there is none, or one that says nothing, as an empty list."""
         self._taken.add(key)
         value = self.values.get(key)
         return value if isinstance(value, str) or is_filled(value) else None
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """What was taken, as it stands in the row."""
+        return {key: value for key, value in self.values.items() if key in self._taken}
+
+    def inside(self, key: str, values: Mapping[str, Any], number: int) -> "Fields":
+        """A mapping in a list that was taken; its keys are accounted for with these."""
+        fields = Fields(values, f"{self.place(key)}[{number}]")
+        self._inside.append((f"{key}[]", fields))
+        return fields
 
     def one_of(self, keys: Collection[str]) -> str | None:
         """Which of several keys for one part is filled. Raises RowError where two are."""
@@ -93,13 +126,36 @@ class Fields:
         for key, value in self.values.items():
             if key in self._taken or not is_filled(value):
                 continue
-            fix = CHANGES_LEARNING.get(key)
-            if key in ENCODED and not isinstance(value, str | int | float):
-                fix = "rows are encoded here, by the run's own tokenizer: give the text, and remove the key"
-            if fix:
+            if fix := _meant(key, value):
                 what = f"{self.place(key)} is not read, and may change what is to be learned"
                 raise RowError(what, reason="key_not_read", fix=fix)
             yield str(key)
+        for key, fields in self._inside:
+            yield from (f"{key}.{name}" for name in fields.rest())
+
+
+def _meant(key: Any, value: Any) -> str | None:
+    """What to do about a key that nobody took and that may change what is learned; None for another."""
+    name = key.lower() if isinstance(key, str) else ""
+    if name in ENCODED and listed(value) is not None:
+        return "rows are encoded here, by the run's own tokenizer: give the text, and remove the key"
+    if name in JUDGED and isinstance(value, bool):
+        return "an answer that is marked as bad must not be learned: keep the rows that are good, and remove the key"
+    if name in REASONINGS and is_flag(value):
+        return None
+    return CHANGES_LEARNING.get(key if key in CHANGES_LEARNING else name)
+
+
+def is_flag(value: Any) -> bool:
+    """Whether a value switches something on or off (Nemotron's "reasoning": "off"), so says nothing itself."""
+    return (
+        value.strip().lower() in ("on", "off", "true", "false") if isinstance(value, str) else isinstance(value, bool)
+    )
+
+
+def listed(value: Any) -> list[Any] | None:
+    """The items of a list, or of what a table has in place of one; None for anything else."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
 
 
 def is_filled(value: Any) -> bool:

@@ -4,26 +4,55 @@ file row (a mapping, from any reader) ─ parse_row ─> Conversation | Document
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from dist_sft.chat.conversation import RESERVED_KWARGS, Conversation, Document, Message, Role
-from dist_sft.chat.fields import Fields, is_filled
-from dist_sft.chat.messages import (
-    answer,
-    bad_row,
-    from_json,
-    parse_alternating,
-    parse_calls,
-    parse_messages,
-    parse_sharegpt,
-    weight_of,
-)
+from dist_sft.chat.fields import KNOWN, REASONINGS, SYSTEMS, Fields, is_filled, is_flag, listed
+from dist_sft.chat.glaive import glaive_system, glaive_turns, is_glaive
+from dist_sft.chat.layouts import names_in_tools_block
+from dist_sft.chat.messages import answer, bad_row, from_json, parse_calls, parse_turns, weight_of
+from dist_sft.chat.recognise import (
+    GLAIVE,
+    MAYBE_TURNS,
+    PARTNERLESS,
+    QUESTIONS,
+    QUESTIONS_OF,
+    TURNS,
+    UNSURE,
+    Row,
+    are_turns,
+    by_part,
+    plain_texts,
+    recognised,
+    refuse_preferences,
+)  # fmt: skip
+from dist_sft.chat.tools import schema_of, tools_of, with_calls
 from dist_sft.core.errors import RowError
 
-Row = Mapping[str, Any]
 Roles = Mapping[str, Role]
+
+
+class Native(Protocol):
+    """What the run's own template makes of a row's text.
+
+    writes_calls  it has a place for calls of tools
+    """
+
+    writes_calls: bool
+
+    def reread(self, prompt: str, completion: str | None) -> Conversation | None:
+        """The turns of a text that the template itself could have written; None for any other text.
+
+        completion: what follows the prompt, where they stand apart. Raises RowError, as the source's control_tokens
+        says.
+        """
+        ...
+
+    def own_stop(self, message: Message, place: str) -> Message:
+        """An answer without a stop token of the template's at its end. Raises RowError likewise."""
+        ...
 
 
 def parse_row(
@@ -31,6 +60,7 @@ def parse_row(
     format: str = "auto",
     role_names: Roles = {},  # noqa: B006
     columns: Mapping[str, str] = {},
+    native: Native | None = None,
 ) -> Conversation | Document:
     """What a row means.
 
@@ -39,186 +69,209 @@ def parse_row(
         format: one of config.sections.Source.format; auto looks at the row's keys.
         role_names: what a role is called in these files, e.g. {"bot": "assistant"}.
         columns: which column holds which part, e.g. {"prompt": "query"}; see config.sections.Source.columns.
+        native: what the run's template makes of it; None: it is not asked.
     Raises:
-        RowError: unknown_format, bad_row, wrong_role, key_not_read or bad_unicode; says which part of the row, not
-            which row.
+        RowError: unknown_format, bad_row, wrong_role, key_not_read or bad_unicode, or what `native` raises; says which
+            part of the row, not which row.
     """
     unread = set[str]()
+    if not {"messages", "completion", "text"} & set(columns):
+        refuse_preferences(row)
     if columns:
-        row, unread = _by_part(row, columns)
+        row, unread = by_part(row, columns)
+    if format == "auto":
+        row, format = recognised(row)
     fields = Fields(row)
-    item = _FORMATS[_recognise(row) if format == "auto" else format](fields, role_names, unread)
+    item = FORMATS[format](fields, _Reading(role_names, unread, native))
     for text in _texts(item):
         _check_unicode(text)
-    unread.update(fields.rest())
+    unread.update(key for key in fields.rest() if key in KNOWN or not _says_again(row.get(key), fields, item))
     return replace(item, unread=frozenset(unread)) if unread else item
 
 
 MOST_NESTED = 100
 """Objects and lists inside one another, in the schemas and arguments of tools."""
-TURNS = ("messages", "conversations", "conversation")
-QUESTIONS = {
-    "instruction": ("output", "response", "completion", "answer"),
-    "prompt": ("completion", "response", "output", "answer"),
-    "question": ("answer", "response", "output", "completion"),
-    "query": ("response", "answer", "answers", "output"),
-    "problem": ("solution", "answer", "response"),
-}
-"""What a question is called, and what its answer is called beside it."""
-PARTNERS = {"question": "answer", "query": "response", "problem": "solution", "prompt": "completion"}
-"""Names that belong together: an answer of another name beside them is something else."""
 
 
-def _by_part(row: Row, columns: Mapping[str, str]) -> tuple[Row, set[str]]:
-    """The row with its parts under their names; the columns that nobody reads for being called as a part is."""
-    parts = {part: _column(row, column, part) for part, column in columns.items()}
-    taken = {column.partition(".")[0] for column in columns.values()}
-    rest = {key: value for key, value in row.items() if key not in taken}
-    hidden = {key for key, value in rest.items() if key in parts and is_filled(value)}
-    return rest | parts, hidden
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a format needs besides the row. unread: gets the keys that say nothing here."""
+
+    role_names: Roles
+    unread: set[str]
+    native: Native | None
 
 
-def _column(row: Row, column: str, part: str) -> Any:
-    if column in row:
-        return row[column]
-    value: Any = row
-    for name in column.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            if part in ("system", "tools", "weight"):  # not every row must have them
-                return None
-            keys = ", ".join(map(repr, value)) if isinstance(value, Mapping) else "none"
-            raise bad_row(
-                f"there is no column {column!r} for its {part}; there are {keys}", "mend columns of the source"
-            )
-        value = value[name]
-    return value
+def _turns(row: Fields, reading: _Reading) -> Conversation:
+    key = row.one_of(TURNS) or next((key for key in MAYBE_TURNS if are_turns(row.values.get(key))), TURNS[0])
+    return _talk(row, reading, parse_turns(row.take(key), key, reading.role_names, reading.unread))
 
 
-def is_row(value: Row) -> bool:
-    """Whether an object has the keys of a row."""
-    try:
-        _recognise(value)
-    except RowError:
-        return False
-    return True
+def _glaive(row: Fields, reading: _Reading) -> Conversation:
+    key = row.one_of(GLAIVE) or GLAIVE[0]
+    if not is_glaive(row.values.get(key)):
+        raise bad_row(f"{key} is not a text in which USER: and ASSISTANT: speak", "use another format")
+    turns = glaive_turns(row.take(key))
+    if turns[0]["role"] != "system" and (told := _text(row, "system", default="")):
+        turns = [{"role": "system", "content": told}, *turns]
+    tools: list[Mapping[str, Any]] = []
+    if turns[0]["role"] == "system":
+        turns[0]["content"], tools = glaive_system(turns[0]["content"])
+        turns = turns if turns[0]["content"] else turns[1:]
+    parsed = parse_turns(turns, key, reading.role_names, reading.unread)
+    return _weighed(row, Conversation(parsed, tuple(schema_of(tool) for tool in tools)))
 
 
-def _recognise(row: Row) -> str:
-    have = {key for key, value in row.items() if value is not None}
-    if have & set(TURNS):
-        plain = _plain_texts(row.get("messages"))
-        return "messages" if "messages" in have and "conversations" not in have and len(plain) < 2 else "sharegpt"
-    for question, answers in QUESTIONS.items():
-        if question in have and have & set(answers):
-            return _FORMAT_OF[question]
-    if "text" in have:
-        return "text"
-    raise RowError(
-        f"the row's keys are {', '.join(map(repr, sorted(map(str, have)))) or 'none'}", reason="unknown_format",
-        fix="use messages, conversations, instruction + output, prompt + completion, question + answer, or text",
-    )  # fmt: skip
+def _pair(question: str | None = None) -> Callable[[Fields, _Reading], Conversation]:
+    """Reads a question and its answer, of whatever names the format has, and what came before."""
+
+    def read(row: Fields, reading: _Reading) -> Conversation:
+        asked = question or _question(row)
+        if (found := _reread(row, asked, reading)) is not None:
+            return found
+        turns = (*_history(row, reading), *_asked(row, asked, reading), *_answered(row, asked, reading))
+        return _talk(row, reading, turns)
+
+    return read
 
 
-def _messages(row: Fields, role_names: Roles, unread: set[str]) -> Conversation:
-    key = row.one_of(TURNS) or "messages"
-    return _talk(row, parse_messages(row.take(key), key, role_names, unread))
+def _question(row: Fields) -> str:
+    """Which key holds the question: one that can be nothing else before one that is a name in many files."""
+    keys = QUESTIONS_OF["question_answer"]
+    sure = [key for key in keys if key not in UNSURE and is_filled(row.values.get(key))]
+    return row.one_of(sure or [key for key in keys if key in UNSURE and key in row.values][:1]) or keys[0]
 
 
-def _sharegpt(row: Fields, role_names: Roles, unread: set[str]) -> Conversation:
-    key = row.one_of(TURNS) or "conversations"
-    turns = row.take(key)
-    if plain := _plain_texts(turns):
-        return _talk(row, parse_alternating(plain))
-    openai = isinstance(turns, Iterable) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
-    parse = parse_messages if openai else parse_sharegpt
-    return _talk(row, parse(turns, key, role_names, unread))
+def _reread(row: Fields, asked: str, reading: _Reading) -> Conversation | None:
+    """The turns of a question and an answer that the template itself could have written."""
+    key = _answer_key(row, asked)
+    prompt, completion = row.values.get(asked), row.values.get(key)
+    if reading.native is None or not isinstance(prompt, str) or not isinstance(completion, str):
+        return None
+    found = reading.native.reread(prompt, completion)
+    if found is None:
+        return None
+    row.take(asked)
+    row.take(key)
+    return _agreed(row, reading, found)
 
 
-def _plain_texts(turns: Any) -> list[str]:
-    """The turns, where all of them are plain texts."""
-    listed = _listed(turns) or []
-    return listed if all(isinstance(turn, str) for turn in listed) else []
+def _agreed(row: Fields, reading: _Reading, found: Conversation) -> Conversation:
+    """A conversation that was read out of the template's own text, where the rest of the row says nothing else."""
+    key = row.one_of(SYSTEMS)
+    if key and (system := _system(row, key, reading).strip()):
+        first = found.messages[0]
+        if first.role != "system" or first.content.strip() != system:
+            raise bad_row(f"{key} is not the system prompt of the text beside it", "remove one of them")
+    if (tools := tools_of(row)) and tools != found.tools:
+        raise bad_row("tools are not those that the text beside them tells of", "remove the key, or the text")
+    return _weighed(row, found)
 
 
-def _listed(value: Any) -> list[Any] | None:
-    """The items of a list, or of what a table has in place of one."""
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
-
-
-def _alpaca(row: Fields, _: Roles, __: set[str]) -> Conversation:
-    earlier: list[Message] = []
+def _history(row: Fields, reading: _Reading) -> tuple[Message, ...]:
+    """Turns before the question: pairs of texts, or messages."""
     history = row.take("history")
-    pairs = _listed(history)
-    if history is not None and pairs is None:
+    if history is None:
+        return ()
+    pairs = listed(from_json(history, "history") if isinstance(history, str) and history[:1] == "[" else history)
+    if pairs is None:
         raise bad_row("history is not a list of pairs")
-    for i, pair in enumerate(pairs or ()):
-        texts = _plain_texts(pair)
+    if all(isinstance(pair, Mapping) for pair in pairs):
+        return parse_turns(pairs, "history", reading.role_names, reading.unread)
+    turns: list[Message] = []
+    for i, pair in enumerate(pairs):
+        texts = plain_texts(pair)
         if len(texts) != 2:
             raise bad_row(f"history[{i}] is not a pair of texts")
-        earlier += [Message("user", texts[0]), answer("assistant", texts[1], None)]
-    return _talk(row, (*earlier, *_pair(row, "instruction")))
+        turns += [Message("user", texts[0]), answer("assistant", texts[1], None)]
+    return tuple(turns)
 
 
-def _prompt_completion(row: Fields, role_names: Roles, unread: set[str]) -> Conversation:
-    prompt, key = row.values.get("prompt"), _answer_key(row, "prompt")
-    if isinstance(prompt, str) and isinstance(row.values.get(key), str):
-        return _talk(row, _pair(row, "prompt"))
-    before, after = (parse_messages(row.take(each), each, role_names, unread) for each in ("prompt", key))
-    return _talk(row, before + after)
+def _asked(row: Fields, question: str, reading: _Reading) -> tuple[Message, ...]:
+    """The question: a text with what is given beside it; or messages, of which no answer is learned."""
+    if not isinstance(row.values.get(question), str) and listed(row.values.get(question)) is not None:
+        turns = parse_turns(row.take(question), question, reading.role_names, reading.unread)
+        return tuple(
+            replace(turn, weight=0.0) if turn.role == "assistant" and turn.weight is None else turn for turn in turns
+        )
+    beside = (key for key in ("input", "context") if key != question)
+    given = [_text(row, question), *(_text(row, key, default="") for key in beside)]
+    return (Message("user", "\n\n".join(text for text in given if text)),)
 
 
-def _question_answer(row: Fields, _: Roles, __: set[str]) -> Conversation:
-    return _talk(row, _pair(row, row.one_of([key for key in QUESTIONS if _FORMAT_OF[key] == "question_answer"])))
-
-
-def _document(row: Fields, _: Roles, __: set[str]) -> Document:
-    return Document(_text(row, "text"))
-
-
-def _pair(row: Fields, question: str | None) -> tuple[Message, Message]:
-    """A question with what is given beside it, and its answer: text, or the calls of tools."""
-    question = question or "question"
-    given = [_text(row, question), *(_text(row, key, default="") for key in ("input", "context"))]
-    asked, key = "\n\n".join(text for text in given if text), _answer_key(row, question)
+def _answered(row: Fields, question: str, reading: _Reading) -> tuple[Message, ...]:
+    """The answer, with the thought beside it: a text, calls of tools, or messages."""
+    key = _answer_key(row, question)
     if key == "answers":
-        return Message("user", asked), answer("assistant", "", None, parse_calls(row.take(key), key))
-    return Message("user", asked), answer("assistant", _text(row, key), None)
+        return (answer("assistant", "", None, parse_calls(row.take(key), key)),)
+    if not isinstance(row.values.get(key), str) and listed(row.values.get(key)) is not None:
+        return parse_turns(row.take(key), key, reading.role_names, reading.unread)
+    message = answer("assistant", _text(row, key), None)
+    thought = row.one_of([name for name in REASONINGS if name in row.values and not is_flag(row.values[name])])
+    if thought is None or not (text := row.take(thought)):
+        return (message,)
+    if not isinstance(text, str):
+        raise bad_row(f"{thought} is {type(text).__name__}, not text")
+    if message.reasoning is not None:
+        raise bad_row(f"{thought} and the <think> in {key} are two thoughts of one answer", "remove one of them")
+    return (replace(message, reasoning=text),)
 
 
 def _answer_key(row: Fields, question: str) -> str:
-    partner = PARTNERS.get(question)
-    if partner and is_filled(row.values.get(partner)):
-        return partner
-    return row.one_of(QUESTIONS[question]) or QUESTIONS[question][0]
+    names = QUESTIONS[question]
+    if question not in PARTNERLESS and is_filled(row.values.get(names[0])):
+        return names[0]
+    return row.one_of(names) or names[0]
 
 
-def _talk(row: Fields, turns: tuple[Message, ...]) -> Conversation:
+def _document(row: Fields, reading: _Reading) -> Conversation | Document:
+    text = _text(row, "text")
+    found = reading.native.reread(text, None) if reading.native else None
+    return Document(text) if found is None else _agreed(row, reading, found)
+
+
+def _talk(row: Fields, reading: _Reading, turns: tuple[Message, ...]) -> Conversation:
     """Turns, with what the row says of all of them: a system prompt, tools, how much its answers weigh."""
-    key = row.one_of(("system", "system_prompt", "system_message"))
-    if key and (text := _text(row, key, default="")):
+    key = row.one_of(SYSTEMS)
+    if key and (text := _system(row, key, reading)):
         if turns[0].role == "system" and turns[0].content.strip() != text.strip():
             raise bad_row(f"{key} and the first message are two system prompts", "remove one of them")
         turns = turns if turns[0].role == "system" else (Message("system", text), *turns)
+    tools = tools_of(row)
+    if tools and turns[0].role == "system":
+        told = names_in_tools_block(turns[0].content)
+        tools = () if {tool["function"].get("name") for tool in tools} <= told else tools  # Hermes tells them already
+    native = reading.native
+    if native is not None:
+        turns = tuple(native.own_stop(turn, f"answer {i}") if turn.role == "assistant" else turn
+                      for i, turn in enumerate(turns))  # fmt: skip
+    if native is None or native.writes_calls:
+        turns = tuple(with_calls(turns))
+    return _weighed(row, Conversation(turns, tools, _template_kwargs(row)))
+
+
+def _weighed(row: Fields, item: Conversation) -> Conversation:
+    """With the weight that the row gives to its answers, where they have none of their own."""
     weight = weight_of(row, "assistant")
-    if weight is not None:
-        turns = tuple(
-            replace(turn, weight=weight) if turn.role == "assistant" and turn.weight is None else turn for turn in turns
-        )
-    return Conversation(turns, _tools(row), _template_kwargs(row))
+    if weight is None:
+        return item
+    return replace(
+        item,
+        messages=tuple(
+            replace(turn, weight=weight) if turn.role == "assistant" and turn.weight is None else turn
+            for turn in item.messages
+        ),
+    )
 
 
-_FORMATS: dict[str, Callable[[Fields, Roles, set[str]], Conversation | Document]] = {
-    "messages": _messages,
-    "sharegpt": _sharegpt,
-    "alpaca": _alpaca,
-    "prompt_completion": _prompt_completion,
-    "question_answer": _question_answer,
-    "text": _document,
-}
-_FORMAT_OF = {
-    "instruction": "alpaca", "prompt": "prompt_completion",
-    "question": "question_answer", "query": "question_answer", "problem": "question_answer",
-}  # fmt: skip
+def _system(row: Fields, key: str, reading: _Reading) -> str:
+    """A system prompt: a text; or parts, or a message of parts, as Gemini and Bedrock have it."""
+    value = row.take(key)
+    if value is None or isinstance(value, str):
+        return value or ""
+    inside = value.get("parts", value.get("content")) if isinstance(value, Mapping) else value
+    (message,) = parse_turns([{"role": "system", "content": inside}], key, {}, reading.unread)
+    return message.content
 
 
 def _text(row: Fields, key: str, default: str | None = None) -> str:
@@ -230,21 +283,31 @@ def _text(row: Fields, key: str, default: str | None = None) -> str:
     return value
 
 
-def _tools(row: Fields) -> tuple[dict[str, Any], ...]:
-    """Schemas of the row's tools, all in OpenAI's form: {"type": "function", "function": {name, ...}}."""
-    key = row.one_of(("tools", "functions")) or "tools"
-    tools = row.take(key)
-    if isinstance(tools, str):
-        tools = from_json(tools, key) if tools.strip() else None
-    if tools is None:
-        return ()
-    if isinstance(tools, Mapping | str) or not isinstance(tools, Iterable):
-        raise bad_row(f"{key} is not a list of schemas")
-    schemas = list(tools)
-    for i, tool in enumerate(schemas):
-        if not isinstance(tool, Mapping) or not isinstance(tool.get("function", tool), Mapping):
-            raise bad_row(f"{key}[{i}] is not a schema", 'use {"type": "function", "function": {"name": ...}}')
-    return tuple(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in schemas)
+def _says_again(value: Any, fields: Fields, item: Conversation | Document) -> bool:
+    """Whether a text repeats what was read: one turn (no_robots' prompt), or all that was (Alpaca's text)."""
+    if not isinstance(value, str) or not isinstance(item, Conversation):
+        return False
+    if any(value.strip() == message.content.strip() for message in item.messages):
+        return True
+    read = [text.strip() for text in fields.taken.values() if isinstance(text, str) and text.strip()]
+    texts, place = read or [message.content.strip() for message in item.messages], 0
+    for text in texts:
+        place = value.find(text, place) + len(text)
+        if place < len(text):
+            return False
+    return len(texts) > 1
+
+
+FORMATS: dict[str, Callable[[Fields, _Reading], Conversation | Document]] = {
+    "messages": _turns,
+    "sharegpt": _turns,
+    "glaive": _glaive,
+    "alpaca": _pair("instruction"),
+    "prompt_completion": _pair("prompt"),
+    "question_answer": _pair(),
+    "text": _document,
+}
+"""What reads the rows of each format."""
 
 
 def _template_kwargs(row: Fields) -> dict[str, Any]:

@@ -5,33 +5,38 @@ Whatever a turn holds is either kept or refused by name: nothing in it is droppe
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dist_sft.chat.conversation import Message, Role, ToolCall
-from dist_sft.chat.fields import Fields
+from dist_sft.chat.fields import CHANGES_LEARNING, KNOWN, Fields, listed
+from dist_sft.chat.layouts import CALLING, turns_of
 from dist_sft.core.errors import RowError
 
 ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "model": "assistant", "chatbot": "assistant", "function": "tool", "ipython": "tool",
 }  # fmt: skip
 
-SHAREGPT_ROLES: dict[str, Role] = ROLES | {
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "function_call": "assistant", "observation": "tool", "function_response": "tool",
+SHAREGPT_ROLES: dict[str, Role] = ROLES | dict.fromkeys(CALLING, "assistant") | {
+    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "bot": "assistant", "ai": "assistant",
+    "observation": "tool", "function_response": "tool", "function-response": "tool", "tool_response": "tool",
 }  # fmt: skip
 
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _WEIGHT_KEYS = ("loss_weight", "weight")
-_TRAINED_KEYS = ("loss", "train", "trainable", "learn")
+_TRAINED_KEYS = ("loss", "train", "training", "trainable", "learn")
 _HEAVIEST = 1e6
 _NAME = re.compile(r"[\w .:/@+=#-]+")
 
 
-def parse_messages(turns: Any, key: str, role_names: Mapping[str, Role], unread: set[str]) -> tuple[Message, ...]:
-    """OpenAI style: role, content (text, None or parts), tool_calls, reasoning, loss_weight.
+def parse_turns(turns: Any, key: str, role_names: Mapping[str, Role], unread: set[str]) -> tuple[Message, ...]:
+    """Turns in OpenAI's style: role, content (text, None or parts), tool_calls, reasoning, loss_weight; in ShareGPT's:
+    from, value, where a function_call's value is JSON: {"name", "arguments"} or a list of these; in any that `layouts`
+    knows; or plain texts that alternate, the user's first.
 
     Args:
         turns: the row's value under `key`.
@@ -41,12 +46,25 @@ def parse_messages(turns: Any, key: str, role_names: Mapping[str, Role], unread:
     Raises:
         RowError: wrong_role, bad_row or key_not_read.
     """
-    return _parsed(_openai_turn, turns, key, role_names, unread)
-
-
-def parse_sharegpt(turns: Any, key: str, role_names: Mapping[str, Role], unread: set[str]) -> tuple[Message, ...]:
-    """ShareGPT style: from, value; a function_call's value is JSON: {"name", "arguments"} or a list of these."""
-    return _parsed(_sharegpt_turn, turns, key, role_names, unread)
+    found = turns_of(turns)
+    if isinstance(turns, str) and found is None:
+        from_json(turns, key)
+    if not found or (len(found) == 1 and isinstance(found[0], str)):
+        raise bad_row(f"{key} is not a list of messages")
+    if all(isinstance(turn, str) for turn in found):
+        return parse_alternating(found)
+    messages = []
+    for i, turn in enumerate(found):
+        if not isinstance(turn, Mapping):
+            raise bad_row(f"{key} is not a list of messages")
+        fields = Fields(turn, f"{key}[{i}]")
+        if "role" not in turn and "from" not in turn:
+            held = ", ".join(map(str, turn)) or "nothing"
+            raise bad_row(f"{key}[{i}] has no role; it holds {held}", "write role and content in each message")
+        messages.append((_openai_turn if "role" in turn else _sharegpt_turn)(fields, role_names))
+        unread.update(f"{key}[].{name}" for name in fields.rest())
+        _refuse_blank(messages[-1], fields)
+    return tuple(messages)
 
 
 def parse_alternating(texts: Sequence[str]) -> tuple[Message, ...]:
@@ -54,19 +72,14 @@ def parse_alternating(texts: Sequence[str]) -> tuple[Message, ...]:
     return tuple(answer(("user", "assistant")[i % 2], text, None) for i, text in enumerate(texts))
 
 
-def _parsed(
-    parse: Callable[[Fields, Mapping[str, Role]], Message],
-    turns: Any,
-    key: str,
-    role_names: Mapping[str, Role],
-    unread: set[str],
-) -> tuple[Message, ...]:
-    messages = []
-    for i, turn in enumerate(_turns(turns, key)):
-        fields = Fields(turn, f"{key}[{i}]")
-        messages.append(parse(fields, role_names))
-        unread.update(f"{key}[].{name}" for name in fields.rest())
-    return tuple(messages)
+def _refuse_blank(message: Message, fields: Fields) -> None:
+    """A turn without a content that holds something else is of a layout that nobody knows."""
+    held = fields.taken
+    if message.tool_calls or message.reasoning or any(held.get(key) is not None for key in ("content", "value")):
+        return
+    unread = [name for name in fields.rest() if name not in KNOWN]
+    if unread:
+        raise bad_row(f"{fields.where} has no content, but {', '.join(unread)}", "write its text as content")
 
 
 def bad_row(what: str, fix: str = "") -> RowError:
@@ -93,19 +106,10 @@ def answer(
     return Message(role, content, reasoning, tuple(calls), weight, inline=inline)
 
 
-def _turns(turns: Any, key: str) -> list[Mapping[str, Any]]:
-    if isinstance(turns, str):
-        turns = from_json(turns, key)
-    turns = list(turns) if isinstance(turns, Iterable) and not isinstance(turns, Mapping | bytes) else turns
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        raise bad_row(f"{key} is not a list of messages")
-    return turns
-
-
 def _openai_turn(turn: Fields, role_names: Mapping[str, Role]) -> Message:
     where = turn.where
     role = _role(turn.take("role"), f"{where}.role", ROLES, role_names)
-    content, reasoning, calls = _content(turn.take("content"), f"{where}.content")
+    content, reasoning, calls = _content(turn)
     calls += parse_calls(turn.take("tool_calls"), f"{where}.tool_calls")
     calls += parse_calls(turn.take("function_call"), f"{where}.function_call")
     for key in _REASONING_KEYS:
@@ -126,7 +130,7 @@ def _sharegpt_turn(turn: Fields, role_names: Mapping[str, Role]) -> Message:
     name, value, where = turn.take("from"), turn.take("value"), turn.where
     role = _role(name, f"{where}.from", SHAREGPT_ROLES, role_names)
     weight = weight_of(turn, role)
-    if name == "function_call":
+    if name in CALLING:
         thought = _THOUGHT.match(value) if isinstance(value, str) else None
         calls = parse_calls(value[thought.end() :] if thought and isinstance(value, str) else value, f"{where}.value")
         return Message(role, "", (thought[1].strip("\n") or None) if thought else None, calls, weight)
@@ -134,7 +138,7 @@ def _sharegpt_turn(turn: Fields, role_names: Mapping[str, Role]) -> Message:
 
 
 def _role(name: Any, where: str, known: Mapping[str, Role], role_names: Mapping[str, Role]) -> Role:
-    role = (role_names.get(name) or known.get(name)) if isinstance(name, str) else None
+    role = (role_names.get(name) or known.get(name) or known.get(name.lower())) if isinstance(name, str) else None
     if role is None:
         raise RowError(
             f"{where} is {name!r}",
@@ -182,28 +186,33 @@ def _name(value: Any, where: str) -> str | None:
     return value
 
 
-def _content(value: Any, where: str) -> tuple[str, str | None, tuple[ToolCall, ...]]:
+def _content(turn: Fields) -> tuple[str, str | None, tuple[ToolCall, ...]]:
     """Text, reasoning and tool calls of a content: text, None, or parts in order."""
+    value, where = turn.take("content"), turn.place("content")
     if value is None or isinstance(value, str):
         return value or "", None, ()
-    if not isinstance(value, Iterable) or isinstance(value, Mapping | bytes):
+    parts = listed(value)
+    if parts is None:
         raise bad_row(f"{where} is {type(value).__name__}, not text or a list of parts")
     texts: list[str] = []
     thoughts: list[str] = []
     calls: tuple[ToolCall, ...] = ()
-    for i, part in enumerate(value):
+    for i, part in enumerate(parts):
         here = f"{where}[{i}]"
-        kind = part.get("type") if isinstance(part, Mapping) else None
+        fields = turn.inside("content", part, i) if isinstance(part, Mapping) else Fields({})
+        kind = fields.take("type")
         kind = kind if isinstance(kind, str) else None
-        held = part.get("value", part.get(kind)) if isinstance(part, Mapping) and kind else None
+        held = next((one for key in ("value", kind, "text") if key and (one := fields.take(key)) is not None), None)
         if kind == "tool_call":
             calls += parse_calls(held, here)
         elif kind in ("reasoning", "thinking"):
-            thoughts.append(_text(held if held is not None else part.get("text"), here))
+            thoughts.append(_text(held, here))
         elif kind == "text":
-            texts.append(_text(held, here))
+            texts.append(_text("" if held is None and "text" in fields.values else held, here))
         else:
-            raise bad_row(f"{here}.type is {kind!r}", "use text, reasoning or tool_call parts")
+            raise bad_row(
+                f"{here}.type is {kind!r}", CHANGES_LEARNING.get(kind or "", "use text, reasoning or tool_call parts")
+            )
     return "".join(texts), "".join(thoughts) if thoughts else None, calls
 
 
@@ -213,8 +222,8 @@ def parse_calls(value: Any, where: str) -> tuple[ToolCall, ...]:
         return ()
     if isinstance(value, str):
         value = from_json(value, where)
-    if isinstance(value, Iterable) and not isinstance(value, Mapping | str):
-        return tuple(call for i, one in enumerate(value) for call in parse_calls(one, f"{where}[{i}]"))
+    if (several := listed(value)) is not None:
+        return tuple(call for i, one in enumerate(several) for call in parse_calls(one, f"{where}[{i}]"))
     inside = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(inside, Mapping) or not isinstance(inside.get("name"), str) or not inside["name"].strip():
         raise bad_row(f"{where} is not a tool call", 'use {"name": ..., "arguments": {...}}')
@@ -231,6 +240,7 @@ def _arguments(value: Any, where: str) -> dict[str, Any] | str:
         raise bad_row(f"{where} is {type(value).__name__}, not an object")
     try:
         parsed = json.loads(value)
+        parsed = json.loads(parsed) if isinstance(parsed, str) else parsed  # some of OpenAI's examples have it twice
     except (ValueError, RecursionError):
         return value
     return parsed if isinstance(parsed, dict) else value

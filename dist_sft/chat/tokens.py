@@ -90,7 +90,7 @@ class TextEncoder:
 
         Texts without a control token inside their row parts get the ids of the text encoded whole.
         """
-        clean = [i for i, row in enumerate(rows) if not any(self._cuts(row))]
+        clean = [i for i, row in enumerate(rows) if not any(self.spelled(row))]
         encodings = self._tokenizer.encode_batch_fast([rows[i].text for i in clean], add_special_tokens=False)
         whole = {i: self._whole(rows[i], found) for i, found in zip(clean, encodings, strict=True)}
         return [self._checked(row, whole.get(i) or self._in_pieces(row)) for i, row in enumerate(rows)]
@@ -124,7 +124,8 @@ class TextEncoder:
     def is_control(self, token: int) -> bool:
         return token < len(self._is_control) and bool(self._is_control[token])
 
-    def _cuts(self, row: RowText) -> Iterable[tuple[int, int]]:
+    def spelled(self, row: RowText) -> Iterable[tuple[int, int]]:
+        """Where the row has the text of a control token, which is spelled out in letters."""
         return (match.span() for start, end in row.spans for match in self.suspect.finditer(row.text, start, end))
 
     def _whole(self, row: RowText, encoding: Encoding) -> Tokens:
@@ -171,7 +172,7 @@ class TextEncoder:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         position = 0
-        for start, end in (*self._cuts(row), (len(row.text), len(row.text))):
+        for start, end in (*self.spelled(row), (len(row.text), len(row.text))):
             edges = [position, *(border for border in borders if position < border < start), start]
             plain = [(low, high, False) for low, high in pairwise(edges)]
             for low, high, as_text in (*plain, (start, end, True)):

@@ -15,7 +15,7 @@ from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.advice import warnings
 from dist_sft.config.presets import SOURCES
 from dist_sft.config.run_config import RunConfig
-from dist_sft.data.encoding import PROBE, EncodedStep
+from dist_sft.data.encoding import PROBE, EncodedStep, Told
 from dist_sft.estimate.advice import Advice, DataFacts, advise
 from dist_sft.estimate.memory import Memory, memory_of_a_rank
 from dist_sft.proofs.masks import certify_masks, prove_masks
@@ -37,7 +37,7 @@ class CheckReport:
     preset         what train.preset left in the settings, and where its values are from; None without one
     masks          coverage of the rows that were looked at, and whether both ways to find it agree
     dropped        rows of these that are dropped or cut, with the reason
-    unread         keys that these rows fill and nothing reads, by the number of rows
+    told           keys that these rows fill and nothing reads, control tokens that they spell out
     longest        tokens
     micro_steps    of a step of rows like these; balance: time over perfect; fill: share of the packs' room
     advice         what to change where a step is too small for its ranks
@@ -53,7 +53,7 @@ class CheckReport:
     zero_stage: int
     masks: Certificate
     dropped: tuple[str, ...]
-    unread: dict[str, int]
+    told: Told
     longest: int
     micro_steps: int
     balance: float
@@ -85,7 +85,7 @@ class CheckReport:
             "masks_proved": self.masks.agreed,
             "masks_looked_at": self.masks.rows,
             "dropped": list(self.dropped),
-            "unread": self.unread,
+            **asdict(self.told),
             "supervised_share": self.supervised_share,
             "longest": self.longest,
             "micro_steps": self.micro_steps,
@@ -121,7 +121,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
         zero_stage=merged.get("zero_optimization", {}).get("stage", 0),
         masks=masks,
         dropped=tuple(f"{entry.where}: {entry.what}" for entry in looked.entries),
-        unread=data.unread(rows),
+        told=data.told(rows),
         longest=max(lengths),
         micro_steps=plan.micro_steps,
         balance=plan.balance,

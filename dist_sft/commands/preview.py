@@ -16,6 +16,7 @@ class RowView:
 
     text        the conversation as the template renders it
     supervised  the texts of all tokens with a weight above 0, joined
+    spelled     indices of tokens that are letters of what the row has for a control token
     """
 
     where: str
@@ -24,6 +25,7 @@ class RowView:
     ids: list[int]
     weights: list[float]
     supervised: str
+    spelled: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,4 +63,5 @@ def preview_row(run: OpenedRun, source: int, row: int) -> RowView:
         ids=encoded.tokens.tolist(),
         weights=encoded.weights.tolist(),
         supervised=encoder.text_of(encoded.tokens[encoded.weights > 0].tolist()),
+        spelled=tuple(i for i, piece in enumerate(pieces) if piece.spelled),
     )

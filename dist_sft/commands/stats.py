@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dist_sft.core.errors import DataError
+from dist_sft.data.encoding import Told
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import OpenedRun
 
@@ -47,7 +48,7 @@ class SourceStats:
 class Stats:
     """Steps of a run. fill, balance, micro_steps, dummies, padding: of each step, see `data.packing.StepPlan`.
 
-    unread        keys that the first rows fill and nothing reads, by the number of rows
+    told          keys that the first rows fill and nothing reads, control tokens that they spell out
     token_shares  token_shares[step][source], of all tokens up to that step
     advice        what to change where steps are small for their ranks
     """
@@ -56,7 +57,7 @@ class Stats:
     of_steps: int
     world: int
     sources: list[SourceStats]
-    unread: dict[str, int]
+    told: Told
     token_shares: list[list[float]]
     fill: list[float]
     balance: list[float]
@@ -68,6 +69,7 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """For machines: lengths as percentiles."""
         values = asdict(self)
+        values |= values.pop("told")
         for source, stats in zip(values["sources"], self.sources, strict=True):
             source["lengths"] = {f"p{q}": stats.percentile(q) for q in (0, 25, 50, 75, 95, 99, 100)}
         return values
@@ -124,7 +126,7 @@ def stats(run: OpenedRun, steps: int | None, world: int, track: Track = iter) ->
             )
             for i, name in enumerate(names)
         ],
-        unread=data.unread(),
+        told=data.told(),
         token_shares=shares,
         fill=[plan.fill for plan in plans],
         balance=[plan.balance for plan in plans],

@@ -12,6 +12,8 @@ HIDDEN = "<hidden>"
 _SECRET_WORDS = re.compile(
     r"(^|[_\-.])(apikey|accesskey|key|tokens?|secrets?|passwords?|passwd|credentials?)($|[_\-.])"
 )
+_OPEN = frozenset({"control_tokens"})
+"""Settings that only sound like secrets: each has a few words to choose from."""
 _URL = re.compile(r"(?<![\w+.-])[A-Za-z][\w+.-]*://[^\s'\"<>]+")
 
 
@@ -50,7 +52,9 @@ def redact_urls(text: str) -> str:
 def _is_secret(key: str, value: Any) -> bool:
     """Numbers are never secrets: `eval.every`, `tokens_per_pack` and the like stay readable."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
-    return bool(_SECRET_WORDS.search(words)) and value is not None and not isinstance(value, (bool, int, float))
+    if value is None or isinstance(value, (bool, int, float)) or key in _OPEN:
+        return False
+    return bool(_SECRET_WORDS.search(words))
 
 
 def _redact_url(url: str) -> str:

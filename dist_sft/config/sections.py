@@ -102,7 +102,7 @@ class ModelSection(Section):
     )
 
 
-Part = Literal["messages", "prompt", "completion", "system", "tools", "text", "weight"]
+Part = Literal["messages", "prompt", "completion", "system", "tools", "reasoning", "text", "weight"]
 PARTS: tuple[str, ...] = get_args(Part)
 """Of a row: what may stand on the left of `columns`."""
 
@@ -115,13 +115,19 @@ class Source(Section):
         description="file, folder, glob, fsspec URL, or hub:owner/name for a data set of the hub",
         json_schema_extra=EXECUTION,  # what counts is the content: a run remembers its fingerprint
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text"] = Field(
-        default="auto", description="of the rows; auto looks at each row's keys"
-    )
+    format: Literal[
+        "auto", "messages", "sharegpt", "glaive", "alpaca", "prompt_completion", "question_answer", "text"
+    ] = Field(default="auto", description="of the rows; auto looks at each row's keys")
     columns: dict[Part, str] = Field(
         default={},
         description="which column of the files holds which part of a row, where auto does not know it, e.g. "
         "{prompt: query, completion: response, system: meta.system_prompt}; dots lead into objects",
+        json_schema_extra=ADDED,
+    )
+    control_tokens: Literal["refuse", "parse", "text"] = Field(
+        default="refuse",
+        description="of rows whose text holds turns as this model's chat template writes them; parse: read them back, "
+        "with proof; text: keep them as plain text, in which control tokens are spelled out in letters",
         json_schema_extra=ADDED,
     )
     split: str = Field(

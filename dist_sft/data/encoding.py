@@ -7,7 +7,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from dist_sft import chat
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
+from dist_sft.chat.prerendered import CONTROL_TOKENS, Policy
 from dist_sft.config.sections import DataSection, Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.core.files import stable_hash
@@ -33,15 +34,51 @@ from dist_sft.data.token_store import TokenStore, digest_of
 
 PROBE = 256
 """Rows that are looked at before a run begins, to refuse one in which nothing can be learned."""
+FIRST_ROWS = 8
+"""Of each source that has no row among these, for what is a matter of the source."""
 MEASURED_ROWS, MEASURED_TOKENS = 2048, 1 << 20
 """Of each source, where shares of tokens are wanted: its first rows in the order of the run, up to so many tokens."""
 
 
 class Layout(NamedTuple):
-    """How the rows of a source are written: Source.format, and Source.columns as pairs."""
+    """How the rows of a source are written: Source.format, Source.columns as pairs, Source.control_tokens."""
 
     format: str
     columns: tuple[tuple[str, str], ...] = ()
+    control_tokens: Policy = "refuse"
+
+    @classmethod
+    def of(cls, source: Source) -> "Layout":
+        return cls(source.format, tuple(sorted(source.columns.items())), source.control_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of the first rows of a run, by the number of rows.
+
+    unread   keys that hold something and say nothing here
+    spelled  control tokens that their text has, and that are spelled out in letters
+    reread   rows that were read out of a text that the template could have written; `thoughts`: to how many of these
+             it adds an empty thought
+    """
+
+    unread: dict[str, int] = field(default_factory=dict)
+    spelled: dict[str, int] = field(default_factory=dict)
+    reread: int = 0
+    thoughts: int = 0
+
+    def lines(self) -> list[str]:
+        """For a person; nothing where there is nothing to tell."""
+        lines = [f"keys of rows that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
+        if self.spelled:
+            tokens = ", ".join(f"{token} in {count}" for token, count in sorted(self.spelled.items()))
+            lines.append(f"control tokens in the text of rows, spelled out in letters: {tokens} of the first rows")
+        if self.reread:
+            lines.append(
+                f"first rows whose text was read as turns: {self.reread}; to {self.thoughts} of them the template adds "
+                "an empty thought, which is not learned"
+            )
+        return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +106,7 @@ class Rows:
     ) -> None:
         """opened: what `open_sources` gave for the same sources, if it was called before. Raises DataError likewise."""
         self.data, self.encoder, self.encoded = data, encoder, 0
-        self.layouts = [Layout(source.format, tuple(sorted(source.columns.items()))) for source in sources]
+        self.layouts = [Layout.of(source) for source in sources]
         cache = _cache(data)
         self.sources = list(opened or open_sources(sources, data))
         self.stores = {layout: self._store(cache, layout) for layout in set(self.layouts)} if cache else {}
@@ -192,7 +229,8 @@ class Rows:
             return raw
         try:
             layout = self.layouts[source]
-            return parse_row(raw.parse(), layout.format, self.data.role_names, dict(layout.columns))
+            native = self.encoder.native(layout.control_tokens)
+            return parse_row(raw.parse(), layout.format, self.data.role_names, dict(layout.columns), native)
         except RowError as error:
             return error
 
@@ -207,7 +245,9 @@ class Rows:
     def probe(self, steps: Steps, count: int = PROBE) -> EncodedStep:
         """The first rows of a run as samples. Raises DataError where they hold nothing to learn."""
         count = min(count, steps.positions)
-        looked = self.encode(0, steps.order.samples(0, count))
+        ids = steps.order.samples(0, count)
+        looked = self.encode(0, ids)
+        self._refuse_written(looked, ids)
         for store in [*self.stores.values()][:1]:
             store.damaged += looked.notes  # the first step tells them
         if not looked.ids:
@@ -222,17 +262,38 @@ class Rows:
             )
         return looked
 
-    def unread(self, steps: Steps, count: int = PROBE) -> dict[str, int]:
-        """Keys that hold something and say nothing here: in how many of the first rows of a run each is."""
-        found: Counter[str] = Counter()
+    def _refuse_written(self, looked: EncodedStep, ids: Sequence[SampleId]) -> None:
+        """Raise RowError where the first rows, of the run or of a source, hold turns as the template writes them: that
+        is no matter of one row, which data.bad_rows may drop, but of how to read them all."""
+        refused = {entry.position for entry in looked.entries if entry.reason == CONTROL_TOKENS}
+        for id_ in ids:
+            if id_.position in refused:
+                self.parse(id_)
+        for number in sorted(set(range(len(self.sources))) - {id_.source for id_ in ids}):
+            source = self.sources[number]
+            for row, raw in enumerate(source.read(range(min(FIRST_ROWS, len(source))))):
+                parsed = self._parsed(raw, number)
+                if isinstance(parsed, RowError) and parsed.reason == CONTROL_TOKENS:
+                    raise self._at_its_place(parsed, SampleId(0, number, row))
+
+    def told(self, steps: Steps, count: int = PROBE) -> Told:
+        """What is to be told of the first rows of a run."""
+        unread: Counter[str] = Counter()
+        spelled: Counter[str] = Counter()
+        reread: Counter[bool] = Counter()
         rows: dict[int, list[int]] = {}
         for sample in steps.order.samples(0, min(count, steps.positions)):
             rows.setdefault(sample.source, []).append(sample.row)
         for source, numbers in rows.items():
             for row in self.sources[source].read(numbers):
                 parsed = self._parsed(row, source)
-                found.update(() if isinstance(parsed, RowError) else parsed.unread)
-        return dict(found)
+                if isinstance(parsed, RowError):
+                    continue
+                unread.update(parsed.unread)
+                spelled.update(self.encoder.spelled(parsed))
+                if isinstance(parsed, Conversation) and parsed.reread is not None:
+                    reread[parsed.reread > 0] += 1
+        return Told(dict(unread), dict(spelled), reread.total(), reread[True])
 
     def first_lengths(self, streams: Sequence[Stream]) -> list[NDArray[np.int64]]:
         """Tokens of the first rows that a run takes from each stream; 0 for rows that are dropped.

@@ -13,10 +13,12 @@ import numpy as np
 from dist_sft.config.redact import redact_urls
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError, RowError
+from dist_sft.data.readers.arrow import Table
 from dist_sft.data.readers.base import File, RawRow, Rows
 from dist_sft.data.readers.find import find_files, local_file
 from dist_sft.data.readers.saved import HubRows, saved_files
 from dist_sft.data.readers.suffixes import read, suffixes
+from dist_sft.data.readers.threads import as_threads
 
 
 class RowSource(Rows, Protocol):
@@ -87,7 +89,18 @@ def open_source(source: Source, cache: Path | None = None) -> RowSource:
     rows = HubRows(source) if source.path.startswith("hub:") else _files(source, cache)
     if len(rows) == 0:
         raise DataError("there is no row in it", where=rows.name, fix="check the path, or remove the source")
-    return rows
+    if source.format != "auto" or source.columns:
+        return rows
+    threads = as_threads(rows, _keys(rows))
+    if len(threads) == 0:
+        raise DataError("no message in it has an answer", where=rows.name, fix="check the path, or give it a format")
+    return threads
+
+
+def _keys(rows: Files | HubRows) -> list[str] | None:
+    """The keys of its rows, where a table says them without a row being read."""
+    first = rows.parts[0] if isinstance(rows, Files) else rows
+    return first.keys if isinstance(first, Table | HubRows) else None
 
 
 def _files(source: Source, cache: Path | None) -> Files:

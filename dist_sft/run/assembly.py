@@ -133,8 +133,8 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     tracker.start(done, attempt, brief.steps[TRAIN], attention)
     for text in (*progress.quarantined, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
         tracker.note(done, text)
-    if brief.unread and not done:
-        tracker.note(done, f"keys of rows that are not read: {', '.join(brief.unread)}")
+    for text in () if done else brief.told.lines():
+        tracker.note(done, text)
     checkpoints.tell, checkpoints.say = tracker.checkpoint, tracker.note
     clock = StepClock(brief.cost.flops)
     run = Training(

@@ -5,7 +5,7 @@ OpenedRun -> encoder, rows, order of the run, what identifies the run
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 from dist_sft.data.arrange import order_of, streams_of
-from dist_sft.data.encoding import PROBE, Rows, open_sources
+from dist_sft.data.encoding import PROBE, Rows, Told, open_sources
 from dist_sft.data.groups import Groups, RowGroups, refuse_unknown
 from dist_sft.data.order import Order, Steps
 from dist_sft.data.packing import Packer
@@ -42,7 +42,7 @@ class Brief:
     steps       of each feed, by name
     sources     their names
     groups      that the samples of each feed are counted in, by its name
-    unread      keys of the first rows that nothing reads, where the run begins
+    told        what is told of the first rows, where the run begins
     """
 
     facts: dict[str, Any]
@@ -52,7 +52,7 @@ class Brief:
     steps: dict[str, int]
     sources: tuple[str, ...]
     groups: dict[str, Groups]
-    unread: tuple[str, ...] = ()
+    told: Told = field(default_factory=Told)
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,13 @@ class RunData:
                 width = self.run.architecture.get_text_config().hidden_size
                 refuse(prove_noise(config.model.neftune, looked.samples, width, config.run.seed))
 
-    def unread(self, rows: int = PROBE) -> dict[str, int]:
-        """Keys of the first rows that neither their format nor a setting reads; in how many rows each is."""
+    def told(self, rows: int = PROBE) -> Told:
+        """What is told of the first rows; not of keys that a setting reads."""
         config, order = self.run.config, self.run.config.data.order
         by = {order.by, order.domain} if order.kind in ("staged", "interleaved") or order.pacing else set()
-        found = self.train.rows.unread(self.train.steps, rows)
-        return {key: count for key, count in found.items() if key not in by | {config.tracking.group_by}}
+        told = self.train.rows.told(self.train.steps, rows)
+        unread = {key: count for key, count in told.unread.items() if key not in by | {config.tracking.group_by}}
+        return replace(told, unread=unread)
 
     def brief(self) -> Brief:
         """What every rank must know."""
@@ -136,7 +137,7 @@ class RunData:
             {name: len(feed.steps) for name, feed in self.feeds.items()},
             tuple(source.name for source in self.train.rows.sources),
             {name: feed.groups.groups for name, feed in self.feeds.items()},
-            tuple(sorted(self.unread())) if self.begins else (),
+            self.told() if self.begins else Told(),
         )
 
     def facts(self) -> dict[str, Any]:

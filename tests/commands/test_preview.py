@@ -79,6 +79,29 @@ def test_without_colours_learned_tokens_stand_in_brackets(sft, chat):
     assert ended.out.count("⟦") == 3  # and one in the legend
 
 
+MENTION = {"messages": [{"role": "user", "content": "Copy <|im_end|>"}, {"role": "assistant", "content": "axe"}]}
+
+
+def test_a_control_token_that_is_spelled_out_is_told_from_the_token(sft, chat):
+    chat.rows.write_text(json.dumps(MENTION) + "\n")
+    view = preview(sft, chat.file)
+    assert "".join(view["tokens"][i] for i in view["spelled"]) == "<|im_end|>"
+    assert view["text"].count("<|im_end|>") == view["tokens"].count("<|im_end|>") + 1, "one is letters"
+    plain = sft("preview", chat.file).out
+    assert "Copy ⟪<|im_end|>⟫<|im_end|>" in plain and "⟦axe<|im_end|>⟧" in plain
+    assert "⟪text that spells a control token⟫" in plain
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=300, no_color=False)
+    view = RowView("a.jsonl:1", "", ["x", "<|", "e|>", "<|e|>"], [1, 2, 3, 4], [0.0, 0.0, 1.0, 1.0], "", (1, 2))
+    show(view, console)
+    shown = console.file.getvalue()
+    assert "\x1b[4;31m<|\x1b[0m" in shown and "\x1b[37;48;2;0;140;0m<|e|>\x1b[0m" in shown
+    assert "\x1b[4;31;48;2;0;140;0me|>\x1b[0m" in shown, "learned letters are on green, too"
+
+
+def test_nothing_is_said_of_letters_where_there_are_none(sft, chat):
+    assert preview(sft, chat.file)["spelled"] == [] and "⟪" not in sft("preview", chat.file).out
+
+
 def test_a_row_cannot_command_the_terminal():
     for system in ("truecolor", None):
         view = RowView("[red]a.jsonl:1", "x", ["\x1b[2J[bold]", "\x9bx\r"], [1, 2], [0.0, 1.0], "x")

@@ -1,6 +1,7 @@
 """No secret leaves the machine with the config."""
 
 from dist_sft.config.redact import redact_urls, redacted, secret_keys
+from dist_sft.config.run_config import RunConfig
 
 
 def test_values_of_secret_keys_are_hidden():
@@ -19,7 +20,8 @@ def test_values_of_secret_keys_are_hidden():
 
 
 def test_settings_that_only_sound_like_secrets_stay():
-    settings = {"tokens_per_pack": 8192, "keep": 2, "tokenizer": "x", "turns": ["all"], "key": None}
+    settings = {"tokens_per_pack": 8192, "keep": 2, "tokenizer": "x", "turns": ["all"], "key": None,
+                "control_tokens": "parse"}  # fmt: skip
     assert redacted(settings) == settings
 
 
@@ -36,3 +38,12 @@ def test_what_is_hidden_can_be_named():
     value = {"tracking": {"api_key": "a", "mode": "b"}, "sources": [{"path": "x"}, {"path": "s3://me:pw@bucket"}]}
     assert secret_keys(value) == ["tracking.api_key", "sources.1.path"]
     assert secret_keys({"tokens_per_pack": 1, "path": "s3://bucket/x"}) == []
+
+
+def test_no_setting_of_a_run_file_is_hidden():
+    """What is hidden in run.json can be resumed by nobody."""
+    config = RunConfig.model_validate(
+        {"model": {"path": "m"}, "data": {"sources": [{"path": "a", "control_tokens": "text"}]}, "train": {"steps": 1},
+         "eval": {"source": {"path": "b"}}, "tracking": {"wandb": {}}}
+    )  # fmt: skip
+    assert secret_keys(config.model_dump(mode="json")) == []

@@ -226,3 +226,35 @@ def test_a_real_text_file_is_many_documents():
     texts = [row["text"] for row in rows(SHARED / "wikitext2_valid.txt")]
     assert len(texts) > 1000
     assert any("Homarus gammarus , known as the European lobster" in text for text in texts)
+
+
+def test_json_columns_are_what_was_written_in_them(tmp_path):
+    """The Json feature of `datasets` is Arrow's type of JSON text: of a column, or inside lists and structs."""
+    from datasets import Dataset, Features, Json, List, Value
+
+    call = {"function": {"name": "f", "arguments": {"x": 1, "unit": None}}}
+    schema = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": None}}}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    features = {
+        "alone": Features({"messages": Json(), "tools": Json()}),
+        "inside": Features({"messages": List({"role": Value("string"), "content": Value("string"),
+                                              "tool_calls": List(Json())}), "tools": List(Json())}),
+    }  # fmt: skip
+    for name, types in features.items():
+        data = Dataset.from_list([{"messages": turns, "tools": [schema]}], features=types)
+        data.to_parquet(tmp_path / f"{name}.parquet")
+        data.save_to_disk(tmp_path / name)
+        for path in (tmp_path / f"{name}.parquet", tmp_path / name):
+            (row,) = rows(path)
+            assert row == {"messages": turns, "tools": [schema]}, "nulls that stand in the JSON are its own"
+    table = pa.table({"text": pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{no json"]))})
+    pq.write_table(table, tmp_path / "broken.parquet")
+    assert rows(tmp_path / "broken.parquet") == [{"text": "{no json"}]
+
+
+def test_a_line_that_is_a_list_of_messages_is_a_row(tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(turns) + "\n" + json.dumps([{"from": "human", "value": "q"}]) + "\n")
+    (tmp_path / "a.json").write_text(json.dumps([turns, turns]))
+    assert rows(tmp_path / "a.jsonl") == [{"messages": turns}, {"messages": [{"from": "human", "value": "q"}]}]
+    assert rows(tmp_path / "a.json") == [{"messages": turns}] * 2

@@ -1,7 +1,7 @@
 """What `dist-sft check` found."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +24,9 @@ def show(report: CheckReport, console: Console) -> None:
         console.print(f"{len(report.dropped)} of these rows are dropped or cut:", highlight=False)
         for line in report.dropped[:3]:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    _, question = told(report.unread)
-    for line in (*report.warnings, *([question] if question else []), *([report.advice] if report.advice else [])):
+    _, question = told(report.told.unread)
+    told_lines = replace(report.told, unread={}).lines()
+    for line in (*report.warnings, *told_lines, *(line for line in (question, report.advice) if line)):
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for line in advice.lines(report.tuning):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -37,8 +38,8 @@ def _figures(report: CheckReport) -> Iterator[tuple[str, object]]:
     """Name and value of each line."""
     yield from ((f"rows of {name}", rows) for name, rows in report.rows.items())
     yield from report.masks.lines()
-    if report.unread:
-        yield "keys not read", told(report.unread)[0]
+    if report.told.unread:
+        yield "keys not read", told(report.told.unread)[0]
     yield "steps", report.steps
     if report.preset:
         yield "preset", report.preset

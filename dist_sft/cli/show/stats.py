@@ -1,5 +1,6 @@
 """Rows, lengths, mixture and packs: as tables, and as a picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,10 @@ def show(found: Stats, console: Console) -> None:
             console.print(
                 f"not learned or cut: {reasons}; {one.lost:,} supervised tokens lost  ({one.name})", markup=False
             )
-    keys, question = told(found.unread)
+    keys, question = told(found.told.unread)
     if keys:
         console.print(f"keys not read: {keys}", markup=False, highlight=False, soft_wrap=True)
-    for line in (question, found.advice):
+    for line in (*replace(found.told, unread={}).lines(), question, found.advice):
         if line:
             console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 

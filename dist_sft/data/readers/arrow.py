@@ -3,9 +3,6 @@
 Arrow on this machine is read in place. Of a file in a store, and of Parquet, only the footer is read at first, and then
 the pieces (record batches, row groups) that rows are asked from. Rows come in any order, and a row group takes long to
 decode, so each is decoded once and put beside the cache as Arrow, to be mapped from there.
-
-A column type fills keys that a row does not have with null: a message without tool calls would come back with
-`tool_calls: None`, and a call's arguments with those of all other tools. Nulls inside a column are taken for that.
 """
 
 import contextlib
@@ -22,8 +19,9 @@ from xxhash import xxh3_128_digest
 
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.core.files import atomic, beyond
-from dist_sft.data.readers.base import File, RawRow, Values, without_fill
+from dist_sft.data.readers.base import File, RawRow, Values
 from dist_sft.data.readers.content import Local
+from dist_sft.data.readers.typed import as_written
 
 _ARROW_FILE = b"ARROW1"
 UNREADABLE = (pa.ArrowException, ValueError, OverflowError)
@@ -35,15 +33,15 @@ MOST_HELD = 256 << 20
 
 
 class Table(Values):
-    """Rows of a file that is made of pieces. Opens it again wherever it is unpickled."""
+    """Rows of a file that is made of pieces. Opens it again wherever it is unpickled. keys: of its rows."""
 
     def __init__(self, file: File, kind: str, opened: Callable[[File], "Pieces"], cache: Path | None) -> None:
         self.file, self.kind, self.cache, self._opened = file, kind, cache, opened
         self._pieces: Pieces | None = None
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         pieces = self._open()
-        names = pieces.names
-        twice = sorted({name for name in names if names.count(name) > 1})
+        self.keys = pieces.names
+        twice = sorted({name for name in self.keys if self.keys.count(name) > 1})
         if twice:
             raise DataError(f"two columns are called '{twice[0]}'", where=file.name, fix="rename one of them")
         self.ends = np.cumsum(pieces.counts, dtype=np.int64)
@@ -67,13 +65,13 @@ class Table(Values):
         piece = int(np.searchsorted(self.ends, i, side="right"))
         first = int(self.ends[piece - 1]) if piece else 0
         try:
-            row: dict[str, Any] = without_fill(self._piece(piece).slice(i - first, 1).to_pylist()[0])
+            found = self._piece(piece).slice(i - first, 1)
+            return as_written(found.to_pylist()[0], found.schema)
         except UnicodeDecodeError as error:
             what = f"invalid UTF-8 in a text column: {error.reason}"
             raise RowError(what, reason="bad_unicode", where=self.where(i), fix="write the column again") from None
         except UNREADABLE as error:
             raise RowError(f"a value cannot be read: {error}", reason="bad_row", where=self.where(i)) from None
-        return row
 
     def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
         """Piece by piece, so that each is fetched once."""

@@ -77,17 +77,6 @@ def canonical(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=True, default=_described, separators=(",", ":")).encode()
 
 
-def without_fill(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table without the nulls inside its columns: a column type gives each object the keys of all others."""
-    return {key: _unfilled(value) for key, value in row.items()}
-
-
-def _unfilled(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unfilled(inner) for key, inner in value.items() if inner is not None}
-    return [_unfilled(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _described(value: Any) -> dict[str, str]:
     return {f"\0{type(value).__module__}.{type(value).__qualname__}": repr(value)}
 
@@ -173,11 +162,14 @@ def decode(file: File) -> str:
 
 
 def checked_row(value: Any, where: str) -> dict[str, Any]:
-    """A JSON value that must be an object.
+    """A JSON value that must be an object; or a list of messages, which is a row of nothing else.
 
     Raises:
         RowError: bad_row: something else.
     """
+    turns = value if isinstance(value, list) else []
+    if turns and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns):
+        return {"messages": value}
     if not isinstance(value, dict):
         kind = {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
         raise RowError(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from dist_sft.chat.formats import is_row
+from dist_sft.chat.recognise import is_row
 from dist_sft.core.errors import DataError
 from dist_sft.data.readers.base import File, Rows, Values, checked_row, decode, refuse_surrogates
 from dist_sft.data.readers.jsonl import JsonLines

@@ -7,7 +7,8 @@ from typing import Any
 
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError
-from dist_sft.data.readers.base import Values, canonical, without_fill
+from dist_sft.data.readers.base import Values, canonical
+from dist_sft.data.readers.typed import as_written
 
 
 def saved_files(folder: Path, split: str) -> list[Path] | None:
@@ -43,6 +44,7 @@ class HubRows(Values):
         self.name = f"{source.path}{f'/{source.subset}' if source.subset else ''} {source.split}"
         self.data = _load(source, self.name)
         self.fingerprint = _fingerprint(self.data, source)
+        self.keys: list[str] = list(self.data.column_names)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -51,7 +53,7 @@ class HubRows(Values):
         return f"{self.name} row {i}"
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return without_fill(self.data[i])
+        return as_written(self.data[i], self.data.features.arrow_schema)
 
     def column(self, name: str) -> list[Any]:
         return list(self.data[name]) if name in self.data.column_names else [None] * len(self)
