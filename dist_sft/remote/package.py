@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from dist_sft.config.document import dotted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError, DataError
 from dist_sft.data.readers.find import find_files
@@ -75,8 +76,8 @@ def _named(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Settings that may name files, with what they name."""
     for i, source in enumerate(config.data.sources):
         yield f"data.sources.{i}.path", source.path
-    if config.eval.source:
-        yield "eval.source", config.eval.source.path
+    for place, held_out in config.eval.given.items():
+        yield dotted(("eval", *place)), held_out.path
     if config.data.template.endswith(".jinja"):
         yield "data.template", config.data.template
     if Path(config.model.path).is_dir():  # else a hub id

@@ -15,6 +15,22 @@ VERSION = "6"
 Arrays = dict[str, NDArray[np.int64]]
 
 
+def load(path: Path) -> Arrays | None:
+    """Arrays that `save` wrote; None where nothing whole is kept."""
+    try:
+        with np.load(path) as kept:  # a zip file: it has checksums
+            return {name: kept[name] for name in kept.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile):
+        return None
+
+
+def save(path: Path, arrays: Arrays) -> None:
+    with contextlib.suppress(OSError):  # a cache may be full or read-only
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
 class Kept:
     """The index of one file. Nothing is kept without a folder, or of a file that cannot be told from a changed one."""
 
@@ -24,19 +40,9 @@ class Kept:
 
     def load(self) -> tuple[str, Arrays] | None:
         """Fingerprint and arrays; None where nothing whole is kept."""
-        if self.path is None:
-            return None
-        try:
-            with np.load(self.path) as kept:  # a zip file: it has checksums
-                arrays = {name: kept[name] for name in kept.files}
-            return bytes(arrays.pop("fingerprint")).hex(), arrays
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile):
-            return None
+        arrays = load(self.path) if self.path else None
+        return (bytes(arrays.pop("fingerprint")).hex(), arrays) if arrays and "fingerprint" in arrays else None
 
     def save(self, fingerprint: str, arrays: Arrays) -> None:
-        if self.path is None:
-            return
-        with contextlib.suppress(OSError):  # a cache may be full or read-only
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(self.path) as file:
-                np.savez(file, **arrays, fingerprint=np.frombuffer(bytes.fromhex(fingerprint), np.uint8))  # type: ignore[arg-type]
+        if self.path:
+            save(self.path, arrays | {"fingerprint": np.frombuffer(bytes.fromhex(fingerprint), np.uint8)})
