@@ -113,7 +113,7 @@ class Source(Section):
 
     path: str = Field(
         min_length=1,
-        description="file, folder, glob, fsspec URL, or hub:owner/name for a data set of the hub",
+        description="file, folder, archive of files, glob, fsspec URL, or hub:owner/name for a data set of the hub",
         json_schema_extra=EXECUTION,  # what counts is the content: a run remembers its fingerprint
     )
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text"] = Field(

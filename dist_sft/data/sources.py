@@ -127,8 +127,7 @@ def _files(source: Source, cache: Path | None) -> Files:
     )
     parts, digest = [], hashlib.sha256(source.split.encode())  # a file may hold several lists of rows
     for one in found:
-        name = one.name.partition("?")[0]
-        rows, fingerprint = read(File(one.name, one.open(), source.split), name, cache)
+        rows, fingerprint = read(File(one.name, one.open(), source.split), one.file_name, cache)
         parts.append(rows)
-        digest.update(f"{''.join(suffixes(name))} {fingerprint}\n".encode())  # another reader finds other rows
+        digest.update(f"{''.join(suffixes(one.file_name))} {fingerprint}\n".encode())  # another reader finds other rows
     return Files(source.shown, parts, digest.hexdigest())

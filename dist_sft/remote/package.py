@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from dist_sft.config.document import dotted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError, DataError
-from dist_sft.data.readers.find import find_files
+from dist_sft.data.readers.find import local_file, named_files
 
 LIMIT = 100_000_000
 """Bytes. It is kept in the memory of the head node, whose dashboard takes no request above 100 MiB."""
@@ -98,10 +98,10 @@ def _files(key: str, path: str) -> Iterator[Path]:
             yield from (file for file in files if file.is_file())  # no socket, no link to nowhere
         return
     try:
-        for found in find_files(path):
-            if not Path(found.name).exists():
-                found.open()  # says why not
-            yield Path(found.name)
+        for file in named_files(path):
+            if not file.exists():
+                local_file(file).open()  # says why not
+            yield file
     except DataError as error:
         fix = f"{error.fix}; what lies on the cluster's storage is named by its absolute path"
         raise DataError(f"{error.what} on this machine", where=f"{key}: {error.where}", fix=fix) from None

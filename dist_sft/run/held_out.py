@@ -73,7 +73,8 @@ def rows_by_name(feed: Feed) -> dict[str, int]:
 def probe(feed: Feed, count: int) -> EncodedStep:
     """The first rows as samples. Raises DataError where those of a name hold nothing to score."""
     looked = feed.rows.probe(feed.steps, count)
-    source_at = {sample.position: sample.source for sample in feed.steps.order.samples(0, count)}
+    samples = feed.steps.order.samples(0, min(count, feed.steps.positions))
+    source_at = {sample.position: sample.source for sample in samples}
     scored = {id_.source for id_ in looked.ids}
     for (_, name), stream in zip(feed.groups.groups.keys, feed.steps.order.streams, strict=False):
         lost = [entry for entry in looked.entries if source_at[entry.position] in stream.sources]

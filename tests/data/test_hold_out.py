@@ -68,6 +68,7 @@ def test_a_larger_share_holds_out_what_a_smaller_one_does(sources):
 
 @pytest.mark.parametrize("written", [
     "  WHAT is\n\tthe \u00a0capital?", "what \uff49s the capital?", "What is the Capital?",
+    "\U0001d416hat is the capital?",
 ])  # fmt: skip
 def test_case_white_space_and_the_form_of_letters_make_no_other_question(written):
     asked = hash_of(conversation(("user", "What is the capital?"), ("assistant", "a")))

@@ -1,13 +1,16 @@
 """Several sources of held-out rows, of which one may be a share of the training rows: on real ranks."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 
 from dist_sft.checkpoint.layout import Manifest, folder_of, newest, whole_steps
+from dist_sft.core.errors import ConfigError
 from dist_sft.run.data import RunData
+from dist_sft.run.folder import refuse_changes
 from dist_sft.run.opened import open_run
 from tests.ranks import losses, records, train_on_ranks
 
@@ -65,7 +68,8 @@ def settings(tiny_run, files, tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(settings):
     """Folders of runs by name: each source alone and both on one rank, and with a share; the same on two ranks; two
-    that may stop early; and on two ranks, resumed after its first step, one of these and one with a share."""
+    that may stop early; and resumed on two ranks, one of these before its last step and one with a share after its
+    first."""
     both = ("math", "noise")
     one = {
         "math": settings("math", "math", samples=12),
@@ -85,10 +89,10 @@ def runs(settings):
     two["decided again"]["checkpoint"] |= {"keep": 1, "keep_best": 1}
     folders = {name: Path(run["run"]["dir"]) for name, run in {**one, **two}.items()}
     train_on_ranks(list(one.values()), 1)
-    for name in ("all", "decided"):
+    for name, lost in (("all", STEPS - 1), ("decided", 1)):
         again = folders[f"{name} again"]
         shutil.copytree(folders[name], again)
-        for later in whole_steps(again / "checkpoints")[1:]:
+        for later in whole_steps(again / "checkpoints")[-lost:]:
             shutil.rmtree(folder_of(again / "checkpoints", later))
     train_on_ranks(list(two.values()), 2)
     return folders
@@ -100,6 +104,10 @@ def losses_of(folder, name):
         next(group["loss"] for group in record["groups"] if (group["by"], group["name"]) == ("source", name))
         for record in records(folder, "eval")
     ]
+
+
+def data_of(run):
+    return RunData.of(open_run({key: value for key, value in run.items() if key != "learned"}))
 
 
 def learned(folder):
@@ -138,11 +146,16 @@ def test_the_loss_of_all_counts_each_supervised_token_as_much(runs):
 
 def test_what_a_share_holds_out_is_never_trained_and_all_else_is_as_it_would_be(runs, settings):
     """The rows are those of the updates themselves, on one rank and on two."""
-    found = RunData.of(open_run({k: v for k, v in settings("x", share=SHARE).items() if k != "learned"}))
+    found = data_of(settings("x", share=SHARE))
     held = {(source, row) for source, rows in enumerate(found.held.rows) for row in rows.tolist()}
     assert {row for source, row in held if source == 0} == {row for source, row in held if source == 1}, "questions"
     assert 10 < len(held) < 50 and any(held.intersection(rows) for rows in learned(runs["both"]).values())
     expected = {step: sorted((s.source, s.row) for s in found.train.steps.samples(step)) for step in range(STEPS)}
+    feeds = pickle.loads(pickle.dumps(found.feeds))  # as members of the data service get them
+    assert [sorted((s.source, s.row) for s in feeds["train"].steps.samples(i)) for i in range(STEPS)] == [
+        *expected.values()
+    ]
+    assert feeds["held_out"].chunk(0, 9)[1].tokens.tolist() == found.held_out.chunk(0, 9)[1].tokens.tolist()
     for name in ("share", "all", "all on two", "all again"):
         rows = learned(runs[name])
         assert not held & {row for step in rows.values() for row in step}, name
@@ -160,6 +173,20 @@ def test_the_rows_that_are_held_out_are_counted_once(runs):
         assert [note["text"] for note in notes].count(f"rows held out of training by eval.share: {total}") == 1
         assert total == count and notes[-1]["ledger"] == {"held_out": total} == records(runs[name])[-1]["dropped"]
     assert "dropped" not in records(runs["both"])[-1]
+
+
+def test_another_share_or_other_rows_of_it_are_refused_on_resume(runs, settings):
+    folder = runs["share"]
+    same, more = (data_of(settings("share", share=share)).facts() for share in (SHARE, 0.3))
+    refuse_changes(folder, same, folder / "checkpoints")
+    with pytest.raises(ConfigError, match=r"eval.share was 0.15, is 0.3; fingerprints.share was '\w+...', is"):
+        refuse_changes(folder, more, folder / "checkpoints")
+    same["learned"]["fingerprints"]["share"] = more["learned"]["fingerprints"]["share"]
+    with pytest.raises(ConfigError, match=r"from here on: fingerprints.share was"):
+        refuse_changes(folder, same, folder / "checkpoints")
+    given = data_of(settings("x", "math", share=SHARE, patience=1)).facts()["learned"]["fingerprints"]
+    assert len(given["held_out"]) == 1 and len(given["sources"]) == 2
+    assert "held_out" not in data_of(settings("x", "math")).facts()["learned"]["fingerprints"]
 
 
 def stops_after(values, patience):
@@ -190,6 +217,7 @@ def test_early_stopping_and_the_best_checkpoint_follow_the_source_that_decides(r
 def test_a_run_that_goes_on_decides_as_one_that_never_stopped(runs):
     whole, resumed = (Manifest.read(newest(runs[name])) for name in ("decided", "decided again"))
     starts = [record["step"] for record in records(runs["decided again"], "note") if record["text"] == "start"]
-    assert starts == [0, 1] and resumed.step == whole.step
+    assert starts == [0, whole.step - 1] and resumed.step == whole.step
+    assert Manifest.read(newest(runs["decided"]).with_name(f"step_{whole.step - 1:08d}")).state["waited"] == 1
     assert resumed.state == {"best": pytest.approx(whole.state["best"], rel=1e-4), "waited": whole.state["waited"]}
     assert losses_of(runs["decided again"], "noise") == pytest.approx(losses_of(runs["decided"], "noise"), rel=1e-4)

@@ -47,6 +47,13 @@ def test_only_what_the_run_file_names_is_sent(folder):
     assert set(more.files) - set(sent.files) == {"other.txt"}
 
 
+def test_an_archive_is_sent_as_it_is_whatever_split_of_it_is_meant(folder):
+    (folder / "rows.zip").write_bytes(b"not looked into here")
+    for path in ("rows.zip", "*.zip"):
+        sources = f'data.sources=[{{path: "{path}", split: test}}]'
+        assert "rows.zip" in package(folder / "run.yaml", load_config("run.yaml", [sources])).files
+
+
 def test_equal_files_make_an_equal_package(folder):
     sent = package(folder / "run.yaml", load_config("run.yaml", ()))
     sent.write(folder / "1.zip")

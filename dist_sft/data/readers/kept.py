@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from dist_sft.core.files import atomic
 from dist_sft.data.readers.base import File
+from dist_sft.data.readers.content import Part
 
 VERSION = "6"
+SMALL = 1 << 16
+"""Bytes. A smaller file in an archive is scanned anew at once: there may be one for each row."""
 
 Arrays = dict[str, NDArray[np.int64]]
 
@@ -35,7 +38,8 @@ class Kept:
     """The index of one file. Nothing is kept without a folder, or of a file that cannot be told from a changed one."""
 
     def __init__(self, cache: Path | None, file: File) -> None:
-        key = file.key(VERSION)
+        worth = not isinstance(file.data, Part) or file.data.size >= SMALL
+        key = file.key(VERSION) if worth else None
         self.path = cache / "index" / f"{key}.npz" if cache and key else None
 
     def load(self) -> tuple[str, Arrays] | None:
