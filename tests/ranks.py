@@ -32,6 +32,7 @@ def train_on_ranks(runs, world, timeout=400, check=True):
 
     Settings with a "probe" {"tokens", "out"} do not train, but write the logits of the engine as it was resumed.
     Settings with "record": FOLDER let each rank write there what noise it drew.
+    Settings with "learned": FOLDER let each rank write there which rows each of its updates learned from.
     Settings with "frozen" write the parameters that were not trained, as they are in memory after training.
     Settings with "decomposes": False end with an AssertionError if an adapter's start is computed, not read.
     Those with a "mutant" have that fault, and rows of "silent" have no loss weight, see tests/mutants.py.
@@ -119,6 +120,29 @@ def recorded_noise(folder, rank):
         Path(folder, f"{rank}.json").write_text(json.dumps(digests))
 
 
+@contextlib.contextmanager
+def recorded_rows(folder, rank):
+    """Write FOLDER/RANK.json: by step, [source, row] of each sample that an update of this rank was made of."""
+    if not folder:
+        yield
+        return
+    from dist_sft.train import loop
+
+    rows, update = {}, loop.update
+
+    def updated(engine, model, share, *rest):
+        rows[share.step] = [[id_.source, id_.row] for pack in share.packs for id_ in pack.samples]
+        return update(engine, model, share, *rest)
+
+    loop.update = updated
+    try:
+        yield
+    finally:
+        loop.update = update
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, f"{rank}.json").write_text(json.dumps(rows))
+
+
 def train_and_write_frozen(settings, out):
     """Whole frozen parameters of the model that was trained, by name, as torch.save writes them."""
     import deepspeed
@@ -159,6 +183,7 @@ def main(spec):
     for settings in spec["runs"]:
         probe, frozen = settings.pop("probe", None), settings.pop("frozen", None)
         record = recorded_noise(settings.pop("record", None), rank)
+        learned = recorded_rows(settings.pop("learned", None), rank)
         if not settings.pop("decomposes", True):
             refuse_decompositions()
         try:
@@ -167,7 +192,7 @@ def main(spec):
             elif probe:
                 write_logits(settings, probe["tokens"], probe["out"])
             else:
-                with mutated(settings.pop("mutant", None)), silent(settings.pop("silent", ())), record:
+                with mutated(settings.pop("mutant", None)), silent(settings.pop("silent", ())), record, learned:
                     work(settings, "test")
             errors.append(None)
         except SftError as error:

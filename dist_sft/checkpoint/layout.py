@@ -56,7 +56,7 @@ class Manifest:
     run         hashes of its config, as far as it decides what is learned, and of what it reads (e.g. sources)
     state       what the run keeps besides, e.g. early stopping
     parameters  shape of each, by name; shared: other names of some of them, e.g. of a tied head
-    held_out    loss on held-out rows at this step, if it was computed
+    held_out    loss on the held-out rows that decide (eval.decides) at this step, if it was computed
     shards      by path inside the checkpoint
     versions    of the packages that wrote it
     """

@@ -24,6 +24,7 @@ from dist_sft.proofs.packing import prove_packing
 from dist_sft.proofs.proof import Proof, refuse
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
+from dist_sft.run.held_out import probe, rows_by_name
 from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import check_resources, is_local
 
@@ -33,6 +34,7 @@ class CheckReport:
     """What was looked at.
 
     rows           of each source, by its name
+    share          how many of all these eval.share holds out; None without it
     steps          of the whole run
     preset         what train.preset left in the settings, and where its values are from; None without one
     masks          coverage of the rows that were looked at, and whether both ways to find it agree
@@ -42,12 +44,13 @@ class CheckReport:
     micro_steps    of a step of rows like these; balance: time over perfect; fill: share of the packs' room
     advice         what to change where a step is too small for its ranks
     tuning         whether the data fit the kind of tuning
-    held_out_rows  None without eval.source
+    held_out       rows that the model is judged by, by the name of their source
     memory         estimated bytes of a rank
     proofs         what was proved, or could not be
     """
 
     rows: dict[str, int]
+    share: int | None
     steps: int
     preset: str | None
     zero_stage: int
@@ -61,7 +64,7 @@ class CheckReport:
     advice: str | None
     tuning: tuple[Advice, ...]
     warnings: tuple[str, ...]
-    held_out_rows: int | None
+    held_out: dict[str, int]
     memory: Memory
     proofs: tuple[Proof, ...]
 
@@ -76,7 +79,12 @@ class CheckReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
-        optional = {"preset": self.preset, "held_out_rows": self.held_out_rows}
+        optional = {
+            "preset": self.preset,
+            "held_out_rows": sum(self.held_out.values()) or None,
+            "held_out": self.held_out or None,
+            "held_out_share": self.share,
+        }
         return {
             "rows": [{"source": name, "rows": rows} for name, rows in self.rows.items()],
             "steps": self.steps,
@@ -116,6 +124,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
     plan = data.packer(config.cluster.most).pack(np.resize(lengths, config.train.samples_per_step).tolist())
     return CheckReport(
         rows={source.name: len(source) for source in data.train.rows.sources},
+        share=data.held.count if config.eval.share else None,
         steps=len(data.train.steps),
         preset=_preset(config),
         zero_stage=merged.get("zero_optimization", {}).get("stage", 0),
@@ -129,7 +138,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
         advice=plan.advice(),
         tuning=tuple(_tuning(run, data, looked)),
         warnings=tuple(warnings(config)),
-        held_out_rows=data.held_out.steps.positions if data.held_out else None,
+        held_out=rows_by_name(data.held_out) if data.held_out else {},
         memory=memory_of_a_rank(config, run.architecture, merged, run.device, masks.supervised / masks.tokens),
         proofs=(*prove_masks(masks), *_of_held_out(data, rows), *([] if fast else _of_model(run, data, looked))),
     )
@@ -153,7 +162,7 @@ def _preset(config: RunConfig) -> str | None:
 
 def _tuning(run: OpenedRun, data: RunData, looked: EncodedStep) -> list[Advice]:
     """What the rows that were looked at say of the kind of tuning, as though all others were like them."""
-    rows = sum(data.train.rows.lengths)
+    rows = data.train.steps.order.epoch_length
     supervised = sum(sample.supervised for sample in looked.samples) / len(looked.samples)
     tokens = [0, 0]  # of chats, of plain text
     for id_, sample in zip(looked.ids, looked.samples, strict=True):
@@ -171,7 +180,7 @@ def _of_held_out(data: RunData, rows: int) -> list[Proof]:
     """Of the masks of held-out rows, where there are any."""
     if (feed := data.held_out) is None:
         return []
-    return prove_masks(certify_masks(feed, feed.rows.probe(feed.steps, rows)), ", held-out rows")
+    return prove_masks(certify_masks(feed, probe(feed, rows)), ", held-out rows")
 
 
 def _of_model(run: OpenedRun, data: RunData, looked: EncodedStep) -> list[Proof]:

@@ -111,7 +111,7 @@ def _as_asked(run: OpenedRun, folder: Path, world: int, near: int, samples: Sequ
         "optimizer": optimizer | {"eps": EPSILON, "name": optimizer["name"].removesuffix("8bit")},
     }
     settings["data"]["schedule"] = []
-    settings["eval"] |= {"source": None, "patience": None}
+    settings["eval"] = {}
     settings["checkpoint"] |= {"every": 1, "keep": STEPS, "url": None}
     settings["cluster"] |= {"workers": world, "gpus_per_worker": 0, "address": None}
     settings["tracking"] |= {"wandb": None, "group_by": None}

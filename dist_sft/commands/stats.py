@@ -20,6 +20,7 @@ class SourceStats:
     """One source, in the steps that were looked at.
 
     rows        in the source
+    held_out    of these, by eval.share: they are not trained
     seen        samples of the steps that come from it; passes over its rows: epochs
     learned     of these, those that became samples; lengths of all of them in tokens
     supervised  tokens with a weight above 0
@@ -29,6 +30,7 @@ class SourceStats:
 
     name: str
     rows: int
+    held_out: int
     seen: int
     epochs: float
     learned: int
@@ -113,6 +115,7 @@ def stats(run: OpenedRun, steps: int | None, world: int, track: Track = iter) ->
             SourceStats(
                 name=name,
                 rows=feed.rows.lengths[i],
+                held_out=len(data.held.rows[i]) if data.held.rows else 0,
                 seen=int(seen[i]),
                 epochs=epochs[i],
                 learned=len(lengths[i]),

@@ -9,7 +9,7 @@ from dist_sft.config.noise import Depth
 from dist_sft.config.presets import PRESETS
 from dist_sft.config.problems import Problem
 from dist_sft.config.root import Check
-from dist_sft.config.sections import LoraTuning, RunSections, Source
+from dist_sft.config.sections import HELD_OUT, EvalSource, LoraTuning, RunSections, Source
 
 
 def _length(config: RunSections) -> Iterator[Problem]:
@@ -94,12 +94,45 @@ def _adapters(config: RunSections) -> Iterator[Problem]:
 
 
 def _evaluation(config: RunSections) -> Iterator[Problem]:
-    if config.eval.patience is not None and config.eval.source is None:
+    evaluation = config.eval
+    if evaluation.source is not None and evaluation.sources:
+        yield Problem(
+            ("eval", "sources"), "both eval.source and eval.sources are set", "write all sources under eval.sources"
+        )
+    for place, source in evaluation.given.items():
+        yield from _held_out_source(source, ("eval", *place))
+    names = evaluation.names
+    if evaluation.patience is not None and not names:
         yield Problem(
             ("eval", "patience"),
-            "eval.patience is set, but eval.source is not: there is nothing to wait for",
+            "eval.patience is set, but eval.source is not, nor sources or share: there is nothing to wait for",
             "set eval.source to held-out rows, or remove eval.patience",
         )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        place = ("eval", "sources") if len(evaluation.given) > 1 else ("eval", "share")
+        yield Problem(
+            place,
+            f"two sources of held-out rows are called '{twice[0]}'"
+            + (", which is what the rows of eval.share are called" if evaluation.share and HELD_OUT in twice else ""),
+            "give each a name of its own, e.g. {name: math, path: math.jsonl}",
+        )
+    if evaluation.decides is not None and evaluation.decides not in names:
+        yield Problem(
+            ("eval", "decides"),
+            f"eval.decides is '{evaluation.decides}', and no source of held-out rows is called so",
+            f"use {' or '.join(names)}" if names else "set eval.sources or eval.share, or remove eval.decides",
+        )
+
+
+def _held_out_source(source: EvalSource, path: Path) -> Iterator[Problem]:
+    """Each row is scored once: nothing of how training sources are mixed can be meant."""
+    for name in ("weight", "token_share", "max_epochs"):
+        if getattr(source, name) is not None:
+            yield Problem(
+                (*path, name),
+                f"{dotted((*path, name))} says how training rows are mixed, and held-out rows are scored once each",
+                "remove it; eval.samples limits the rows, eval.decides says whose loss counts",
+            )
 
 
 def _device(config: RunSections) -> Iterator[Problem]:

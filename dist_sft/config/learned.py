@@ -12,19 +12,25 @@ from dist_sft.config.sections import Section
 PACKING = ("tokens_per_pack", "packing", "micro_steps", "pad_to_multiple_of")
 """Settings of `train` that decide which samples share a pack."""
 
+ALWAYS = ("share", "decides")
+"""Settings of `eval` that a run keeps whether or not an evaluation can stop it."""
+
 
 def learned(config: RunConfig) -> dict[str, Any]:
     """JSON values of all settings that change what is learned, by section.
 
-    `eval` is among them only when it can stop the run (patience); what decides how samples are packed, only with noise
-    that depends on the pack (model.neftune.scale).
+    `eval` is among them when it can stop the run (patience), else only what is held out of training and whose loss the
+    best checkpoints have; what decides how samples are packed, only with noise that depends on the pack
+    (model.neftune.scale).
     """
     values = remembered(config)
     if config.model.neftune and config.model.neftune.scale == "row":
         values["train"].update({name: getattr(config.train, name) for name in PACKING})
         values["cluster"] = {"workers": config.cluster.workers}
     if config.eval.patience is None:
-        values.pop("eval", None)
+        evaluation = values.pop("eval", {})
+        if kept := {name: evaluation[name] for name in ALWAYS if name in evaluation}:
+            values["eval"] = kept
     return values
 
 

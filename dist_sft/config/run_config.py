@@ -26,11 +26,17 @@ def with_shorthand(value: Any) -> Any:
         return value
     data, evaluation = value.get("data"), value.get("eval")
     if isinstance(data, dict) and "sources" in data:
-        sources = data["sources"] if isinstance(data["sources"], list) else [data["sources"]]
-        value = {**value, "data": {**data, "sources": [_source(source) for source in sources]}}
+        value = {**value, "data": {**data, "sources": _sources(data["sources"])}}
     if isinstance(evaluation, dict) and "source" in evaluation:
-        value = {**value, "eval": {**evaluation, "source": _source(evaluation["source"])}}
+        evaluation = {**evaluation, "source": _source(evaluation["source"])}
+        value = {**value, "eval": evaluation}
+    if isinstance(evaluation, dict) and "sources" in evaluation:
+        value = {**value, "eval": {**evaluation, "sources": _sources(evaluation["sources"])}}
     return value
+
+
+def _sources(value: Any) -> list[Any]:
+    return [_source(source) for source in (value if isinstance(value, list) else [value])]
 
 
 def _source(value: Any) -> Any:

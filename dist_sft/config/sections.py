@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from dist_sft.config.cluster import ClusterSection, ServiceSection
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
+from dist_sft.config.redact import redact_urls
 from dist_sft.config.section import ADDED, EXECUTION, Decay, Fraction, Role, Section, Share, matching
 
 
@@ -112,7 +113,7 @@ class Source(Section):
 
     path: str = Field(
         min_length=1,
-        description="file, folder, glob, fsspec URL, or hub:owner/name for a data set of the hub",
+        description="file, folder, archive of files, glob, fsspec URL, or hub:owner/name for a data set of the hub",
         json_schema_extra=EXECUTION,  # what counts is the content: a run remembers its fingerprint
     )
     format: Literal[
@@ -161,6 +162,13 @@ class Source(Section):
                     {"line": turned},
                 )  # fmt: skip
         return columns
+
+    @property
+    def shown(self) -> str:
+        """Its path as messages say it: without secrets."""
+        if self.path.startswith("hub:"):
+            return f"{self.path}{f'/{self.subset}' if self.subset else ''} {self.split}"
+        return redact_urls(self.path)
 
     @property
     def amount(self) -> float | None:
@@ -338,16 +346,65 @@ class TrainSection(Section):
         return math.lcm(self.pad_to_multiple_of, self.sequence_parallel)
 
 
+class EvalSource(Source):
+    """eval.sources[i]: held-out rows from one place."""
+
+    name: str | None = Field(
+        default=None, min_length=1, description="what its losses are told by; none: its path", json_schema_extra=ADDED
+    )
+
+    @property
+    def title(self) -> str:
+        """What its losses are told by."""
+        return self.name or self.shown
+
+
+HELD_OUT = "held_out"
+"""Name of the source that eval.share makes of training rows."""
+
+
 class EvalSection(Section):
     """eval: loss on held-out rows, and early stopping."""
 
-    source: Source | None = Field(default=None, description="a path, or a source as in data.sources")
+    source: EvalSource | None = Field(default=None, description="a path, or a source as in data.sources")
+    sources: tuple[EvalSource, ...] = Field(
+        default=(),
+        description="several in place of source, each with a name that its losses are told by, e.g. "
+        "[{name: math, path: math.jsonl}, {name: code, path: code.jsonl}]",
+        json_schema_extra=ADDED,
+    )
+    share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="of the questions in data.sources: all rows of these are held out, never trained, and are a source "
+        "named held_out; a question is a row's first user message, or how its document begins, and chosen by its hash",
+        json_schema_extra=ADDED,
+    )
+    decides: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name of the source whose loss early stopping and checkpoint.keep_best follow; none: the mean of "
+        "all, in which each supervised token counts as much",
+        json_schema_extra=ADDED,
+    )
     every: PositiveInt = Field(default=100, description="steps")
-    samples: PositiveInt | None = Field(default=None, description="at most this many rows")
+    samples: PositiveInt | None = Field(default=None, description="at most this many rows of each source")
     patience: NonNegativeInt | None = Field(
         default=None, description="stop after this many evaluations without improvement"
     )
     min_delta: NonNegativeFloat = Field(default=0.0, description="nats per token that count as improvement")
+
+    @property
+    def given(self) -> dict[tuple[str | int, ...], EvalSource]:
+        """The sources that are files of their own, by their place in this section."""
+        listed: dict[tuple[str | int, ...], EvalSource] = {
+            ("sources", i): source for i, source in enumerate(self.sources)
+        }
+        return {("source",): self.source} if self.source else listed
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What losses are told by: of each source that is given, then of the share."""
+        return (*(source.title for source in self.given.values()), *([HELD_OUT] if self.share else []))
 
 
 Url = Annotated[

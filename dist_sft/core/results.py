@@ -61,11 +61,17 @@ class StepResult:
 class HeldOut:
     """Loss of a model on held-out rows.
 
-    loss    nats per unit of weight
+    loss    nats per unit of weight, of all sources
     tokens  that were scored
-    groups  those with a loss weight among the rows
+    groups  those with a loss weight among the rows; by "source": what each source is called
     """
 
     loss: float
     tokens: int
     groups: tuple[GroupLoss, ...] = ()
+
+    def loss_of(self, source: str | None) -> float:
+        """Of the source of this name; None: of all."""
+        if source is None:
+            return self.loss
+        return next(group.loss for group in self.groups if (group.by, group.name) == ("source", source))

@@ -50,36 +50,47 @@ def permute(indices: NDArray[np.int64], n: int, key_: int) -> NDArray[np.int64]:
     Returns:
         int64[K] in [0, n), different for different indices.
     """
-    out = indices.astype(np.uint64)
-    for begin in range(0, len(out), _CHUNK):  # what stays in the cache is three times as fast
-        chunk = out[begin : begin + _CHUNK]
-        todo, values = np.arange(len(chunk)), _feistel(chunk, n, key_)
-        while True:
-            inside = values < np.uint64(n)
-            chunk[todo[inside]] = values[inside]
-            if inside.all():
-                break
-            todo, values = todo[~inside], _feistel(values[~inside], n, key_)
-    return out.view(np.int64)
+    return _walked(indices, n, key_, back=False)
+
+
+def unpermute(indices: NDArray[np.int64], n: int, key_: int) -> NDArray[np.int64]:
+    """What `permute` sends to these indices: its inverse, at the same cost."""
+    return _walked(indices, n, key_, back=True)
 
 
 _CHUNK = 1 << 15
 
 
-def _feistel(values: NDArray[np.uint64], n: int, key_: int) -> NDArray[np.uint64]:
-    """A permutation of [0, a * b), a * b >= n. Few digits mix less in a round, so small n get more rounds."""
+def _walked(indices: NDArray[np.int64], n: int, key_: int, back: bool) -> NDArray[np.int64]:
+    out = indices.astype(np.uint64)
+    for begin in range(0, len(out), _CHUNK):  # what stays in the cache is three times as fast
+        chunk = out[begin : begin + _CHUNK]
+        todo, values = np.arange(len(chunk)), _feistel(chunk, n, key_, back)
+        while True:
+            inside = values < np.uint64(n)
+            chunk[todo[inside]] = values[inside]
+            if inside.all():
+                break
+            todo, values = todo[~inside], _feistel(values[~inside], n, key_, back)
+    return out.view(np.int64)
+
+
+def _feistel(values: NDArray[np.uint64], n: int, key_: int, back: bool) -> NDArray[np.uint64]:
+    """A permutation of [0, a * b), a * b >= n, or its inverse. Few digits mix less in a round, so small n get more."""
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
     high, low = np.divmod(values, np.uint64(b))
-    for number, round_key in enumerate(hashes(12 if n < 1 << 12 else 8, key_)):
+    rounds = list(enumerate(hashes(12 if n < 1 << 12 else 8, key_)))
+    for number, round_key in reversed(rounds) if back else rounds:
         if number % 2:
-            low = _rotated(low, high ^ round_key, b)
+            low = _rotated(low, high ^ round_key, b, back)
         else:
-            high = _rotated(high, low ^ round_key, a)
+            high = _rotated(high, low ^ round_key, a, back)
     return high * np.uint64(b) + low
 
 
-def _rotated(digit: NDArray[np.uint64], source: NDArray[np.uint64], base: int) -> NDArray[np.uint64]:
-    """(digit + a number from `source` in [0, base)) mod base."""
-    turned = digit + (((mix64(source) >> np.uint64(32)) * np.uint64(base)) >> np.uint64(32))
+def _rotated(digit: NDArray[np.uint64], source: NDArray[np.uint64], base: int, back: bool) -> NDArray[np.uint64]:
+    """(digit + a number from `source` in [0, base)) mod base; back: minus that number."""
+    turn = ((mix64(source) >> np.uint64(32)) * np.uint64(base)) >> np.uint64(32)
+    turned = digit + (np.uint64(base) - turn if back else turn)
     return np.where(turned >= np.uint64(base), turned - np.uint64(base), turned)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dist_sft.config.sections import DataSection, OrderSection
 from dist_sft.core.errors import DataError
-from dist_sft.data.curriculum import Curriculum, Pacing, RowOrder, Sequential, Shuffled
+from dist_sft.data.curriculum import Curriculum, LeftOut, Pacing, RowOrder, Sequential, Shuffled
 from dist_sft.data.mixture import Mixture, WeightChange, sample_weights
 from dist_sft.data.order import Order, Stream
 
@@ -40,11 +40,15 @@ def mixed(data: DataSection) -> bool:
     return any(source.amount is not None for source in data.sources)
 
 
-def streams_of(data: DataSection, sources: Sequence[Columns], seed: int) -> tuple[Stream, ...]:
+def streams_of(
+    data: DataSection, sources: Sequence[Columns], seed: int, left_out: Sequence[NDArray[np.int64]] = ()
+) -> tuple[Stream, ...]:
     """One stream for each source that has a weight; a single one for all sources where none has.
 
+    Args:
+        left_out: int64[H] rows of each source that are not learned; without any: none are.
     Raises:
-        DataError: a row without a difficulty.
+        DataError: a row without a difficulty, or a stream of which all rows are left out.
     """
     indices = range(len(sources))
     groups = [(index,) for index in indices] if mixed(data) else [tuple(indices)]
@@ -52,7 +56,16 @@ def streams_of(data: DataSection, sources: Sequence[Columns], seed: int) -> tupl
     for number, group in enumerate(groups):
         members = [sources[index] for index in group]
         counts = tuple(len(source) for source in members)
-        streams.append(Stream(group, counts, _row_order(data.order, members, seed, number)))
+        begins = np.cumsum([0, *counts])
+        out = [begin + left_out[index] for begin, index in zip(begins, group, strict=False)] if left_out else []
+        order = _row_order(data.order, members, seed, number)
+        streams.append(Stream(group, counts, order, LeftOut(np.concatenate(out)) if out else LeftOut()))
+        if not len(streams[-1]):
+            raise DataError(
+                f"eval.share holds out all of its {sum(counts)} rows: nothing is left to train on",
+                where=members[0].name,
+                fix="lower eval.share, or give its held-out rows by eval.sources; rows of one question stay together",
+            )
     return tuple(streams)
 
 

@@ -23,6 +23,10 @@ class RowOrder(Protocol):
         """int64[K] rows at these offsets (int64[K] in [0, N)) of an epoch."""
         ...
 
+    def offsets(self, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[K] offsets of an epoch at which these rows stand: the inverse."""
+        ...
+
 
 @dataclass(frozen=True)
 class Shuffled:
@@ -33,7 +37,13 @@ class Shuffled:
     stream: int
 
     def rows(self, epoch: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        return seeds.permute(offsets, self.count, seeds.key(self.seed, "order", self.stream, epoch))
+        return seeds.permute(offsets, self.count, self._key(epoch))
+
+    def offsets(self, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return seeds.unpermute(rows, self.count, self._key(epoch))
+
+    def _key(self, epoch: int) -> int:
+        return seeds.key(self.seed, "order", self.stream, epoch)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,9 @@ class Sequential:
 
     def rows(self, epoch: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         return offsets
+
+    def offsets(self, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,12 @@ class Curriculum:
             self._kept[epoch] = self._order(seeds.hashes(len(self.difficulty), self._key(epoch)))
         return self._kept[epoch][offsets]
 
+    def offsets(self, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        order = self.rows(epoch, np.arange(len(self.difficulty)))
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return places[rows]
+
     def __reduce__(self) -> tuple[object, ...]:
         return Curriculum, (self.difficulty, self.domain, self.pacing, self.seed, self.stream)
 
@@ -93,6 +112,39 @@ class Curriculum:
         if self.domain is not None:
             order = _interleaved(order, self.domain, hashes)
         return order if self.pacing is None else _paced(order, hashes, self.pacing)
+
+
+def _no_rows() -> NDArray[np.int64]:
+    return np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Rows of a stream that no visit comes to. All others come in the order that they would have with these.
+
+    rows  int64[H]
+    """
+
+    rows: NDArray[np.int64] = field(default_factory=_no_rows)
+    _kept: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def among_all(self, offsets: NDArray[np.int64], order: RowOrder, epoch: int) -> NDArray[np.int64]:
+        """int64[K] offsets in the order of all rows, of offsets in that of the rows which are not left out."""
+        if not len(self.rows):
+            return offsets
+        before = self._kept.get(epoch)
+        if before is None:
+            places = np.sort(order.offsets(epoch, self.rows))
+            before = places - np.arange(len(places))  # how many of the others stand before each row that is left out
+            self._kept.clear()  # 8 bytes a row, of one epoch
+            self._kept[epoch] = before
+        return offsets + np.searchsorted(before, offsets, side="right")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LeftOut, (self.rows,)
 
 
 def _interleaved(order: NDArray[np.int64], domain: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from dist_sft.data import readers
 from dist_sft.data.ledger import Entry
 from dist_sft.data.order import SampleId, Steps, Stream
 from dist_sft.data.readers.arrow import trim
+from dist_sft.data.readers.jsonl import AT_ONCE
 from dist_sft.data.shards import Outcome
 from dist_sft.data.sources import RawRow, RowSource, open_source
 from dist_sft.data.token_store import TokenStore, digest_of
@@ -99,6 +100,7 @@ class Rows:
     """All sources of a run, and how their rows become samples. Pickles small, and opens its files again elsewhere.
 
     encoded  samples that this process has encoded, and not found in the token store
+    cache    folder for what is worth keeping; None: there is none
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Rows:
         """opened: what `open_sources` gave for the same sources, if it was called before. Raises DataError likewise."""
         self.data, self.encoder, self.encoded = data, encoder, 0
         self.layouts = [Layout.of(source) for source in sources]
-        cache = _cache(data)
+        self.cache = cache = _cache(data)
         self.sources = list(opened or open_sources(sources, data))
         self.stores = {layout: self._store(cache, layout) for layout in set(self.layouts)} if cache else {}
         self._open_maps()
@@ -151,6 +153,13 @@ class Rows:
         if isinstance(parsed, RowError):
             raise self._at_its_place(parsed, sample)
         return parsed
+
+    def items(self, source: int) -> Iterator[Conversation | Document | RowError]:
+        """What each row of a source means, in order."""
+        count = len(self.sources[source])
+        for begin in range(0, count, AT_ONCE):
+            for raw in self.sources[source].read(range(begin, min(begin + AT_ONCE, count))):
+                yield self._parsed(raw, source)
 
     def encode(self, step: int, ids: Sequence[SampleId]) -> EncodedStep:
         """Samples of one step, or of a part of it. Raises RowError for a row that bad_rows or overlong forbids."""

@@ -84,27 +84,40 @@ class Groups:
 
 @dataclass(frozen=True)
 class RowGroups:
-    """Which groups each row is in, found when it is first asked for. column: None to group by source alone."""
+    """Which groups each row is in, found when it is first asked for.
+
+    column  None to group by source alone
+    names   what each source is called; sources of one name are one group. None: its own name, told apart from others
+    """
 
     sources: Sequence[Columns] = ()
     column: str | None = None
+    names: Sequence[str] | None = None
 
     @cached_property
     def groups(self) -> Groups:
         """Sources, whose ids are the first, then values of the column."""
         by = self.column if self.column != SOURCE else f"column {SOURCE}"
-        by_source = ((SOURCE, name) for name in _told_apart([source.name for source in self.sources]))
+        by_source = ((SOURCE, name) for name in self._sources[0])
         return Groups((*by_source, *((by or "", name) for name in self._values[0])))
 
     def ids(self, samples: Sequence[SampleId]) -> NDArray[np.int32]:
         """int32[n, D]: the groups that each sample is in, one of each kind."""
         if not self.sources:
             return np.zeros((len(samples), 0), np.int32)
-        kinds = [[sample.source for sample in samples]]
+        names, of_source = self._sources
+        kinds = [[of_source[sample.source] for sample in samples]]
         if self.column is not None:
-            first, values = len(self.sources), self._values[1]
+            first, values = len(names), self._values[1]
             kinds.append([first + int(values[sample.source][sample.row]) for sample in samples])
         return np.array(kinds, np.int32).T
+
+    @cached_property
+    def _sources(self) -> tuple[list[str], list[int]]:
+        """The names of the sources, and the place of each source's."""
+        names = _told_apart([source.name for source in self.sources]) if self.names is None else self.names
+        different = list(dict.fromkeys(names))
+        return different, [different.index(name) for name in names]
 
     @cached_property
     def _values(self) -> tuple[list[str], tuple[NDArray[np.uint8], ...]]:

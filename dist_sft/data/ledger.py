@@ -1,7 +1,8 @@
 """What was not learned, and why: every row is delivered, cut, or listed here.
 
-The file holds one JSON line per row: {"step", "position", "where", "reason", "what", "lost"}. Lines of steps that a
-resumed run does again are forgotten first, so that a crash neither loses nor repeats one.
+The file holds one JSON line per row: {"step", "position", "where", "reason", "what", "lost"}; and one per source of
+which rows are held out of training, with their number under "rows". Lines of steps that a resumed run does again are
+forgotten first, so that a crash neither loses nor repeats one.
 """
 
 import json
@@ -12,8 +13,10 @@ from pathlib import Path
 from dist_sft.core.errors import DataError
 from dist_sft.core.files import atomic, writing
 
-FITTING = ("overlong", "truncated")
-"""Reasons that say nothing against a row but its length."""
+HELD_OUT = "held_out"
+"""Reason of the rows that eval.share keeps out of training."""
+FITTING = ("overlong", "truncated", HELD_OUT)
+"""Reasons that say nothing against a row but its length, or that it is wanted elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Entry:
     """One row that was dropped ("overlong", "bad_json", ...) or shortened ("truncated").
 
     lost  supervised tokens that are not learned; 0 where that cannot be known
+    rows  that the entry is about: those of a source that are held out are one entry, at the start of the run
     """
 
     step: int
@@ -29,6 +33,7 @@ class Entry:
     reason: str
     what: str
     lost: int = 0
+    rows: int = 1
 
 
 @dataclass
@@ -45,8 +50,8 @@ class Ledger:
     lost: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = Counter(entry.reason for entry in self.entries)
-        self.lost = sum(entry.lost for entry in self.entries)
+        self.counts, self.lost = Counter(), 0
+        self._count(self.entries)
 
     @classmethod
     def resume(cls, path: Path, step: int, write: bool) -> "Ledger":
@@ -59,11 +64,15 @@ class Ledger:
 
     def add(self, entries: list[Entry]) -> None:
         self.entries += entries
-        self.counts.update(entry.reason for entry in entries)
-        self.lost += sum(entry.lost for entry in entries)
+        self._count(entries)
         if self.path and entries:
             with writing(self.path), self.path.open("ab") as file:
                 file.writelines(_line(entry) for entry in entries)
+
+    def _count(self, entries: list[Entry]) -> None:
+        self.lost += sum(entry.lost for entry in entries)
+        for entry in entries:
+            self.counts[entry.reason] += entry.rows
 
     def check_share(self, positions: int, limit: float) -> None:
         """Refuse to go on when more than this share of the rows so far was bad (over-long rows are not bad).
@@ -90,4 +99,7 @@ def read(path: Path) -> list[Entry]:
 
 
 def _line(entry: Entry) -> bytes:
-    return json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n"
+    values = asdict(entry)
+    if entry.reason != HELD_OUT:
+        del values["rows"]
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"

@@ -2,19 +2,19 @@
 
 position ─ mixture ─> (stream, visit) ─ curriculum ─> row of the stream ─> SampleId (source, row)
 
-Axes: positions count samples from the start of the run; visits count the samples of a stream; its N rows make one of
-its epochs.
+Axes: positions count samples from the start of the run; visits count the samples of a stream; its N rows, but for those
+that are left out, make one of its epochs.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_sft.data.curriculum import RowOrder, Shuffled
+from dist_sft.data.curriculum import LeftOut, RowOrder, Shuffled
 from dist_sft.data.mixture import Mixture, WeightChange
 
 
@@ -33,14 +33,17 @@ class Stream:
 
     sources  index of each source
     counts   number of rows of each
+    order    of all these rows
+    left_out of them; an epoch has the others
     """
 
     sources: tuple[int, ...]
     counts: tuple[int, ...]
     order: RowOrder
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return sum(self.counts) - len(self.left_out)
 
     def rows(self, visits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """int64[K] sources and rows of these visits."""
@@ -48,7 +51,8 @@ class Stream:
         rows = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self.order.rows(int(epoch), offsets[here])
+            among_all = self.left_out.among_all(offsets[here], self.order, int(epoch))
+            rows[here] = self.order.rows(int(epoch), among_all)
         ends = np.cumsum(self.counts, dtype=np.int64)
         which = np.searchsorted(ends, rows, side="right")
         return np.array(self.sources, np.int64)[which], rows - (ends - self.counts)[which]
@@ -79,7 +83,7 @@ class Order:
 
     @property
     def epoch_length(self) -> int:
-        """Rows of all sources."""
+        """Rows of all sources that are not left out."""
         return sum(len(stream) for stream in self.streams)
 
     def samples(self, begin: int, end: int) -> tuple[SampleId, ...]:

@@ -5,12 +5,13 @@ config.Source ─ find ─> files ─ readers ─> RowSource ─ chat/formats �
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dist_sft.config.redact import redact_urls
 from dist_sft.config.sections import Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.readers.arrow import Table
@@ -71,6 +72,35 @@ class Files:
         return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
 
 
+class Picked:
+    """Some rows of a source, as a source of their own. rows: int64[N], their numbers there."""
+
+    def __init__(self, source: RowSource, rows: NDArray[np.int64]) -> None:
+        self.source, self.rows, self.name = source, rows, source.name
+        self.fingerprint = hashlib.sha256(source.fingerprint.encode() + rows.astype("<i8").tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.source[int(self.rows[i])]
+
+    def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
+        return self.source.read(self.rows[np.asarray(rows, np.int64)].tolist())
+
+    def column(self, name: str) -> list[Any]:
+        return [_value(row, name) for row in self.read(range(len(self)))]
+
+    def where(self, i: int) -> str:
+        return self.source.where(int(self.rows[i]))
+
+
+def _value(row: RawRow | RowError, name: str) -> Any:
+    with suppress(RowError):
+        return row.parse().get(name) if isinstance(row, RawRow) else None
+    return None
+
+
 def open_source(source: Source, cache: Path | None = None) -> RowSource:
     """Find and index the rows of a source. Broken rows show only when they are read (RowError).
 
@@ -110,8 +140,7 @@ def _files(source: Source, cache: Path | None) -> Files:
     )
     parts, digest = [], hashlib.sha256(source.split.encode())  # a file may hold several lists of rows
     for one in found:
-        name = one.name.partition("?")[0]
-        rows, fingerprint = read(File(one.name, one.open(), source.split), name, cache)
+        rows, fingerprint = read(File(one.name, one.open(), source.split), one.file_name, cache)
         parts.append(rows)
-        digest.update(f"{''.join(suffixes(name))} {fingerprint}\n".encode())  # another reader finds other rows
-    return Files(redact_urls(source.path), parts, digest.hexdigest())
+        digest.update(f"{''.join(suffixes(one.file_name))} {fingerprint}\n".encode())  # another reader finds other rows
+    return Files(source.shown, parts, digest.hexdigest())

@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
+from dist_sft.config.document import dotted
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.redact import secret_keys
 from dist_sft.config.run_config import RunConfig
@@ -60,8 +61,8 @@ def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield "model.path", config.model.path
     for i, source in enumerate(config.data.sources):
         yield f"data.sources[{i}].path", source.path
-    if config.eval.source:
-        yield "eval.source", config.eval.source.path
+    for place, held_out in config.eval.given.items():
+        yield dotted(("eval", *place)), held_out.path
     if config.data.template.endswith(".jinja"):
         yield "data.template", config.data.template
     if config.data.cache and "cache" in config.data.model_fields_set:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from dist_sft.config.document import dotted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError, DataError
-from dist_sft.data.readers.find import find_files
+from dist_sft.data.readers.find import local_file, named_files
 
 LIMIT = 100_000_000
 """Bytes. It is kept in the memory of the head node, whose dashboard takes no request above 100 MiB."""
@@ -75,8 +76,8 @@ def _named(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Settings that may name files, with what they name."""
     for i, source in enumerate(config.data.sources):
         yield f"data.sources.{i}.path", source.path
-    if config.eval.source:
-        yield "eval.source", config.eval.source.path
+    for place, held_out in config.eval.given.items():
+        yield dotted(("eval", *place)), held_out.path
     if config.data.template.endswith(".jinja"):
         yield "data.template", config.data.template
     if Path(config.model.path).is_dir():  # else a hub id
@@ -97,10 +98,10 @@ def _files(key: str, path: str) -> Iterator[Path]:
             yield from (file for file in files if file.is_file())  # no socket, no link to nowhere
         return
     try:
-        for found in find_files(path):
-            if not Path(found.name).exists():
-                found.open()  # says why not
-            yield Path(found.name)
+        for file in named_files(path):
+            if not file.exists():
+                local_file(file).open()  # says why not
+            yield file
     except DataError as error:
         fix = f"{error.fix}; what lies on the cluster's storage is named by its absolute path"
         raise DataError(f"{error.what} on this machine", where=f"{key}: {error.where}", fix=fix) from None

@@ -135,6 +135,9 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
         tracker.note(done, text)
     for text in () if done else brief.told.lines():
         tracker.note(done, text)
+    if brief.held and not done and rank == 0:
+        ledger.add(list(brief.held))
+        tracker.note(done, f"rows held out of training by eval.share: {sum(entry.rows for entry in brief.held)}")
     checkpoints.tell, checkpoints.say = tracker.checkpoint, tracker.note
     clock = StepClock(brief.cost.flops)
     run = Training(

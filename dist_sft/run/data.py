@@ -3,7 +3,6 @@
 OpenedRun -> encoder, rows, order of the run, what identifies the run
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,15 +15,17 @@ from dist_sft.core.errors import ConfigError
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import PROBE, Rows, Told, open_sources
 from dist_sft.data.groups import Groups, RowGroups, refuse_unknown
-from dist_sft.data.order import Order, Steps
+from dist_sft.data.hold_out import HoldOut, hold_out
+from dist_sft.data.ledger import Entry
+from dist_sft.data.order import Steps
 from dist_sft.data.packing import Packer
-from dist_sft.data.sources import RowSource
 from dist_sft.estimate.cost import ModelCost, model_cost
 from dist_sft.model.supported import refuse_split, refuse_unsupported
 from dist_sft.model.weights import check_weights, model_fingerprint
 from dist_sft.proofs.masks import certify_masks, prove_masks
 from dist_sft.proofs.proof import refuse
 from dist_sft.run import folder as run_folder
+from dist_sft.run.held_out import held_out_feed, probe
 from dist_sft.run.opened import OpenedRun
 from dist_sft.service.messages import Feed
 
@@ -43,6 +44,7 @@ class Brief:
     sources     their names
     groups      that the samples of each feed are counted in, by its name
     told        what is told of the first rows, where the run begins
+    held        rows of training that are held out, for the ledger
     """
 
     facts: dict[str, Any]
@@ -53,6 +55,7 @@ class Brief:
     sources: tuple[str, ...]
     groups: dict[str, Groups]
     told: Told = field(default_factory=Told)
+    held: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class RunData:
     """The data side of a run: needs no GPU and no process group.
 
     run              what the data belong to
-    train, held_out  rows and their steps; the latter of eval.source, each row once
+    train, held_out  rows and their steps; the latter of eval.sources and eval.share, each row once
+    held             what of the rows of training is held out
     model_id         what identifies the weights that the run starts from
     """
 
@@ -68,6 +72,7 @@ class RunData:
     encoder: Encoder
     train: Feed
     held_out: Feed | None
+    held: HoldOut
     cost: ModelCost
     model_id: str
 
@@ -85,12 +90,14 @@ class RunData:
         with ThreadPoolExecutor(1, "open") as pool:  # files are hashed and indexed while the tokenizer is loaded
             opened = pool.submit(open_sources, config.data.sources, config.data)
             encoder = make_encoder(run)
-            train = _train(config, encoder, opened.result())
-        held_out = _held_out(config, encoder)
+            rows = Rows(config.data.sources, config.data, encoder, opened.result())
+        held = hold_out(rows, config.eval.share) if config.eval.share else HoldOut()
+        train = _train(config, rows, held)
+        held_out = held_out_feed(config, encoder, rows, held)
         if column := config.tracking.group_by:
             refuse_unknown(column, [*train.rows.sources, *(held_out.rows.sources if held_out else ())])
         cost = model_cost(architecture, trains_weights=settings.tuning.kind == "full")
-        return cls(run, encoder, train, held_out, cost, model_fingerprint(settings.path, architecture))
+        return cls(run, encoder, train, held_out, held, cost, model_fingerprint(settings.path, architecture))
 
     @property
     def feeds(self) -> dict[str, Feed]:
@@ -111,7 +118,7 @@ class RunData:
         if not self.begins:
             return
         for name, feed in self.feeds.items():
-            looked = feed.rows.probe(feed.steps)
+            looked = probe(feed, PROBE) if name == HELD_OUT else feed.rows.probe(feed.steps)
             refuse(prove_masks(certify_masks(feed, looked)))
             if config.model.neftune and name == TRAIN:
                 from dist_sft.proofs.noise import prove_noise
@@ -138,16 +145,20 @@ class RunData:
             tuple(source.name for source in self.train.rows.sources),
             {name: feed.groups.groups for name, feed in self.feeds.items()},
             self.told() if self.begins else Told(),
+            tuple(self.held.entries([source.name for source in self.train.rows.sources])),
         )
 
     def facts(self) -> dict[str, Any]:
-        """What the run folder keeps. Held-out rows must stay as they are only where they can end the run."""
-        judges = self.held_out is not None and self.run.config.eval.patience is not None
+        """What the run folder keeps. Held-out rows of files of their own must stay as they are only where they can end
+        the run; those that are kept out of training, ever."""
+        judges = self.run.config.eval.patience is not None
+        given = len(self.run.config.eval.given)
         fingerprints = {
             "sources": self.train.rows.fingerprints,
             "encoder": self.encoder.fingerprint,
             "model": self.model_id,
-            **({"held_out": self.held_out.rows.fingerprints} if self.held_out and judges else {}),
+            **({"held_out": self.held_out.rows.fingerprints[:given]} if self.held_out and given and judges else {}),
+            **({"share": self.held.fingerprint} if self.held.count else {}),
         }
         return run_folder.facts(self.run, fingerprints, list(self.encoder.stop_ids))
 
@@ -185,10 +196,9 @@ def make_encoder(run: OpenedRun) -> Encoder:
     )
 
 
-def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> Feed:
+def _train(config: RunConfig, rows: Rows, held: HoldOut) -> Feed:
     data, settings = config.data, config.train
-    rows = Rows(data.sources, data, encoder, opened)
-    streams = streams_of(data, rows.sources, config.run.seed)
+    streams = streams_of(data, rows.sources, config.run.seed, held.rows)
     order = order_of(data, streams, settings.samples_per_step, lambda: rows.first_lengths(streams))
     end = order.mixture.end
     if settings.steps is not None and end is not None and settings.steps * settings.samples_per_step > end:
@@ -199,14 +209,4 @@ def _train(config: RunConfig, encoder: Encoder, opened: Sequence[RowSource]) -> 
             fix="raise max_epochs of a source, or train fewer steps",
         )
     steps = Steps.of(order, settings.samples_per_step, settings.steps, settings.epochs)
-    return Feed(rows, steps, RowGroups(rows.sources, config.tracking.group_by))
-
-
-def _held_out(config: RunConfig, encoder: Encoder) -> Feed | None:
-    """eval.samples of the held-out rows, picked once and for all."""
-    if config.eval.source is None:
-        return None
-    rows = Rows([config.eval.source], config.data, encoder)
-    count = min(config.eval.samples or sum(rows.lengths), sum(rows.lengths))
-    steps = Steps(Order.shuffled(rows.lengths, seed=0), config.train.samples_per_step, count)
     return Feed(rows, steps, RowGroups(rows.sources, config.tracking.group_by))

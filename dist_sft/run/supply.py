@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import DataError
+from dist_sft.data.groups import SOURCE
 from dist_sft.data.ledger import Ledger
 from dist_sft.data.pack import StepShare
 from dist_sft.run.data import HELD_OUT, TRAIN, Brief, RunData
@@ -48,14 +49,17 @@ class Supply:
     def held_out(self) -> tuple[list[StepShare], Counter[str]]:
         """This rank's shares of the held-out rows, and how many of these are left out, by reason.
 
-        Raises RowError for rows that data.bad_rows forbids, DataError where none can be scored.
+        Raises RowError for rows that data.bad_rows forbids, DataError where none of a source can be scored.
         """
         if HELD_OUT not in self.brief.steps:
             return [], Counter()
         ledger = Ledger()
         shares = [share for share in self._client(HELD_OUT, ledger).shares(0) if share.totals.samples]
-        if not shares:
-            raise DataError("no held-out row can be scored", where="eval.source", fix="look at it with dist-sft check")
+        scored = {total.id for share in shares for total in share.totals.groups if total.weight}
+        for number, (by, name) in enumerate(self.brief.groups[HELD_OUT].keys):
+            if by == SOURCE and number not in scored:
+                what = f"no held-out row of '{name}' can be scored"
+                raise DataError(what, where="eval", fix="look at it with dist-sft check")
         return shares, ledger.counts
 
     def _client(self, stream: str, ledger: Ledger, note: Callable[[int, str], None] = lambda *_: None) -> StepClient:

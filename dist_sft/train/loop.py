@@ -31,15 +31,16 @@ def train(run: Training, done: int, state: dict[str, Any]) -> tuple[int, Literal
         done = share.step + 1
         run.tracker.step(run.clock.result(share, measured, rate))
 
-        held_out = None
+        judged = None
         if run.held_out and (done % run.config.eval.every == 0 or done == steps):
             held_out = run.evaluate()
             run.tracker.evaluation(done, held_out)
-            stop = stopping.should_stop(held_out.loss)
+            judged = held_out.loss_of(run.config.eval.decides)
+            stop = stopping.should_stop(judged)
         urgent = run.heartbeat.step(done)
         if stop or urgent or done == steps or done % run.config.checkpoint.every == 0:
             run.heartbeat.rest()
-            run.checkpoints.save(run.engine, done, stopping.state, held_out.loss if held_out else None)
+            run.checkpoints.save(run.engine, done, stopping.state, judged)
             if urgent:
                 run.checkpoints.finish()
             run.heartbeat.beat()

@@ -59,7 +59,7 @@ class Training:
 
     engine           the DeepSpeedEngine around model.module
     groups           that the samples of steps are counted in
-    held_out         this rank's shares of the rows of eval.source; [] if there is none
+    held_out         this rank's shares of the rows that the model is judged by; [] if there are none
     held_out_groups  that these are counted in
     """
 

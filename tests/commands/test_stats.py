@@ -63,6 +63,35 @@ def test_a_step_that_is_too_small_for_its_ranks_says_what_to_change(sft, run):
     assert "Set train.samples_per_step to about" in sft("check", run.file, *many, "--fast").out
 
 
+def test_rows_that_a_share_holds_out_are_told_and_missing_from_the_steps(sft, run, tmp_path):
+    held = ["eval.share=0.25", f"eval.source={run.rows}", "eval.samples=7", f"run.dir={tmp_path / 'run'}"]
+    held += ["train={epochs: 1, samples_per_step: 13}"]
+    (checked,) = sft("check", run.file, *held, "--fast", "--json").values
+    count = checked["held_out_share"]
+    assert 5 < count < 30 and checked["held_out"] == {str(run.rows): 7, "held_out": 7}
+    assert checked["held_out_rows"] == 14 and checked["rows"][0]["rows"] == 60
+    (found,) = sft("data", "stats", run.file, *held, "--json").values
+    (source,) = found["sources"]
+    assert (source["rows"], source["held_out"], source["seen"], source["epochs"]) == (60, count, 60 - count, 1.0)
+    dealt = sft("steps", run.file, *held, "--count", 9, "--json").values
+    assert len({sample for step in dealt for sample in step["samples"]}) == 60 - count
+    assert f"held out by eval.share: {count} rows, {count / 60:.1%} ({run.rows})" in (
+        " ".join(sft("data", "stats", run.file, *held).out.split())
+    )
+    shown = sft("check", run.file, *held, "--fast").out
+    assert f"held out of these  {count} by eval.share, which are not trained" in shown
+    assert f"held out rows  {run.rows} 7, held_out 7" in shown
+
+
+def test_a_source_of_which_no_row_can_be_scored_is_named(refused, run, tmp_path):
+    (tmp_path / "empty.jsonl").write_text(chat("user") + chat("user"))
+    sources = f"eval={{sources: [{{name: good, path: {run.rows}}}, {{name: bad, path: {tmp_path / 'empty.jsonl'}}}]}}"
+    error = refused("check", run.file, sources, "data.bad_rows=drop", f"run.dir={tmp_path / 'run'}", "--fast")
+    assert (
+        error.startswith(f"{tmp_path / 'empty.jsonl'}:") and "none of the first 2 rows of 'bad' can be scored" in error
+    )
+
+
 def test_a_run_without_a_step_is_refused(refused, run, tmp_path):
     (tmp_path / "rows.jsonl").write_text(chat("user", "assistant"))
     sources = json.dumps([{"path": str(tmp_path / "rows.jsonl"), "max_epochs": 1, "weight": 1}])

@@ -41,6 +41,7 @@ def test_another_run_file_has_another_name_so_that_a_retry_reads_the_one_it_bega
     [
         ("run.dir=/home/me/runs", "run.dir"), ("run.dir=../runs", "run.dir"), ("model.path=~/models/x", "model.path"),
         ("data.sources.0.path=/data/rows.jsonl", "data.sources[0].path"), ("eval.source=/data/x.jsonl", "eval.source"),
+        ("eval.sources=[x.jsonl, /data/y.jsonl]", "eval.sources.1"),
         ("data.cache=/var/cache/tokens", "data.cache"), ("data.template=/home/me/chat.jinja", "data.template"),
     ],
 )  # fmt: skip

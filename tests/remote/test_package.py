@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
         "model": {"path": "model"},
         "data": {"sources": [{"path": "data/*.jsonl"}, {"path": "/mnt/shared/c.jsonl"}, {"path": "hub:openai/gsm8k"},
                              {"path": "s3://bucket/d.jsonl"}], "template": "chat.jinja"},
-        "eval": {"source": "held_out.jsonl"},
+        "eval": {"sources": [{"name": "math", "path": "held_out.jsonl"}], "share": 0.1},
         "train": {"steps": 1},
         "deepspeed": "zero.json",
     }  # fmt: skip
@@ -45,6 +45,13 @@ def test_only_what_the_run_file_names_is_sent(folder):
     ]  # fmt: skip
     more = package(folder / "run.yaml", load_config("run.yaml", ()), ["."])
     assert set(more.files) - set(sent.files) == {"other.txt"}
+
+
+def test_an_archive_is_sent_as_it_is_whatever_split_of_it_is_meant(folder):
+    (folder / "rows.zip").write_bytes(b"not looked into here")
+    for path in ("rows.zip", "*.zip"):
+        sources = f'data.sources=[{{path: "{path}", split: test}}]'
+        assert "rows.zip" in package(folder / "run.yaml", load_config("run.yaml", [sources])).files
 
 
 def test_equal_files_make_an_equal_package(folder):
@@ -72,9 +79,12 @@ def test_a_run_file_elsewhere_is_found_beside_its_deepspeed_json(folder, tmp_pat
             ["run.dir=runs/a"],
             "run.dir: run.dir is 'runs/a', in the job's working directory: its checkpoints would vanish",
         ),
-        (["eval.source=../rows.jsonl"], "eval.source: ../rows.jsonl: leads out of the current folder"),
         (
-            ["eval.source=held.jsonl"],
+            ["eval.sources=[data/a.jsonl, ../rows.jsonl]"],
+            "eval.sources.1: ../rows.jsonl: leads out of the current folder",
+        ),
+        (
+            ["eval={source: held.jsonl}"],
             "eval.source: held.jsonl: no such file on this machine\n  fix: did you mean held_out",
         ),
         (["--include", "nothing"], "--include: nothing: no such file on this machine"),

@@ -37,6 +37,8 @@ def show(report: CheckReport, console: Console) -> None:
 def _figures(report: CheckReport) -> Iterator[tuple[str, object]]:
     """Name and value of each line."""
     yield from ((f"rows of {name}", rows) for name, rows in report.rows.items())
+    if report.share is not None:
+        yield "held out of these", f"{report.share} by eval.share, which are not trained"
     yield from report.masks.lines()
     if report.told.unread:
         yield "keys not read", told(report.told.unread)[0]
@@ -49,8 +51,9 @@ def _figures(report: CheckReport) -> Iterator[tuple[str, object]]:
     yield "micro steps", report.micro_steps
     yield "balance", f"{report.balance:.3f} (time over perfect)"
     yield "fill", f"{report.fill:.0%} of packs"
-    if report.held_out_rows is not None:
-        yield "held out rows", report.held_out_rows
+    if report.held_out:
+        by_name = ", ".join(f"{name} {rows}" for name, rows in report.held_out.items())
+        yield "held out rows", by_name if len(report.held_out) > 1 else sum(report.held_out.values())
     yield "memory per rank", _memory(report.memory)
 
 

@@ -42,6 +42,9 @@ def show(found: Stats, console: Console) -> None:
         f"padding {mean['padding']:.0f} tokens per step"
     )
     for one in found.sources:
+        if one.held_out:
+            share = f"{one.held_out / one.rows:.1%}"
+            console.print(f"held out by eval.share: {one.held_out:,} rows, {share}  ({one.name})", markup=False)
         if one.dropped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(one.dropped.items()))
             console.print(

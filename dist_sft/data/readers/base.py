@@ -116,8 +116,11 @@ def in_pieces(file: File, size: int, look: Callable[[int, Buffer], T]) -> list[T
     def of(at: int) -> T:
         return look(at, file.data.read(at, min(at + size, file.data.size)))
 
+    pieces = range(0, file.data.size, size)
+    if len(pieces) < 2:
+        return [of(at) for at in pieces]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(of, range(0, file.data.size, size)))
+        return list(pool.map(of, pieces))
 
 
 def joined(digests: Iterable[bytes]) -> str:

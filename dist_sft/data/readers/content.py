@@ -4,6 +4,7 @@ What is unpickled on another node opens the file there, and refuses one with ano
 be unpacked, which travels as it is, they pickle small.
 """
 
+import io
 import mmap
 import os
 import time
@@ -237,9 +238,84 @@ class Memory:
         return [self.data[begin:end] for begin, end in spans]
 
     def open(self) -> Any:
-        import io
-
         return io.BytesIO(self.data)
+
+
+@dataclass
+class Part:
+    """Bytes [begin, begin + size) of another content: a file that lies in an archive as it is."""
+
+    of: Content
+    begin: int
+    size: int
+
+    @property
+    def identity(self) -> str | None:
+        return self._here(self.of.identity)
+
+    @property
+    def settled(self) -> bool:
+        return self.of.settled
+
+    @property
+    def digest(self) -> str | None:
+        return self._here(self.of.digest)
+
+    def check(self) -> None:
+        self.of.check()
+
+    def whole(self) -> Buffer:
+        if isinstance(self.of, Remote):
+            return self.read(0, self.size)  # and not the whole archive
+        return self.of.whole()[self.begin : self.begin + self.size]
+
+    def read(self, begin: int, end: int) -> Buffer:
+        return self.of.read(self.begin + begin, self.begin + end)
+
+    def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        return self.of.ranges([(self.begin + begin, self.begin + end) for begin, end in spans])
+
+    def open(self) -> Any:
+        return opened(self)
+
+    def _here(self, known: str | None) -> str | None:
+        return None if known is None else f"{known} {self.begin}+{self.size}"
+
+
+def opened(content: Content) -> io.BufferedReader:
+    """A seekable binary file over any content, which is read as far as it is asked for."""
+    return io.BufferedReader(_Reading(content), AHEAD)
+
+
+AHEAD = 1 << 20
+"""Bytes that are read at once by who looks for something in a file."""
+
+
+class _Reading(io.RawIOBase):
+    def __init__(self, content: Content) -> None:
+        self.content, self.at = content, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.content.size}[whence]
+        if self.at < 0:
+            raise OSError(f"there is no byte {self.at}")
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.content.read(self.at, min(self.at + len(buffer), self.content.size)) if self._left else b""
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+    @property
+    def _left(self) -> bool:
+        return self.at < self.content.size
 
 
 def reached(url: str, call: Any) -> Any:

@@ -41,7 +41,7 @@ class HubRows(Values):
     """Rows of a data set of the hub, as `datasets` caches it: memory-mapped Arrow."""
 
     def __init__(self, source: Source) -> None:
-        self.name = f"{source.path}{f'/{source.subset}' if source.subset else ''} {source.split}"
+        self.name = source.shown
         self.data = _load(source, self.name)
         self.fingerprint = _fingerprint(self.data, source)
         self.keys: list[str] = list(self.data.column_names)

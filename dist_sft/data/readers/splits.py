@@ -68,6 +68,11 @@ def files_of_split(
     return by_split[split]
 
 
+def names_files(card: str) -> bool:
+    """Whether a dataset card says which files are what."""
+    return bool(_configs(card))
+
+
 def refuse_other_split(names: Sequence[str], split: str, subset: str | None) -> None:
     """Raise DataError where a file that was named is not of the split or subset that was asked for as well."""
     for name in names if split != "train" else ():
@@ -77,7 +82,7 @@ def refuse_other_split(names: Sequence[str], split: str, subset: str | None) -> 
             raise DataError(
                 f"nothing says that this is the split '{split}'", where=name, fix="remove split: path says which file"
             )
-    if subset is not None:
+    if subset is not None and names:
         raise DataError(
             f"a file has no subset '{subset}'", where=str(names[0]), fix="remove subset: path says which file"
         )
@@ -112,8 +117,7 @@ def _splits(by_split: dict[str | None, list[str]]) -> list[str]:
 
 def _of_card(names: Sequence[str], folder: str, subset: str | None, card: str) -> dict[str | None, list[str]] | None:
     """What `configs:` of a dataset card says; None where it says nothing."""
-    configs = [config for config in _front(card).get("configs") or () if isinstance(config, dict)]
-    configs = [config for config in configs if config.get("data_files")]
+    configs = _configs(card)
     if not configs:
         return None
     by_name = {str(config.get("config_name", "default")): config for config in configs}
@@ -132,6 +136,11 @@ def _of_card(names: Sequence[str], folder: str, subset: str | None, card: str) -
             )  # fmt: skip
         by_split[split] = list(dict.fromkeys(found))
     return by_split
+
+
+def _configs(card: str) -> list[dict[str, Any]]:
+    configs = [config for config in _front(card).get("configs") or () if isinstance(config, dict)]
+    return [config for config in configs if config.get("data_files")]
 
 
 def _data_files(value: Any) -> list[tuple[str, list[str]]]:

@@ -50,6 +50,21 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+TARS = {".tar": "", **{f".tar{suffix}": suffix for suffix in COMPRESSIONS}, ".tgz": ".gz", ".tzst": ".zst"}
+"""Compression of a tar file, by how its name ends."""
+ARCHIVES = (".zip", *TARS)
+
+
+def readable_names() -> str:
+    """How a file may be called to be read, for a message."""
+    compressed = ", ".join(COMPRESSIONS)
+    return f"{', '.join(READERS)}, or with {compressed} after that, or put such files into a .zip, .tar or .tar.gz"
+
+
+def is_archive(name: str) -> bool:
+    return name.lower().endswith(ARCHIVES)
+
+
 def suffixes(name: str) -> tuple[str, str]:
     """The suffix of the format and that of the compression, "" for none: "a.jsonl.gz" -> (".jsonl", ".gz")."""
     lower = name.lower()
@@ -72,11 +87,11 @@ def read(file: File, file_name: str, cache: Path | None) -> tuple[Rows, str]:
         raise DataError(
             "a file of unknown format",
             where=file.name,
-            fix=f"name it {', '.join(READERS)}, or with {', '.join(COMPRESSIONS)} after that",
+            fix=f"name it {readable_names()}",
         )
     if not compression:
         return _rows(READERS[suffix], file, cache)
-    plain = File(file.name, Memory(_decompressed(file, compression)), file.split)
+    plain = File(file.name, Memory(decompressed(file, compression)), file.split)
     return READERS[suffix](plain, None), file.fingerprint()
 
 
@@ -94,7 +109,7 @@ def _rows(reader: Reader, file: File, cache: Path | None) -> tuple[Rows, str]:
     return rows, fingerprint
 
 
-def _decompressed(file: File, compression: str) -> bytes:
+def decompressed(file: File, compression: str) -> bytes:
     try:
         return COMPRESSIONS[compression](bytes(file.content))
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
