@@ -85,7 +85,9 @@ class Turns:
         self._stops: dict[object, Stops] = {}
         self._known = frozenset({eos} - {None})
         self.base = Conversation((), () if self._renders((ASK, SAY), Conversation(())) else (SCHEMA,))
-        self._asked = self._tail((ASK,), self.base) or ""
+        asked = self.written((ASK,), self.base)
+        self._asked = _behind_strings(asked) if asked else ""
+        self._before_strings = asked.text[: asked.spans[0].start] if asked and asked.spans else ""
         self.always_prompts = self._asked == self._tail((ASK,), self.base, prompt=True)
         self._inner = self._inside_answers()
         self._usual = self._opening_behind(_messages((ASK,)), self.base)
@@ -108,9 +110,15 @@ class Turns:
         own = self._opening_behind(conversation.messages[:i], conversation)
         for opening, partly in ((own, False), (own, True), (self._usual, True)):
             found = _behind(opening, text, low, high, partly)
-            if found is not None:
+            if found is not None and (i or found > low):
                 return found
-        return None
+        return None if i else self._preamble(text, high)
+
+    def _preamble(self, text: str, high: int) -> int:
+        """Behind what the template writes before the first string of any conversation, as far as text[:high] holds it:
+        there an answer begins that nothing comes before."""
+        usual, own = (self.units(each) for each in (self._before_strings, text[:high]))
+        return len("".join(own[: _shared(usual, own)]))
 
     def opening(self, conversation: Conversation, i: int) -> Opening | None:
         """What inference puts before message i, as a small conversation shows it. None: the template refuses to say."""
@@ -310,14 +318,16 @@ def _behind(opening: Opening | None, text: str, low: int, high: int, partly: boo
         if not shared.strip() or (length < len(prompt) and not partly):
             break
         at = text.rfind(shared, low, high)
-        if at >= 0 and (_may_part(prompt[length:]) or at + len(shared) == high):
+        if at >= 0 and (_may_part(prompt, length) or at + len(shared) == high):
             return at + len(shared)
-    if (not prompt or partly) and _may_part(prompt) and text.startswith(opening.closing, low, high):
+    if (not prompt or partly) and _may_part(prompt, 0) and text.startswith(opening.closing, low, high):
         return low + len(opening.closing)
     return None
 
 
-def _may_part(rest: Units) -> bool:
-    """Whether a text may leave the generation prompt before this rest of it."""
+def _may_part(prompt: Units, length: int) -> bool:
+    """Whether a text may leave the generation prompt behind so many units: before a control token or a tag, at the end,
+    or behind a line that holds one of these; not inside the name of a role."""
+    held, rest = prompt[:length], prompt[length:]
     first = next((unit for unit in rest if not unit.isspace()), None)
-    return first is None or len(first) > 1
+    return first is None or len(first) > 1 or (held[-1:] == ("\n",) and any(len(unit) > 1 for unit in held))

@@ -39,12 +39,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Made:
-    """What the encoder made. texts: what is learned, as in Learned; controls: the special tokens in it, in order."""
+    """What the encoder made. texts: what is learned, as in Learned; controls: the special tokens in it, in order; first:
+    the first token, which nobody can learn, for nothing comes before it."""
 
     whole: str
     texts: tuple[str, ...]
     controls: tuple[str, ...]
     objection: str | None
+    first: str = ""
 
 
 class Bench:
@@ -70,7 +72,7 @@ class Bench:
         runs = groupby(shown, lambda one: one[0])
         texts = tuple("".join(text for _, text in run) for learned, run in runs if learned)
         controls = tuple(self._special[piece.id] for piece in pieces if piece.id in self._special)
-        return Made("".join(piece.text for piece in pieces), texts, controls, self._objection(item))
+        return Made("".join(piece.text for piece in pieces), texts, controls, self._objection(item), shown[0][1])
 
     def _objection(self, item: Conversation | Document) -> str | None:
         sample = self._encoder.encode(item)
@@ -131,18 +133,23 @@ def fault_of(made: Made, expected: Expected) -> str | None:
     """How what was made differs from all that is right."""
     if not expected.right:
         return f"learned {list(made.texts)}, but {expected.refusal}"
-    if any(made.texts == right.texts and _is_whole(made.whole, right) for right in expected.right):
+    if any(made.texts == _learnable(right, made) and _is_whole(made.whole, right) for right in expected.right):
         return None
     right = expected.right[0]
-    if made.texts != right.texts:
-        return f"learned {list(made.texts)}, not {list(right.texts)}"
+    if made.texts != (texts := _learnable(right, made)):
+        return f"learned {list(made.texts)}, not {list(texts)}"
     return f"the text is {made.whole[-200:]!r}, not {right.whole[-200:]!r}"
+
+
+def _learnable(right: Learned, made: Made) -> tuple[str, ...]:
+    """Its texts, without the first token of the whole."""
+    first, *others = right.texts
+    return (first.removeprefix(made.first) if right.whole.startswith(first) else first, *others)
 
 
 def _is_whole(text: str, right: Learned) -> bool:
     """What a template writes behind the last answer, such as the next generation prompt, may be left out."""
-    last = right.whole.rindex(right.texts[-1]) + len(right.texts[-1])
-    return right.whole.startswith(text) and len(text) >= last
+    return right.whole.startswith(text) and len(text) >= right.end
 
 
 def forgery_in(made: Made, plain: Expected, bench: Bench) -> str | None:

@@ -28,6 +28,7 @@ from tests.chat.templates.rowtexts import (
     with_arguments_as_text,
     with_joined_parts,
     with_other_emptiness,
+    with_parts,
     with_thoughts_apart,
     words_of,
 )
@@ -44,10 +45,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Learned:
-    """whole: all of the text.  texts: the pieces of it that are learned, in order; none touches the next."""
+    """whole: all of the text.  texts: the pieces of it that are learned, in order; none touches the next.  end: of the
+    last of them, in the text."""
 
     whole: str
     texts: tuple[str, ...]
+    end: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Template:
     stops     tokens on which generation stops
     thought   how a thought opens and closes
     controls  tokens that are one whole: no answer begins inside one
+    rstrip    tokens to which the blanks behind them belong
     """
 
     source: str
@@ -73,6 +77,7 @@ class Template:
     stops: tuple[str, ...]
     thought: tuple[str, str] = ("<think>", "</think>")
     controls: tuple[str, ...] = ()
+    rstrip: tuple[str, ...] = ()
 
     def render(self, turns: Sequence[Turn], tools: list[Any] | None = None, prompt: bool = False) -> str:
         """As apply_chat_template of transformers. Raises: Refused."""
@@ -86,10 +91,13 @@ class Template:
         return str(texts[0])
 
     def expected(self, row: dict[str, Any]) -> Expected:
-        """What the row teaches. Parts of a content may be joined before the template sees them; a thought inside a
-        content, and a content that is empty beside calls, may be given in another way."""
+        """What the row teaches. Parts of a content may be joined before the template sees them, or a text be given as a
+        part where it takes no other; a thought inside a content, and a content that is empty beside calls, may be given
+        in another way."""
         turns, tools = row["messages"], row.get("tools")
         given = self._learned([turns, with_joined_parts(turns)], tools)
+        if all(isinstance(one, Refused) for one in given):
+            given += self._learned([with_parts(turns)], tools)
         right = [one for one in given if isinstance(one, Learned)]
         others = [with_thoughts_apart(turns), *([] if right else [with_other_emptiness(turns)])]
         other = self._learned([form for form in others if form != turns], tools)
@@ -124,14 +132,15 @@ class Talk:
         whole = self._render(self.turns)
         self._refuse_loss(whole)
         whole = self._closed(whole)
-        spans: list[tuple[int, int]] = []
+        texts: list[str] = []
+        last = -1
         for i, turn in enumerate(self.turns):
             if turn["role"] == "assistant" and turn.get("loss", True):
                 begin, end = self._begin(whole, i), self._end(whole, i)
-                if spans and spans[-1][1] == begin:
-                    begin, _ = spans.pop()
-                spans.append((begin, end))
-        return Learned(whole, tuple(whole[begin:end] for begin, end in spans))
+                touches = last == begin or (whole[:last].endswith(self.template.rstrip) and whole[last:begin].isspace())
+                texts.append((texts.pop() if texts and touches else "") + whole[begin:end])
+                last = end
+        return Learned(whole, tuple(texts), last)
 
     def _render(self, turns: Sequence[Turn], prompt: bool = False) -> str:
         plain = [{key: value for key, value in turn.items() if key != "loss"} for turn in turns]

@@ -86,6 +86,15 @@ def with_joined_parts(turns: list[Turn]) -> list[Turn]:
     return [turn | {"content": joined(turn["content"])} for turn in turns]
 
 
+def with_parts(turns: list[Turn]) -> list[Turn]:
+    """A content that is text as a list of parts."""
+
+    def parts(content: Any) -> Any:
+        return content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
+
+    return [turn | {"content": parts(turn["content"])} for turn in turns]
+
+
 def with_arguments_as_text(turns: list[Turn]) -> list[Turn]:
     """The arguments of calls as JSON text, as OpenAI's interface has them."""
 

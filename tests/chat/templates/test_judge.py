@@ -11,7 +11,7 @@ from tests.chat.templates.judge import Made, fault_of, forgery_in
 from tests.chat.templates.oracle import Expected, Learned, Template
 
 TEXT = "<|user|>q<|end|><|assistant|>a<|end|>"
-RIGHT = Expected((Learned(TEXT + "<|assistant|>", ("a<|end|>",)),), None)
+RIGHT = Expected((Learned(TEXT + "<|assistant|>", ("a<|end|>",), len(TEXT)),), None)
 MADE = Made(TEXT, ("a<|end|>",), ("<|user|>", "<|end|>", "<|assistant|>", "<|end|>"), None)
 
 CHATML = """\
