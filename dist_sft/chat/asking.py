@@ -6,6 +6,7 @@ For the second way to the mask: it knows nothing of the small conversations and 
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 from dist_sft.chat.conversation import Conversation, Message, ToolCall
 from dist_sft.chat.decoded import Decoded, Reader
@@ -32,6 +33,7 @@ class Asking:
         self._frames: dict[tuple[bool, bool, str], tuple[Frame, ...]] = {}
         self._prompts: dict[object, tuple[str, str]] = {}
         _, prompt = self._prompt(Conversation((Message("user", _ASKED), Message("assistant", _SAID))), 1)
+        self._usual = prompt
         self.controls = bool(self._special.search(prompt))
         self.stops = self._all_stops(prompt)
         asked = self._render(Conversation((Message("user", _ASKED),))) or ""
@@ -41,10 +43,16 @@ class Asking:
         """Where message i may begin: behind what inference puts before it, or where the text parts from that at a
         control token, a tag or a blank. With what stands before each, as far as it is the generation prompt."""
         closing, prompt = self._prompt(item, i)
-        if i and item.messages[i - 1].role == "assistant":
+        again = i > 0 and item.messages[i - 1].role == "assistant"
+        if again:
             closing, prompt = (self._behind_stop(text) for text in (closing, prompt))
             if not (closing + prompt).strip():
-                yield place, ""
+                yield self._going_on(item, i, decoded, place), ""
+        if i == 0:
+            prompt = prompt.lstrip()
+        for written in () if prompt.strip() else (self._usual if i else self._usual.lstrip(),):
+            for at, length in self._genuine(decoded, written, place):
+                yield at + length, written[:length].rstrip()
         first = None
         for at, length in self._genuine(decoded, prompt, place):
             first = at if first is None else first
@@ -52,9 +60,28 @@ class Asking:
         for at, length in self._genuine(decoded, closing, place) if _parts_at_once(prompt, self._whole) else ():
             if first is None or at + length <= first:
                 yield at + length, closing[:length].rstrip()
+        if again:
+            yield self._going_on(item, i, decoded, place), ""
         if i == 0:
-            begins = next((t for t, id_ in enumerate(decoded.ids) if id_ not in self._reader.special), 0)
-            yield decoded.starts[begins], ""
+            yield from ((place, "") for place in self._beginnings(item, decoded))
+
+    def _going_on(self, item: Conversation, i: int, decoded: Decoded, place: int) -> int:
+        """Where an answer begins that follows another without a header: behind as much as stands there of what
+        inference would put between the two."""
+        written = self._behind_stop(self._read(self._end_of(item, item.messages[:i])))
+        return place + self._whole_units(written, _agree(decoded.text, place, written))
+
+    def _beginnings(self, item: Conversation, decoded: Decoded) -> Iterator[int]:
+        """Where an answer may begin that no message comes before: behind what inference would see, behind what stands
+        before the words of any question, or at the first token that is text."""
+        for at, length in self._genuine(decoded, self._before_all(item), 0):
+            yield at + length
+        yield self._whole_units(self._before_words, _agree(decoded.text, 0, self._before_words))
+        yield decoded.starts[next((t for t, id_ in enumerate(decoded.ids) if id_ not in self._reader.special), 0)]
+
+    def _before_all(self, item: Conversation) -> str:
+        """What inference sees before any message."""
+        return self._read(self._render(replace(item, messages=()), prompt=True) or "")
 
     def _genuine(self, decoded: Decoded, written: str, place: int) -> Iterator[tuple[int, int]]:
         """`_places` of which each control token is one, and no text of a row."""
@@ -78,6 +105,8 @@ class Asking:
 
     def _framed(self, item: Conversation, i: int) -> Iterator[Frame]:
         closing, prompt = self._prompt(item, i)
+        heads: list[tuple[str, str]] = []
+        tails: list[str] = []
         for thought in (_THOUGHT, None) if item.messages[i].reasoning else (None,):
             for later in ((), (Message("user", _ASKED),)):
                 said = replace(item.messages[i], content=_SAID, reasoning=thought, inline=None)
@@ -88,12 +117,17 @@ class Asking:
                 before, between = head, ""
                 if thought and thought in head:
                     before, _, between = head.rpartition(thought)
-                place = max((at + n for at, n in self._places(before, prompt or closing, 0)), default=None)
+                opening = next((each for each in (prompt, self._usual, closing) if each.strip()), "")
+                opening = opening or self._before_all(item)
+                place = max((at + n for at, n in self._places(before, opening, 0)), default=None)
                 stop = next(
                     (found for found in self._special.finditer(tail) if self._ids[found[0]] in self.stops), None
                 )
                 if place is not None:
-                    yield Frame(before[place:], between, tail[: stop.start()] if stop else tail)
+                    heads.append((before[place:], between.strip()))
+                    tails.append((tail[: stop.start()] if stop else tail).lstrip())
+        for (before, between), tail in product(dict.fromkeys(heads), dict.fromkeys(tails)):
+            yield Frame(before, between, tail)
 
     def _places(self, text: str, written: str, place: int) -> Iterator[tuple[int, int]]:
         """(start, length) of each place where the text holds what was written, or a beginning of it that may be all."""

@@ -86,10 +86,10 @@ def find_answer(
     """
     nothing = (_NO_THOUGHT, *((_REST_OF_A_THOUGHT,) if in_thought else ()))
     if answer.reasoning:
-        found = _thinks(body, answer, frames, nothing, cut)
+        found = _thinks(body, answer, frames, nothing, in_thought, cut)
         if found is not None:
-            start, content = found
-            whole = (0, 0) if learns_nothing_thought else (start, start)
+            first, sure, content = found
+            whole = (0, 0) if learns_nothing_thought else (first, sure)
             return whole if learns_reasoning else _first_word(body, content, answer)
         if not may_forget:
             return None
@@ -97,9 +97,15 @@ def find_answer(
 
 
 def _thinks(
-    body: str, answer: Answer, frames: Sequence[Frame], nothing: tuple[re.Pattern[str], ...], cut: bool
-) -> tuple[int, int] | None:
-    """An answer with its reasoning: where it begins, behind an empty thought of the template's; and its content."""
+    body: str,
+    answer: Answer,
+    frames: Sequence[Frame],
+    nothing: tuple[re.Pattern[str], ...],
+    in_thought: bool,
+    cut: bool,
+) -> tuple[int, int, int] | None:
+    """An answer with its reasoning: where it begins, behind an empty thought of the template's; and its content.
+    All from the second place on is learned; what is before it may be, where it may close a thought of the prompt's."""
     tail = _ANYTHING if answer.calls else _END
     ways: list[tuple[_Part, _Part, _Part, _Part]] = [((*nothing, _BLANK), _GLUE, _GLUE, tail)]
     ways += [(frame.before, _BLANKS, frame.between, _tail(frame, tail)) for frame in frames]
@@ -108,8 +114,10 @@ def _thinks(
         thought: tuple[_Part, ...] = (before, opens, answer.reasoning, _BLANKS, between)
         ends = _fit(body, 0, (*thought, _BLANKS, answer.content, _BLANKS, behind), cut)
         if ends and (cut or _holds_calls(body[ends[6] :], answer)):
-            template_s = isinstance(before, tuple) and body[: ends[0]].strip()
-            return ends[0] if template_s else 0, ends[5]
+            if isinstance(before, str):
+                return 0, ends[0] if in_thought else 0, ends[5]
+            start = ends[0] if body[: ends[0]].strip() else 0
+            return start, start, ends[5]
     return None
 
 

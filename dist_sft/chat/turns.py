@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any, NamedTuple
 
 from dist_sft.chat.conversation import Conversation, Message, ToolCall
@@ -91,6 +91,7 @@ class Turns:
         self.always_prompts = self._asked == self._tail((ASK,), self.base, prompt=True)
         self._inner = self._inside_answers()
         self._usual = self._opening_behind(_messages((ASK,)), self.base)
+        self._usual_first = self._usual and Opening("", _without_blanks(self._usual.prompt))
         prompt = self._usual.prompt if self._usual and not self.always_prompts else ()
         opens = [unit for unit in prompt if unit in self._special]
         self._opens = frozenset(opens[:1])
@@ -103,7 +104,8 @@ class Turns:
         That is behind the opening: of such turns, of this very row, or of a first answer. Or where the text and the
         opening part, which they do at a control token, a tag or a blank. None: the text opens otherwise.
         """
-        whole = [_behind(opening, text, low, high) for opening in (self.opening(conversation, i), self._usual)]
+        openings = (self.opening(conversation, i), self._usual, None if i else self._usual_first)
+        whole = [_behind(opening, text, low, high) for opening in openings]
         found = max((place for place in whole if place is not None), default=None)
         if found is not None:
             return found
@@ -191,7 +193,7 @@ class Turns:
         shared = _shared(before, after)
         if "".join(after[shared:]).strip():
             return Opening("".join(after[:shared]), after[shared:])
-        return Opening("", after)
+        return Opening("", after) if after else None
 
     def _stops_of(
         self, lead: tuple[Kind, ...], kind: Kind, behind: Kind | None, like: Conversation, real: tuple[Message, ...]
@@ -301,6 +303,11 @@ def call_id_at(message: int, call: int) -> str:
 
 def _behind_strings(found: Located) -> str:
     return found.text[found.spans[-1].end if found.spans else 0 :]
+
+
+def _without_blanks(units: Units) -> Units:
+    """Without blanks at the start."""
+    return tuple(dropwhile(str.isspace, units))
 
 
 def _shared(one: Units, other: Units) -> int:
