@@ -67,9 +67,10 @@ class Asking:
 
     def _going_on(self, item: Conversation, i: int, decoded: Decoded, place: int) -> int:
         """Where an answer begins that follows another without a header: behind as much as stands there of what
-        inference would put between the two."""
+        inference would put between the two. Blanks are left to the answer."""
         written = self._behind_stop(self._read(self._end_of(item, item.messages[:i])))
-        return place + self._whole_units(written, _agree(decoded.text, place, written))
+        held = written[: self._whole_units(written, _agree(decoded.text, place, written))]
+        return place + len(held) if held.strip() else place
 
     def _beginnings(self, item: Conversation, decoded: Decoded) -> Iterator[int]:
         """Where an answer may begin that no message comes before: behind what inference would see, behind what stands
@@ -117,9 +118,7 @@ class Asking:
                 before, between = head, ""
                 if thought and thought in head:
                     before, _, between = head.rpartition(thought)
-                opening = next((each for each in (prompt, self._usual, closing) if each.strip()), "")
-                opening = opening or self._before_all(item)
-                place = max((at + n for at, n in self._places(before, opening, 0)), default=None)
+                place = self._behind_opening(before, item, closing, prompt)
                 stop = next(
                     (found for found in self._special.finditer(tail) if self._ids[found[0]] in self.stops), None
                 )
@@ -128,6 +127,15 @@ class Asking:
                     tails.append((tail[: stop.start()] if stop else tail).lstrip())
         for (before, between), tail in product(dict.fromkeys(heads), dict.fromkeys(tails)):
             yield Frame(before, between, tail)
+
+    def _behind_opening(self, text: str, item: Conversation, closing: str, prompt: str) -> int | None:
+        """Behind the last opening that a text holds: the generation prompt; where there is none, whichever inference
+        has there."""
+        if prompt.strip():
+            return max((at + n for at, n in self._places(text, prompt, 0)), default=None)
+        others = (self._usual, closing) if (self._usual + closing).strip() else (self._before_all(item),)
+        ends = [(n == len(each), at + n) for each in others for at, n in self._places(text, each, 0)]
+        return max(ends, default=(False, None))[1]
 
     def _places(self, text: str, written: str, place: int) -> Iterator[tuple[int, int]]:
         """(start, length) of each place where the text holds what was written, or a beginning of it that may be all."""

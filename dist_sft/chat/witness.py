@@ -179,6 +179,8 @@ class Witness:
                 if found is None:
                     continue
                 first, sure = (decoded.token_at(begin + offset) for offset in found)
+                if not opened and i and item.messages[i - 1].role == "assistant":
+                    sure = max(sure, decoded.token_at(begin + len(body) - len(body.lstrip())))
                 if stop is None and 0 < found[0] == len(body):
                     sure = len(decoded.ids)  # half a character may be a blank of the template, or the answer's first
                 return Claim(i, first, sure, len(decoded.ids) if stop is None else stop + 1, stop)
