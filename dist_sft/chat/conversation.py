@@ -48,7 +48,7 @@ class Message:
     weight: float | None = None
     name: str | None = None
     call_id: str | None = None
-    inline: str | None = None
+    inline: str | None = field(default=None, compare=False)
     thought: int = 0
 
 

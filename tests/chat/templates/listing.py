@@ -80,7 +80,9 @@ class Entry:
     def template(self) -> Template:
         """As the oracle takes it."""
         added = tuple(one["content"] for one in json.loads(_small(self.tokenizer))["added_tokens"])
-        return Template(self.source, self.named, self.stops, self.thought, (*self.control, *self.thought, *added), self.rstrip)
+        return Template(
+            self.source, self.named, self.stops, self.thought, (*self.control, *self.thought, *added), self.rstrip
+        )
 
     def vocabulary(self, whole: bool = False) -> Vocabulary:
         """The tokenizer with this template's control tokens."""
