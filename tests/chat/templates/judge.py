@@ -39,8 +39,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Made:
-    """What the encoder made. texts: what is learned, as in Learned; controls: the special tokens in it, in order; first:  # noqa: E501
-    the first token, which nobody can learn, for nothing comes before it."""
+    """What the encoder made. texts: what is learned, as in Learned; controls: the special tokens in it, in order;
+    first: the first token, which nobody can learn, for nothing comes before it."""
 
     whole: str
     texts: tuple[str, ...]
