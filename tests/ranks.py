@@ -111,13 +111,8 @@ def recorded_noise(folder, rank):
                 assert digests.setdefault(key, digest) == digest, key
         return noise
 
-    neftune.noise = drawn
-    try:
+    with _recorded(neftune, "noise", drawn, digests, Path(folder, f"{rank}.json")):
         yield
-    finally:
-        neftune.noise = draw
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, f"{rank}.json").write_text(json.dumps(digests))
 
 
 @contextlib.contextmanager
@@ -134,13 +129,21 @@ def recorded_rows(folder, rank):
         rows[share.step] = [[id_.source, id_.row] for pack in share.packs for id_ in pack.samples]
         return update(engine, model, share, *rest)
 
-    loop.update = updated
+    with _recorded(loop, "update", updated, rows, Path(folder, f"{rank}.json")):
+        yield
+
+
+@contextlib.contextmanager
+def _recorded(module, name, recording, record, file):
+    """With another function in a module, that adds to a record; which is written to the file in the end."""
+    replaced = getattr(module, name)
+    setattr(module, name, recording)
     try:
         yield
     finally:
-        loop.update = update
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, f"{rank}.json").write_text(json.dumps(rows))
+        setattr(module, name, replaced)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record))
 
 
 def train_and_write_frozen(settings, out):

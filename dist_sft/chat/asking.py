@@ -12,6 +12,7 @@ from dist_sft.chat.conversation import Conversation, Message, ToolCall
 from dist_sft.chat.decoded import Decoded, Reader
 from dist_sft.chat.reading import Frame
 from dist_sft.chat.render import Renderer
+from dist_sft.chat.vocabulary import any_of
 from dist_sft.core.errors import RowError
 
 _ASKED, _SAID, _THOUGHT = "zq7", "zq8", "zq9"
@@ -26,12 +27,10 @@ class Asking:
 
     def __init__(self, renderer: Renderer, reader: Reader, eos: int | None) -> None:
         self._renderer, self._reader, self._eos = renderer, reader, eos
-        special = sorted(reader.special.values(), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
-        self._whole = re.compile("|".join([*map(re.escape, special), _TAG]))
+        special = any_of(reader.special.values())
+        self._special, self._whole = re.compile(special), re.compile(f"{special}|{_TAG}")
         self._ids = {text: id_ for id_, text in reader.special.items()}
         self._frames: dict[tuple[bool, bool, str], tuple[Frame, ...]] = {}
-        self._prompts: dict[object, tuple[str, str]] = {}
         _, prompt = self._prompt(Conversation((Message("user", _ASKED), Message("assistant", _SAID))), 1)
         self._usual = prompt
         self.controls = bool(self._special.search(prompt))

@@ -55,6 +55,15 @@ class _Plan:
     learned: list[WeightedSpan] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Framed:
+    """A text with its tokens. ranges: tokens [first, last) of each span that is learned of it."""
+
+    plan: _Plan
+    tokens: Tokens
+    ranges: list[tuple[int, int]]
+
+
 class Encoder:
     """Everything that turns rows into samples, for one tokenizer, template and loss. Pickles as its settings."""
 
@@ -185,10 +194,10 @@ class Encoder:
         (found,) = self._tokens([item])
         if isinstance(found, RowError):
             raise found
-        plan, tokens = found
+        plan, tokens = found.plan, found.tokens
         pieces: list[TokenPiece] = []
         shown = 0
-        weights = self._weights(plan, tokens)
+        weights = self._weights(found)
         letters = {place for start, end in self._texts.spelled(plan.row) for place in range(start, end)}
         for token, (start, end), weight in zip(tokens.ids, tokens.offsets, weights, strict=True):
             text = self.text_of([token]) if start == end else plan.row.text[shown:end]
@@ -196,7 +205,7 @@ class Encoder:
             shown = max(shown, end)
         return pieces
 
-    def _tokens(self, items: Sequence[Item]) -> list[tuple[_Plan, Tokens] | RowError]:
+    def _tokens(self, items: Sequence[Item]) -> list[_Framed | RowError]:
         plans = [self._plan(item) for item in items]
         encoded = iter(self._texts.encode([plan.row for plan in plans if isinstance(plan, _Plan)]))
         return [plan if isinstance(plan, RowError) else self._framed(plan, next(encoded)) for plan in plans]
@@ -224,14 +233,12 @@ class Encoder:
                 fix="remove it; data.template_kwargs, which the run says, may hold one",
             )
 
-    def _framed(self, plan: _Plan, tokens: Tokens | RowError) -> tuple[_Plan, Tokens] | RowError:
+    def _framed(self, plan: _Plan, tokens: Tokens | RowError) -> _Framed | RowError:
         """A plan with its tokens; a document's between those that begin and end a text."""
         if isinstance(tokens, RowError):
             return tokens
         if plan.learned is not None:
-            straddled = [span.start for span in plan.learned if span.stop and self._straddles(plan, tokens, span)]
-            apart = self._texts.encode_apart(plan.row, straddled) if straddled else tokens
-            return apart if isinstance(apart, RowError) else (plan, apart)
+            return self._ranged(plan, plan.learned, tokens)
         eos = self._vocabulary.id_of("eos_token")
         if eos is None:
             return RowError(
@@ -241,22 +248,37 @@ class Encoder:
             )
         before, size = self._texts.document_prefix, len(plan.row.text)
         ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array([eos], np.int32)])
-        return plan, Tokens(ids, None, lambda: [(0, 0)] * len(before) + tokens.offsets + [(size, size)])
+        return _Framed(plan, Tokens(ids, None, lambda: [(0, 0)] * len(before) + tokens.offsets + [(size, size)]), [])
 
-    def _straddles(self, plan: _Plan, tokens: Tokens, span: WeightedSpan) -> bool:
-        """Whether a token holds characters of the prompt and of the answer behind it, which inference never sees."""
-        if self._texts.between_controls(plan.row.text, tokens, span.start, span.end):
-            return False
-        first = bisect_left(tokens.offsets, (span.start,))
-        return first > 0 and tokens.offsets[first - 1][1] > span.start
+    def _ranged(self, plan: _Plan, learned: list[WeightedSpan], tokens: Tokens) -> _Framed | RowError:
+        """A conversation with its tokens. Inference never sees one that holds the end of the prompt and the start of
+        the answer: where one does, the two are encoded apart."""
+        ranges: list[tuple[int, int]] = []
+        straddled: list[int] = []
+        for span in learned:
+            known = self._texts.between_controls(plan.row.text, tokens, span.start, span.end) if span.stop else None
+            ranges.append(known or _token_range(tokens.offsets, span))
+            if span.stop and known is None and self._straddles(tokens.offsets, ranges[-1][0], span):
+                straddled.append(span.start)
+        if not straddled:
+            return _Framed(plan, tokens, ranges)
+        apart = self._texts.encode_apart(plan.row, straddled)
+        if isinstance(apart, RowError):
+            return apart
+        return _Framed(plan, apart, [_token_range(apart.offsets, span) for span in learned])
 
-    def _sample(self, found: tuple[_Plan, Tokens] | RowError) -> EncodedSample | RowError:
+    @staticmethod
+    def _straddles(offsets: Sequence[tuple[int, int]], first: int, span: WeightedSpan) -> bool:
+        """Whether the token before token `first` reaches into the span."""
+        return first > 0 and offsets[first - 1][1] > span.start
+
+    def _sample(self, found: _Framed | RowError) -> EncodedSample | RowError:
         """Weights, length and the last proofs of one row."""
         if isinstance(found, RowError):
             return found
-        plan, tokens = found
+        tokens = found.tokens
         try:
-            weights = self._weights(plan, tokens)
+            weights = self._weights(found)
         except RowError as error:
             return error
         cut = max(0, len(weights) - self._context_length)
@@ -278,13 +300,12 @@ class Encoder:
             )
         return EncodedSample(tokens.ids[:kept].copy(), weights[:kept].copy(), cut, lost)
 
-    def _weights(self, plan: _Plan, tokens: Tokens) -> NDArray[np.float32]:
+    def _weights(self, found: _Framed) -> NDArray[np.float32]:
         """float32[T]. Raises: RowError: stop_not_supervised."""
-        weights = np.full(len(tokens.ids), 1.0 if plan.learned is None else 0.0, np.float32)
-        for span in plan.learned or ():
-            known = self._texts.between_controls(plan.row.text, tokens, span.start, span.end) if span.stop else None
-            first, last = known or _token_range(tokens.offsets, span)
-            if span.stop and not (last > first and self._texts.is_control(int(tokens.ids[last - 1]))):
+        learned, ids = found.plan.learned, found.tokens.ids
+        weights = np.full(len(ids), 1.0 if learned is None else 0.0, np.float32)
+        for span, (first, last) in zip(learned or (), found.ranges, strict=True):
+            if span.stop and not (last > first and self._texts.is_control(int(ids[last - 1]))):
                 raise RowError(
                     f"the stop token of messages[{span.message}] is not learned",
                     reason="stop_not_supervised",

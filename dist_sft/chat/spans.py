@@ -12,7 +12,7 @@ from dist_sft.chat.anatomy import Anatomy
 from dist_sft.chat.conversation import Conversation, Message
 from dist_sft.chat.marks import PATTERNS_KEPT, Located, Span, TurnPattern, render_marked
 from dist_sft.chat.render import Part, Renderer
-from dist_sft.chat.turns import NOTHING
+from dist_sft.chat.turns import NOTHING, Stops
 from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
 
@@ -42,7 +42,6 @@ class _Turn:
     first: int
     reasoned: int | None
     content: int | None
-    last: int
     end: int
 
 
@@ -93,14 +92,10 @@ class Supervised:
 
 @dataclass(slots=True)
 class _Known:
-    """Of conversations of one shape: the borders of answers, and what closes the last one (`Stops`)."""
+    """Of conversations of one shape: the borders of answers, and what closes the last one where the text does not."""
 
     reaches: dict[int, _Reach]
-    closing: str = ""
-    prompt: str = ""
-
-    def closed(self, text: str) -> str:
-        return text.removesuffix(self.prompt) + self.closing
+    stops: Stops | None = None
 
 
 class Supervisor:
@@ -120,7 +115,7 @@ class Supervisor:
         if known and all(i in known.reaches for i, _ in learned):
             ends = bool(learned) and learned[-1][0] == len(conversation.messages) - 1
             spans = [known.reaches[i].span(found, weight, i) for i, weight in learned]
-            return Supervised(known.closed(found.text) if ends else found.text, spans)
+            return Supervised(known.stops.closed(found.text) if ends and known.stops else found.text, spans)
         done = supervised(conversation, found, self._renderer, self._anatomy, self._loss)
         if [span.message for span in done.spans] == [i for i, _ in learned] and all(span.stop for span in done.spans):
             if len(self._known) >= PATTERNS_KEPT:
@@ -128,8 +123,7 @@ class Supervisor:
             known = self._known.setdefault(found.shape, _Known({}))
             known.reaches.update({span.message: _Reach.of(span, found) for span in done.spans})
             if done.text != found.text:
-                stops = self._anatomy.turns.stops(conversation, len(conversation.messages) - 1)
-                known.closing, known.prompt = stops.closing, stops.prompt
+                known.stops = self._anatomy.turns.stops(conversation, len(conversation.messages) - 1)
         return done
 
 
@@ -168,7 +162,7 @@ def _closed(conversation: Conversation, found: Located, last: list[Span], anatom
     stops = anatomy.turns.stops(conversation, i)
     if stops.last is None or found.text.find(stops.last, last[-1].end) >= 0:
         return found
-    return replace(found, text=found.text.removesuffix(stops.prompt) + stops.closing)
+    return replace(found, text=stops.closed(found.text))
 
 
 def _check_rendered(conversation: Conversation, found: Located, anatomy: Anatomy) -> list[list[Span]]:
@@ -215,7 +209,7 @@ def _answer(
     turn = _turn(conversation, found, i, anatomy)
     start = turn.start
     if not loss.reasoning and turn.reasoned is not None:
-        prelude = _prelude(conversation, i, turn, found, renderer, anatomy)
+        prelude = _prelude(conversation, i, turn.reasoned, turn.content, found, renderer)
         start = turn.reasoned + (0 if prelude.isspace() else len(prelude))
     elif not loss.empty_thought and message.inline is None and (turn.reasoned is None) != bool(message.thought):
         start = _after_empty_thought(conversation, i, turn, found, renderer, anatomy)
@@ -239,7 +233,7 @@ def _turn(conversation: Conversation, found: Located, i: int, anatomy: Anatomy) 
     first_answer = next((span for span in mine if span.part.kind != "reasoning"), None)
     if first_answer is None or (content is not None and first_answer.start != content):
         raise _unproved(f"the content of messages[{i}] does not come first in its answer")
-    return _Turn(before, start, mine[0].start, reasoned, content, mine[-1].end, end)
+    return _Turn(before, start, mine[0].start, reasoned, content, end)
 
 
 def _strings(found: Located, i: int) -> tuple[int, list[Span], int]:
@@ -305,24 +299,24 @@ def _blanks(text: str) -> int:
 
 
 def _prelude(
-    conversation: Conversation, i: int, turn: _Turn, found: Located, renderer: Renderer, anatomy: Anatomy
+    conversation: Conversation, i: int, reasoned: int, answer: int | None, found: Located, renderer: Renderer
 ) -> str:
     """What the template writes between reasoning that is not learned and the answer. Where blanks of the row or a tool
-    call hide its end, the same conversation with a plain word as the content shows it."""
+    call hide its end, the same conversation with a plain word as the content shows it.
+
+    reasoned: where the reasoning ends. answer: where the content begins, if it is written.
+    """
     content = conversation.messages[i].content
-    base = turn.reasoned or turn.start
-    if turn.content is not None and not content[0].isspace():
-        return found.text[base : turn.content]
+    if answer is not None and not content[0].isspace():
+        return found.text[reasoned:answer]
     plain = _with_content(conversation, i, content.lstrip() or "1")
     shown = render_marked(renderer, plain, NOTHING)
-    if turn.content is None and any(part.kind == "content" and part.message == i for part in shown.lost):
-        if turn.reasoned is None:
-            return ""
+    if answer is None and any(part.kind == "content" and part.message == i for part in shown.lost):
         raise _unproved(f"the end of the reasoning of messages[{i}] is not known")
     _, mine, _ = _strings(shown, i)
     prelude = shown.text[mine[0].end : mine[1].start] if len(mine) > 1 else ""
-    blanks = "" if turn.content is None else found.text[base + len(prelude) : turn.content]
-    if not found.text.startswith(prelude, base) or not content[: len(content) - len(content.lstrip())].endswith(blanks):
+    blanks = "" if answer is None else found.text[reasoned + len(prelude) : answer]
+    if not found.text.startswith(prelude, reasoned) or not content[: _blanks(content)].endswith(blanks):
         raise _unproved(f"what stands before the answer of messages[{i}] depends on the answer")
     return prelude
 
@@ -338,7 +332,7 @@ def _context(message: Message, i: int, weight: float, found: Located, mine: list
     if len(mine) != 1:
         raise _unproved(f"messages[{i}] is in {len(mine)} places of the rendered text")
     start, end, text = mine[0].start, mine[0].end, message.content
-    head = text[: len(text) - len(text.lstrip())]
+    head = text[: _blanks(text)]
     tail = text[len(text.rstrip()) :]
     if found.text.startswith(head, start - len(head)) and start >= len(head):
         start -= len(head)

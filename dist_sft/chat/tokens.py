@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from dist_sft.chat.vocabulary import Vocabulary, exact_tokenizer
+from dist_sft.chat.vocabulary import Vocabulary, any_of, exact_tokenizer
 from dist_sft.core.errors import RowError
 
 _PIECES_KEPT, _LONG_PIECE = 4096, 256
@@ -66,7 +66,7 @@ class TextEncoder:
     def __init__(self, vocabulary: Vocabulary, words: Iterable[str]) -> None:
         """words: all that the chat template writes by itself."""
         control = control_tokens(vocabulary, words)
-        self.suspect = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
+        self.suspect = re.compile(any_of(control))
         outline, model = vocabulary.outline()
         self._tokenizer = exact_tokenizer(_locked(outline, model, control), vocabulary.ids)
         self._tokenizer.no_padding()

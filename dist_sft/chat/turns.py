@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from dist_sft.chat.conversation import Conversation, Message, ToolCall
 from dist_sft.chat.marks import Located, render_marked
 from dist_sft.chat.render import Renderer
+from dist_sft.chat.vocabulary import any_of
 from dist_sft.core.errors import RowError
 
 NOTHING = re.compile(r"(?!)")
@@ -72,6 +73,10 @@ class Stops:
     closing: str = ""
     prompt: str = ""
 
+    def closed(self, text: str) -> str:
+        """A text of the template that does not close its last answer, with what does."""
+        return text.removesuffix(self.prompt) + self.closing
+
 
 class Turns:
     """Openings and stops of one template, each found when a row first needs it."""
@@ -79,8 +84,7 @@ class Turns:
     def __init__(self, renderer: Renderer, special: Sequence[str], eos: str | None) -> None:
         """special: the tokenizer's special tokens. eos: the one that ends a text, if there is one."""
         self._renderer, self._special = renderer, frozenset(special)
-        longest_first = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
-        self._units = re.compile(f"{longest_first}|{_TAGS}|." if longest_first else f"{_TAGS}|.", re.DOTALL)
+        self._units = re.compile(f"{any_of(special)}|{_TAGS}|.", re.DOTALL)
         self._openings: dict[object, Opening | None] = {}
         self._stops: dict[object, Stops] = {}
         self._known = frozenset({eos} - {None})

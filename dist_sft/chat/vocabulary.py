@@ -5,7 +5,8 @@ model/tokenizer ─ vocabulary_of ─> Vocabulary ─> chat/encode
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +93,11 @@ class Vocabulary:
             raise ModelError(
                 f"not a saved vocabulary: {error}", where=str(path), fix="delete it and run again"
             ) from None
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """A pattern that matches each of these, the longest that it can; without any, nothing."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def exact_tokenizer(backend: str, added: Mapping[str, int]) -> Tokenizer:

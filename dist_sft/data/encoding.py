@@ -70,7 +70,12 @@ class Told:
 
     def lines(self) -> list[str]:
         """For a person; nothing where there is nothing to tell."""
-        lines = [f"keys of rows that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
+        keys = [f"keys of rows that are not read: {', '.join(sorted(self.unread))}"] if self.unread else []
+        return keys + self.of_texts()
+
+    def of_texts(self) -> list[str]:
+        """What is told of the rows' texts, without the keys that are not read."""
+        lines = []
         if self.spelled:
             tokens = ", ".join(f"{token} in {count}" for token, count in sorted(self.spelled.items()))
             lines.append(f"control tokens in the text of rows, spelled out in letters: {tokens} of the first rows")

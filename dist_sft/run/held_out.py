@@ -82,6 +82,6 @@ def probe(feed: Feed, count: int) -> EncodedStep:
             raise DataError(
                 f"none of the first {len(lost)} rows of '{name}' can be scored; the first: {lost[0].what}",
                 where=lost[0].where,
-                fix=f"mend the rows, or leave '{name}' out of eval",
+                fix=f"fix the rows, or leave '{name}' out of eval",
             )
     return looked

@@ -273,10 +273,11 @@ def test_a_first_way_that_is_broken_is_found_out(tiny, monkeypatch, part, broken
     assert found.disagreed == 2
 
 
-def unchecked_weights(self, plan, tokens):
+def unchecked_weights(self, found):
     """As Encoder._weights, without the proof of the stop token."""
+    tokens = found.tokens
     weights = np.zeros(len(tokens.ids), np.float32)
-    for span in plan.learned:
+    for span in found.plan.learned:
         first, last = (sum(edge < place for edge, _ in tokens.offsets) for place in (span.start, span.end))
         weights[first:last] = span.weight
     return weights

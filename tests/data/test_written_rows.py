@@ -19,7 +19,7 @@ PLAIN = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "c
 
 
 def opened(tmp_path, *files, bad_rows="error", cache=None, **settings):
-    """Rows of files of so many rows each, in order, and their steps. settings: of the last source."""
+    """The rows of these files, in order, and their steps. files: the rows of each. settings: of the last source."""
     sources = []
     for i, rows in enumerate(files):
         path = tmp_path / f"{i}.jsonl"

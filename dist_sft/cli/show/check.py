@@ -1,7 +1,7 @@
 """What `dist-sft check` found."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +25,7 @@ def show(report: CheckReport, console: Console) -> None:
         for line in report.dropped[:3]:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     _, question = told(report.told.unread)
-    told_lines = replace(report.told, unread={}).lines()
-    for line in (*report.warnings, *told_lines, *(line for line in (question, report.advice) if line)):
+    for line in (*report.warnings, *report.told.of_texts(), *(line for line in (question, report.advice) if line)):
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for line in advice.lines(report.tuning):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

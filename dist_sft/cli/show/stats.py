@@ -1,6 +1,5 @@
 """Rows, lengths, mixture and packs: as tables, and as a picture."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,7 @@ def show(found: Stats, console: Console) -> None:
     keys, question = told(found.told.unread)
     if keys:
         console.print(f"keys not read: {keys}", markup=False, highlight=False, soft_wrap=True)
-    for line in (*replace(found.told, unread={}).lines(), question, found.advice):
+    for line in (*found.told.of_texts(), question, found.advice):
         if line:
             console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 

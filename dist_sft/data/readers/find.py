@@ -154,7 +154,7 @@ def readable(names: list[str], folder: str, kind: str = "a folder") -> list[str]
     Raises:
         DataError: there are none.
     """
-    known = [name for name in names if suffixes(name)[0] or is_archive(name)]
+    known = [name for name in names if _names_file(name)]
     rows = [name for name in known if suffixes(name)[0] != ".txt"]
     if not known:
         held = ", ".join(sorted(Path(name).name for name in names)[:5]) or "nothing"
