@@ -18,7 +18,7 @@ from typing import Any
 from ray.runtime_env import RuntimeEnv
 
 from dist_sft.cluster.secrets import secret_names
-from dist_sft.config.document import parse_yaml
+from dist_sft.config.document import parse_yaml, read_settings
 from dist_sft.config.redact import redact_urls, secret_keys
 from dist_sft.config.resolve import resolved
 from dist_sft.core.errors import ClusterError, ConfigError
@@ -111,9 +111,11 @@ def _slug(name: str) -> str:
 
 def _read_runtime_env(path: Path) -> dict[str, Any]:
     try:
-        value = parse_yaml(path.read_text("utf-8-sig"), str(path)).value
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the runtime environment cannot be read: {error}", where=str(path)) from None
+        value = parse_yaml(read_settings(path, "the runtime environment"), str(path)).value
+    except FileNotFoundError:
+        raise ConfigError(
+            "the runtime environment cannot be read: no such file", where=str(path), fix="check the path"
+        ) from None
     if not isinstance(value, dict):
         raise ConfigError("not sections of key: value", where=str(path), fix="e.g. env_vars: {HF_HOME: /mnt/hub}")
     if "working_dir" in value:

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from dist_sft.config.document import Document, parse_yaml
+from dist_sft.config.document import MOST_DEPTH, Document, parse_yaml, read_settings, shortened
 from dist_sft.core.errors import ConfigError
 
 
@@ -43,14 +43,30 @@ def read_deepspeed(path: Path) -> Document:
         ConfigError: missing, not JSON, not an object, or a key that stands twice.
     """
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the DeepSpeed JSON cannot be read: {error}", where=str(path)) from None
+        text = read_settings(path, "the DeepSpeed JSON")
+    except FileNotFoundError:
+        what = "the DeepSpeed JSON cannot be read: no such file"
+        raise ConfigError(what, where=str(path), fix="check the path") from None
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refused, parse_int=_whole)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}", fix="mend the JSON") from None
+        raise ConfigError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}", fix="correct the JSON") from None
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}", where=str(path), fix="write a number") from None
+    except RecursionError:
+        what = f"more than {MOST_DEPTH} levels within one another"
+        raise ConfigError(what, where=str(path), fix="nest less") from None
     if not isinstance(value, dict):
         raise ConfigError("not a JSON object", where=f"{path}:1", fix='write {"zero_optimization": {"stage": 3}}')
     # JSON is YAML but for tabs, which may stand only between its tokens: parsing it again as YAML tells the lines.
     return Document(value, parse_yaml(text.replace("\t", " "), str(path)).locations)
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"{shortened(digits)} is a whole number beyond 64 bits")
+    return int(digits)

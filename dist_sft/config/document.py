@@ -1,12 +1,14 @@
 """YAML text -> plain values, and the line of each.
 
 Scalars follow YAML 1.2, as people expect them: `1e-5` is a number, only true and false are booleans, dates and 12:30
-stay text, 010 is ten. Keys are always text.
+stay text, 010 is ten. Keys are always text. A text may come from anywhere, so its size, its depth and what its aliases
+grow to are bounded.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
@@ -18,9 +20,22 @@ Path = tuple[str | int, ...]
 
 _NULL = re.compile(r"^(~|null|Null|NULL|)$")
 _BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
-_INT = re.compile(r"^[-+]?\d[\d_]*$")
-_HEX = re.compile(r"^0x[0-9a-fA-F_]+$")
-_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_INT = re.compile(r"^[-+]?[0-9][0-9_]*$")
+_HEX = re.compile(r"^0x[0-9a-fA-F][0-9a-fA-F_]*$")
+_FLOAT = re.compile(
+    r"^[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+MOST_BYTES = 256 << 10
+"""Of a file of settings."""
+MOST_VALUES = 20_000
+"""Values and keys of a file, with aliases (*) written out."""
+MOST_DIGITS = 100
+MOST_SHOWN = 100
+"""Characters of a user's text in a message."""
+MOST_DEPTH = 64
+"""Sections and lists within one another."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +62,46 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
     Raises:
         ConfigError: not YAML, or a key that stands twice, or an anchor that contains itself.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
+        node = _Loader(text, name, lines).get_single_node()
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, text, name, lines) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {error}", where=name) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"not YAML: the control character U+{ord(text[error.position]):04X}"
+        raise ConfigError(what, where=f"{name}:{line}" if lines else name, fix="remove it") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as "\UFFFFFFFF", a character beyond Unicode
+        raise ConfigError(f"not YAML: {error}", where=name, fix="check what follows a backslash in quotes") from None
     locations: dict[Path, str] = {}
-    builder = _Builder(loader, name, lines, locations)
-    return Document(None if node is None else builder.build(node, (), ()), locations)
+    return Document(None if node is None else _Builder(name, lines, locations).build(node, (), ()), locations)
+
+
+def read_settings(path: FilePath, kind: str) -> str:
+    """The text of a file of settings.
+
+    Args:
+        kind: what it is, e.g. "the run file".
+    Raises:
+        ConfigError: it cannot be read, is too long, or is not UTF-8.
+        FileNotFoundError: it does not exist.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{kind} cannot be read: {what}", where=str(path), fix="check the path") from None
+    if len(raw) > MOST_BYTES:
+        raise ConfigError(
+            f"{kind} is longer than {MOST_BYTES >> 10} KiB", where=str(path), fix="name a file of settings, not of data"
+        )
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError("not UTF-8", where=f"{path}:{line}", fix="save the file as UTF-8") from None
 
 
 def scalar(text: str) -> Any:
@@ -70,58 +115,128 @@ def scalar(text: str) -> Any:
     if _HEX.match(text):
         return int(text.replace("_", ""), 16)
     if _FLOAT.match(text):
-        return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+        return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
     return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes; refuses tags, whose meaning nobody would read, and nesting without end."""
+
+    def __init__(self, text: str, name: str, lines: bool) -> None:
+        self.depth, self.file, self.lines = 0, name, lines
+        super().__init__(text)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        where = f"{self.file}:{event.start_mark.line + 1}" if self.lines else self.file
+        if tag := getattr(event, "tag", None):
+            raise ConfigError(
+                f"the tag {shortened(tag)} has no meaning here", where=where, fix="remove it; quotes make a value text"
+            )
+        if self.depth == MOST_DEPTH:
+            raise ConfigError(f"more than {MOST_DEPTH} levels within one another", where=where, fix="nest less")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Builder:
     """Walks YAML nodes into dicts, lists and scalars, noting the place of each."""
 
-    def __init__(self, loader: yaml.SafeLoader, name: str, lines: bool, locations: dict[Path, str]) -> None:
-        self.loader, self.name, self.lines, self.locations = loader, name, lines, locations
+    def __init__(self, name: str, lines: bool, locations: dict[Path, str]) -> None:
+        self.name, self.lines, self.locations, self.values = name, lines, locations, 0
 
     def location(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}" if self.lines else self.name
 
     def build(self, node: yaml.Node, path: Path, inside: tuple[int, ...]) -> Any:
         self.locations.setdefault(path, self.location(node))
+        inside = self.enter(node, inside)
+        if isinstance(node, yaml.MappingNode):
+            result = {}
+            for key, value in self.pairs(node, path, inside).values():
+                self.locations[(*path, key.value)] = self.location(key)
+                result[key.value] = self.build(value, (*path, key.value), inside)
+            return result
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, i), inside) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
+        return self.scalar(node)
+
+    def enter(self, node: yaml.Node, inside: tuple[int, ...]) -> tuple[int, ...]:
+        """The nodes around what is in this one. Raises ConfigError where there is no end of them."""
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise ConfigError(
+                f"more than {MOST_VALUES:,} values", where=self.location(node), fix="name a file of settings"
+            )
         if id(node) in inside:
             raise ConfigError(
                 "an anchor (&) contains itself (*)", where=self.location(node), fix="write the values out"
             )
-        inside = (*inside, id(node))
-        if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, path, inside)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, (*path, i), inside) for i, item in enumerate(node.value)]
-        return scalar(node.value) if node.style is None else node.value  # type: ignore[attr-defined]  # a style is a kind of quotes
+        if len(inside) == MOST_DEPTH:
+            raise ConfigError(
+                f"more than {MOST_DEPTH} levels within one another", where=self.location(node), fix="nest less"
+            )
+        return (*inside, id(node))
 
-    def mapping(self, node: yaml.MappingNode, path: Path, inside: tuple[int, ...]) -> dict[str, Any]:
-        self.refuse_twins(node, path)
-        self.loader.flatten_mapping(node)  # `<<: *anchor` comes first, so own keys win
-        result = {}
+    def pairs(
+        self, node: yaml.MappingNode, path: Path, inside: tuple[int, ...]
+    ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Key and value by name. A mapping's own keys win over those that `<<` merges, and of these the first."""
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merged: list[yaml.Node] = []
         for key, value in node.value:
-            self.locations[(*path, key.value)] = self.location(key)
-            result[key.value] = self.build(value, (*path, key.value), inside)
-        return result
-
-    def refuse_twins(self, node: yaml.MappingNode, path: Path) -> None:
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError("a key must be text", where=self.location(key), fix="quote it")
-            if key.value in seen and key.value != "<<":
+            if key.value == "<<" and key.style is None:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+                continue
+            if key.value in own:
+                first = own[key.value][0].start_mark.line + 1
                 raise ConfigError(
-                    f"{dotted((*path, key.value))} stands twice, first on line {seen[key.value]}",
+                    f"{shortened(dotted((*path, key.value)))} stands twice, first on line {first}",
                     where=self.location(key),
                     fix="remove one of them",
                 )
-            seen[key.value] = key.start_mark.line + 1
+            own[self.text(key)] = (key, value)
+        for other in merged:
+            if not isinstance(other, yaml.MappingNode):
+                raise ConfigError(
+                    "<< merges a section, and this is none", where=self.location(other), fix="write << : *anchor"
+                )
+            own = self.pairs(other, path, self.enter(other, inside)) | own
+        return own
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.style is not None:
+            return self.text(node)
+        if _INT.match(node.value) or _HEX.match(node.value):
+            number = scalar(node.value) if len(node.value) < MOST_DIGITS else 1 << 64
+            if not -(1 << 63) <= number < 1 << 64:
+                what = f"{shortened(node.value)} is a whole number beyond 64 bits"
+                raise ConfigError(what, where=self.location(node), fix="write a smaller one, or text in quotes")
+            return number
+        return scalar(self.text(node))
+
+    def text(self, node: yaml.ScalarNode) -> str:
+        if _SURROGATE.search(node.value):
+            raise ConfigError(
+                "a text with half a character (a lone surrogate)", where=self.location(node), fix="write the character"
+            )
+        return str(node.value)
 
 
 def dotted(path: Path) -> str:
     """('data', 'sources', 0, 'path') -> "data.sources.0.path"."""
     return ".".join(str(part) for part in path)
+
+
+def shortened(text: str) -> str:
+    """A text of the user's for one line of a message: not long, and nothing in it that a terminal obeys."""
+    text = text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str, lines: bool) -> ConfigError:

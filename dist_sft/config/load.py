@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dist_sft.config.deepspeed_file import find_deepspeed
-from dist_sft.config.document import Document, parse_yaml
+from dist_sft.config.document import Document, parse_yaml, read_settings
 from dist_sft.config.overrides import apply_overrides
 from dist_sft.config.root import Root, from_values
 from dist_sft.config.run_config import RunConfig, with_shorthand
@@ -55,16 +55,9 @@ def read(
 
 def _read(path: Path, root: type[Root]) -> Document:
     try:
-        raw = path.read_bytes()
+        text = read_settings(path, root.file)
     except FileNotFoundError:
         raise ConfigError(f"no such {root.file.removeprefix('the ')}", where=str(path), fix=_others(path)) from None
-    except OSError as error:
-        raise ConfigError(f"{root.file} cannot be read: {error.strerror}", where=str(path)) from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError("not UTF-8", where=f"{path}:{line}", fix="save the file as UTF-8") from None
     document = parse_yaml(text, str(path))
     needed = [name for name, field in root.model_fields.items() if field.is_required()]
     if document.value is None:

@@ -3,11 +3,14 @@
 Keys are dotted, with list indices (`data.sources.0.path=x.jsonl`); values are YAML (`model.tuning={kind: lora}`).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dist_sft.config.document import Document, Path, dotted, parse_yaml
+from dist_sft.config.document import MOST_DEPTH, Document, Path, dotted, parse_yaml, shortened
 from dist_sft.core.errors import ConfigError
+
+_INDEX = re.compile("[0-9]{1,9}")
 
 
 def apply_overrides(
@@ -22,7 +25,7 @@ def apply_overrides(
     """
     value, locations = written_out(document.value), dict(document.locations)
     for override in overrides:
-        where = f"override '{override}'"
+        where = f"override '{shortened(override)}'"
         path, new = _parse(override, where)
         for old in [place for place in locations if place[: len(path)] == path]:
             del locations[old]
@@ -39,7 +42,9 @@ def _parse(override: str, where: str) -> tuple[Path, Document]:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError("not key=value", where=where, fix="write e.g. train.learning_rate=1e-5")
-    return tuple(int(part) if part.isdecimal() else part for part in parts), parse_yaml(text, where, lines=False)
+    if len(parts) > MOST_DEPTH:
+        raise ConfigError(f"more than {MOST_DEPTH} levels within one another", where=where, fix="name a setting")
+    return tuple(int(part) if _INDEX.fullmatch(part) else part for part in parts), parse_yaml(text, where, lines=False)
 
 
 def _set(value: Any, path: Path, depth: int, new: Any, where: str) -> Any:
@@ -57,4 +62,5 @@ def _set(value: Any, path: Path, depth: int, new: Any, where: str) -> Any:
     if value is None or isinstance(value, dict):
         section = value or {}
         return {**section, str(part): _set(section.get(str(part)), path, depth + 1, new, where)}
-    raise ConfigError(f"{here} is {value!r}, which has no parts", where=where, fix=f"set {here} itself")
+    here = shortened(here)
+    raise ConfigError(f"{here} is {shortened(repr(value))}, which has no parts", where=where, fix=f"set {here} itself")

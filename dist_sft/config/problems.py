@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic_core import ErrorDetails, ValidationError
 
-from dist_sft.config.document import Document, Path, dotted
+from dist_sft.config.document import Document, Path, dotted, shortened
 from dist_sft.config.redact import redact_urls
 from dist_sft.config.section import Section
 from dist_sft.config.settings import holds, nearest, section_at, sections_in, suggestion
@@ -27,20 +27,35 @@ class Problem:
     fix: str = ""
 
 
+MOST_TOLD = 9
+"""Problems that a message tells one by one."""
+
+
 def as_error(problems: Sequence[Problem], document: Document, of: str = "the run file") -> ConfigError:
-    """All problems as one error, each at its line; a single one is the error itself."""
-    errors = [ConfigError(problem.what, where=document.where(problem.path), fix=problem.fix) for problem in problems]
+    """All problems as one error, each at its line; a single one is the error itself, and of a crowd the first."""
+    told = problems if len(problems) <= MOST_TOLD + 1 else problems[:MOST_TOLD]
+    errors = [ConfigError(problem.what, where=document.where(problem.path), fix=problem.fix) for problem in told]
     if len(errors) == 1:
         return errors[0]
-    return ConfigError(f"{len(errors)} problems in {of}\n" + "\n".join(str(error) for error in errors))
+    lines = [f"{len(problems):,} problems in {of}", *map(str, errors)]
+    if told is not problems:
+        lines.append(f"and {len(problems) - len(told):,} more")
+    return ConfigError("\n".join(lines))
 
 
 def from_pydantic(error: ValidationError, document: Document, root: type[Section]) -> list[Problem]:
-    """Problems in the order of the settings; the branches of a union are joined into one."""
+    """Problems in the order of the settings; the branches of a union are joined into one.
+
+    Those of a crowd that nobody is told have no words: to find the name that a setting was meant to have takes long.
+    """
     by_path: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         by_path.setdefault(_real_path(details, document.value), []).append(details)
-    return [_problem(root, path, details, document.value) for path, details in by_path.items()]
+    crowd = len(by_path) > MOST_TOLD + 1
+    return [
+        Problem(path, "") if crowd and i >= MOST_TOLD else _problem(root, path, details, document.value)
+        for i, (path, details) in enumerate(by_path.items())
+    ]
 
 
 def _real_path(details: ErrorDetails, value: Any) -> Path:
@@ -59,7 +74,7 @@ def _real_path(details: ErrorDetails, value: Any) -> Path:
 
 
 def _problem(root: type[Section], path: Path, errors: list[ErrorDetails], value: Any) -> Problem:
-    key, first = dotted(path) or root.file, errors[0]
+    key, first = shortened(dotted(path)) or root.file, errors[0]
     kind, context = first["type"], first.get("ctx", {})
     if kind == "extra_forbidden":
         return Problem(path, f"{key} is not a setting", suggestion(root, path, value))
@@ -160,5 +175,5 @@ def _describe(root: type[Section], path: Path, value: Any) -> str:
 def show(value: Any) -> str:
     """A value as a run file writes it, shortened, and without what is secret in a URL."""
     text = redact_urls(value if isinstance(value, str) else json.dumps(value, default=str))
-    text = text if len(text) <= 60 else text[:57] + "..."
+    text = shortened(text if len(text) <= 60 else text[:57] + "...")
     return f"'{text}'" if isinstance(value, str) else text

@@ -12,7 +12,7 @@ from pydantic import ValidationError, ValidationInfo, model_validator
 
 from dist_sft.config.document import Document
 from dist_sft.config.partial import Unknown, partial
-from dist_sft.config.problems import Problem, as_error, from_pydantic
+from dist_sft.config.problems import MOST_TOLD, Problem, as_error, from_pydantic
 from dist_sft.config.section import Section
 from dist_sft.config.settings import meant
 
@@ -80,7 +80,7 @@ def from_values(values: Any) -> Document:
 
     try:
         return Document(json.loads(json.dumps(values, default=plain)), {(): VALUES})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise as_error([Problem((), str(error), "use text, numbers, true, false, lists and mappings")],
                        Document(None, {(): VALUES})) from None  # fmt: skip
 
@@ -88,7 +88,7 @@ def from_values(values: Any) -> Document:
 def _judged(root: type[Root], document: Document, problems: list[Problem]) -> Section:
     """The settings that are right, with `Unknown` for those that are not, and for what a misspelt one may stand for."""
     unknown = {problem.path for problem in problems}
-    for problem in problems:
+    for problem in problems[:MOST_TOLD]:
         unknown.update(at for at, _ in meant(root, problem.path, document.value) if at != problem.path)
     return partial(root, document.value, unknown)
 
