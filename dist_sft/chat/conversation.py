@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 
-RESERVED_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
-"""What a template is given anyway, and nobody may give it otherwise."""
-
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

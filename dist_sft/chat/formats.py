@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dist_sft.chat.conversation import RESERVED_KWARGS, Conversation, Document, Message, Role
+from dist_sft.chat.conversation import Conversation, Document, Message, Role
 from dist_sft.chat.fields import KNOWN, REASONINGS, SYSTEMS, Fields, is_filled, is_flag, listed
 from dist_sft.chat.glaive import glaive_system, glaive_turns, is_glaive
 from dist_sft.chat.layouts import names_in_tools_block
@@ -29,6 +29,7 @@ from dist_sft.chat.recognise import (
     refuse_preferences,
 )  # fmt: skip
 from dist_sft.chat.tools import schema_of, tools_of, with_calls
+from dist_sft.config.section import RESERVED_KWARGS
 from dist_sft.core.errors import RowError
 
 Roles = Mapping[str, Role]

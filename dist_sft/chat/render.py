@@ -96,8 +96,8 @@ class Renderer:
             what, where = f"the chat template is not Jinja: {error.message}", f"line {error.lineno}"
             raise TemplateError(what, where=where, fix="choose another data.template") from None
         self._seen = {**special_tokens, **template_kwargs}
-        self._forms = _Forms()
-        self._forms = self._asked_for()
+        self._forms = [_Forms()] * len(sources)
+        self._forms = [self._asked_for(which) for which in range(len(sources))]
         self.literals = frozenset().union(*map(_literals, sources))
 
     def render(self, conversation: Conversation, mark: Mark | None = None, prompt: bool = False) -> str:
@@ -109,10 +109,11 @@ class Renderer:
         Raises:
             RowError: template_refused, with the template's own words.
         """
-        template = (self._marked if mark else self._plain)[-1 if conversation.tools else 0]
+        which = -1 if conversation.tools else 0
+        template = (self._marked if mark else self._plain)[which]
         template.environment.work.steps = 0  # type: ignore[attr-defined]
         try:
-            given = template_input(conversation, mark, self._forms)
+            given = template_input(conversation, mark, self._forms[which])
             return template.render(
                 self._seen | conversation.template_kwargs | given, documents=None, add_generation_prompt=prompt
             )
@@ -125,20 +126,20 @@ class Renderer:
                 fix="change the row, or choose another data.template",
             ) from None
 
-    def _asked_for(self) -> _Forms:
-        """The forms that this template can write, where it cannot write those that most can."""
+    def _asked_for(self, which: int) -> _Forms:
+        """The forms that one of the templates can write, where it cannot write those that most can."""
         plain, parts = _Forms(), _Forms(parts=True)
-        forms = next((each for each in (plain, parts) if self._writes(each, _TALK, "zq1", "zq2")), plain)
+        forms = next((each for each in (plain, parts) if self._writes(which, each, _TALK, "zq1", "zq2")), plain)
         as_text = replace(forms, arguments_as_text=True)
-        as_python = self._writes(forms, _CALLING, "{'zq3': 'zq4'}")
-        if (as_python or not self._writes(forms, _CALLING)) and self._writes(as_text, _CALLING, '{"zq3": "zq4"}'):
-            return as_text
-        return forms
+        as_python = self._writes(which, forms, _CALLING, "{'zq3': 'zq4'}")
+        refuses = as_python or not self._writes(which, forms, _CALLING)
+        return as_text if refuses and self._writes(which, as_text, _CALLING, '{"zq3": "zq4"}') else forms
 
-    def _writes(self, forms: _Forms, talk: Conversation, *texts: str) -> bool:
-        """Whether a conversation can be written, and all texts are in what is."""
-        self._forms = forms
-        for tools in ((), _SCHEMAS):
+    def _writes(self, which: int, forms: _Forms, talk: Conversation, *texts: str) -> bool:
+        """Whether one of the templates can write a conversation, and all texts are in what it writes."""
+        self._forms[which] = forms
+        with_tools = which == len(self._plain) - 1
+        for tools in (*([()] if which == 0 else []), *([_SCHEMAS] if with_tools else [])):
             try:
                 written = self.render(replace(talk, tools=tools))
             except RowError:

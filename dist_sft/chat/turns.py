@@ -109,16 +109,48 @@ class Turns:
         opening part, which they do at a control token, a tag or a blank. None: the text opens otherwise.
         """
         openings = (self.opening(conversation, i), self._usual, None if i else self._usual_first)
-        whole = [_behind(opening, text, low, high) for opening in openings]
+        whole = [self._behind(opening, text, low, high) for opening in openings]
         found = max((place for place in whole if place is not None), default=None)
         if found is not None:
             return found
         own = self._opening_behind(conversation.messages[:i], conversation)
         for opening, partly in ((own, False), (own, True), (self._usual, True)):
-            found = _behind(opening, text, low, high, partly)
+            found = self._behind(opening, text, low, high, partly)
             if found is not None and (i or found > low):
                 return found
         return None if i else self._preamble(text, high)
+
+    def _behind(self, opening: Opening | None, text: str, low: int, high: int, partly: bool = False) -> int | None:
+        """partly: behind as much of the generation prompt as the text holds; else behind all of it, if it does."""
+        if opening is None:
+            return None
+        prompt = opening.prompt
+        for length in range(len(prompt), 0, -1):
+            shared = "".join(prompt[:length])
+            if not shared.strip() or (length < len(prompt) and not partly):
+                break
+            at = text.rfind(shared, low, high)
+            if at >= 0 and (_may_part(prompt, length) or at + len(shared) == high):
+                return self._unless_a_turn_opens(prompt[length:], text, at + len(shared), high)
+        if (not prompt or partly) and _may_part(prompt, 0) and text.startswith(opening.closing, low, high):
+            return self._unless_a_turn_opens(prompt, text, low + len(opening.closing), high)
+        return None
+
+    def _unless_a_turn_opens(self, rest: Units, text: str, begin: int, high: int) -> int | None:
+        """begin, where an answer may leave the rest of a generation prompt; None where the text goes on with a header
+        all the same, which is another one then: inference never writes it."""
+        first = next(iter(self.units(text[begin:high].lstrip())), "")
+        other = first in self._special and first in {*_without_blanks(rest)[:1], *self._headers}
+        return None if rest and other else begin
+
+    @cached_property
+    def _headers(self) -> frozenset[str]:
+        """Special tokens before the words of a question or a system prompt that stand before no answer."""
+        texts = [self._before_strings]
+        if (system := self.written((SYSTEM, ASK), self.base)) and system.spans:
+            texts.append(system.text[: system.spans[-1].start])
+        before_answers = self.units(self._gap((), ASK, SAY, self.base) or "")
+        return frozenset(self.units("".join(texts))) & self._special - frozenset(before_answers)
 
     def _preamble(self, text: str, high: int) -> int:
         """Behind what the template writes before the first string of any conversation, as far as text[:high] holds it:
@@ -317,23 +349,6 @@ def _without_blanks(units: Units) -> Units:
 def _shared(one: Units, other: Units) -> int:
     """With how many equal units both begin."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _behind(opening: Opening | None, text: str, low: int, high: int, partly: bool = False) -> int | None:
-    """partly: behind as much of the generation prompt as the text holds; else behind all of it, if it does."""
-    if opening is None:
-        return None
-    prompt = opening.prompt
-    for length in range(len(prompt), 0, -1):
-        shared = "".join(prompt[:length])
-        if not shared.strip() or (length < len(prompt) and not partly):
-            break
-        at = text.rfind(shared, low, high)
-        if at >= 0 and (_may_part(prompt, length) or at + len(shared) == high):
-            return at + len(shared)
-    if (not prompt or partly) and _may_part(prompt, 0) and text.startswith(opening.closing, low, high):
-        return low + len(opening.closing)
-    return None
 
 
 def _may_part(prompt: Units, length: int) -> bool:

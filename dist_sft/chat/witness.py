@@ -131,7 +131,7 @@ class Witness:
         for i, message in enumerate(item.messages):
             if message.role != "assistant":
                 continue
-            found = self._next(item, i, sample, decoded, stops, place)
+            found = self._next(item, i, sample, decoded, stops, place, wanted[i] > 0)
             if isinstance(found, Claim):
                 claims.append(found)
                 place = decoded.starts[found.last]
@@ -151,6 +151,7 @@ class Witness:
         decoded: Decoded,
         stops: NDArray[np.int64],
         place: int,
+        learned: bool,
     ) -> Claim | Objection | None:
         """Message i behind `place`. None: no turn of the assistant's is left; Objection: none of those is this one."""
         message = item.messages[i]
@@ -178,15 +179,21 @@ class Witness:
                 )
                 if found is None:
                     continue
+                if opened and learned and decoded.starts[decoded.token_at(begin)] > begin + found[1]:
+                    what = f"a token holds the end of the generation prompt and the start of messages[{i}]"
+                    refused = refused or Objection(what, _learned_near(sample, decoded, begin), _short(body))
+                    break
                 first, sure = (decoded.token_at(begin + offset) for offset in found)
                 if not opened and i and item.messages[i - 1].role == "assistant":
                     sure = max(sure, decoded.token_at(begin + len(body) - len(body.lstrip())))
                 if stop is None and 0 < found[0] == len(body):
                     sure = len(decoded.ids)  # half a character may be a blank of the template, or the answer's first
                 return Claim(i, first, sure, len(decoded.ids) if stop is None else stop + 1, stop)
+            if refused:
+                continue
             body = decoded.text[begin:] if ends == [] else decoded.shown_from(begin, int(behind[0]))
             early = body.strip() and find(body, cut=True)
-            refused = refused or Objection(
+            refused = Objection(
                 f"a stop token ends messages[{i}] too early"
                 if early
                 else f"what stands behind the generation prompt is not messages[{i}]",

@@ -1,7 +1,7 @@
 """What all sections of a run file have in common."""
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -29,6 +29,21 @@ def matching(pattern: str, wanted: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+RESERVED_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+"""What a chat template is given by the rows and by us, and by nobody else."""
+
+
+def _unreserved(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(RESERVED_KWARGS & kwargs.keys()):
+        wanted = f"a section without {', '.join(taken)}, which the rows and their use decide"
+        raise PydanticCustomError("reserved", "{wanted}", {"wanted": wanted})
+    return kwargs
+
+
+TemplateKwargs = Annotated[dict[str, Any], AfterValidator(_unreserved)]
+"""What a chat template sees beside the rows."""
 
 
 class Section(BaseModel):

@@ -16,7 +16,7 @@ from dist_sft.config.cluster import ClusterSection, ServiceSection
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
 from dist_sft.config.redact import redact_urls
-from dist_sft.config.section import ADDED, EXECUTION, Decay, Fraction, Role, Section, Share, matching
+from dist_sft.config.section import ADDED, EXECUTION, Decay, Fraction, Role, Section, Share, TemplateKwargs, matching
 
 
 class RunSection(Section):
@@ -233,7 +233,7 @@ class DataSection(Section):
     role_names: dict[str, Role] = Field(
         default={}, description="what a role is called in the files, e.g. {bot: assistant}"
     )
-    template_kwargs: dict[str, Any] = Field(
+    template_kwargs: TemplateKwargs = Field(
         default={},
         description="what the chat template sees beside each row, e.g. {enable_thinking: false}; a row's own "
         "chat_template_kwargs come before these",

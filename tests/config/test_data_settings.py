@@ -6,6 +6,7 @@ import pytest
 
 from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.load import load_config
+from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
 
 A, B = {"path": "a.jsonl"}, {"path": "b.jsonl"}
@@ -92,3 +93,11 @@ def test_a_setting_that_is_newer_than_a_run_is_remembered_only_where_it_says_som
     before, after = (learned(load(("sources", [source]))) for source in (plain, mapped))
     assert "columns" not in before["data"]["sources"][0]
     assert changed_keys(before, after)[0].startswith("data.sources.0.columns.prompt was not set, is ")
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message"])
+def test_the_template_is_not_told_what_the_rows_decide(name):
+    with pytest.raises(ConfigError, match=f"data.template_kwargs is .*, not a section without {name}, which the rows"):
+        RunConfig.model_validate(
+            {"model": {"path": "m"}, "train": {"steps": 1}, "data": {"sources": ["a"], "template_kwargs": {name: []}}}
+        )
