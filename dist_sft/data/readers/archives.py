@@ -20,6 +20,7 @@ from pathlib import PurePosixPath
 from dist_sft.core.errors import DataError
 from dist_sft.data.readers.base import PIECE, File
 from dist_sft.data.readers.content import Content, Memory, Part, opened
+from dist_sft.data.readers.sound import most_unpacked
 from dist_sft.data.readers.suffixes import TARS, decompressed, is_archive, suffixes
 
 Members = dict[str, Callable[[], Content]]
@@ -92,6 +93,11 @@ def _unzipped(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Con
     where = f"{name}/{_inside(info.filename)}"
     if info.flag_bits & _ENCRYPTED:
         raise DataError("it has a password", where=where, fix="unpack the archive, and name its folder")
+    if info.file_size > (most := most_unpacked(info.compress_size)):
+        raise DataError(
+            f"it unpacks to {info.file_size:,} bytes, more than {most:,}", where=where,
+            fix="unpack the archive, and name its folder",
+        )  # fmt: skip
     with _whole(where):
         return Memory(archive.read(info))
 

@@ -3,12 +3,15 @@
 Arrow on this machine is read in place. Of a file in a store, and of Parquet, only the footer is read at first, and then
 the pieces (record batches, row groups) that rows are asked from. Rows come in any order, and a row group takes long to
 decode, so each is decoded once and put beside the cache as Arrow, to be mapped from there.
+
+A damaged file is an error, and never the end of the process: what Arrow's reader made of it is looked at before a value
+is read (sound.py), and a file that is read in place is not read once it has changed.
 """
 
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128_digest
 
-from dist_sft.core.errors import DataError, RowError
+from dist_sft.core.errors import DataError, RowError, SftError
 from dist_sft.core.files import atomic, beyond
 from dist_sft.data.readers.base import File, RawRow, Values
 from dist_sft.data.readers.content import Local
+from dist_sft.data.readers.kept import Kept
+from dist_sft.data.readers.sound import most_unpacked, refuse_unsound
 from dist_sft.data.readers.typed import as_written
 
 _ARROW_FILE = b"ARROW1"
-UNREADABLE = (pa.ArrowException, ValueError, OverflowError)
-"""What a value that Python cannot hold raises; text that is not UTF-8 is a ValueError."""
+UNREADABLE = Exception
+"""What a value that Python cannot hold raises: Arrow's own errors, those of dates, of time zones, of text."""
 KEPT = "row_groups"
 """Folder in the cache for decoded pieces."""
+AT_ONCE = 8192
+"""Rows of a row group that are decoded in one go."""
+MOST_ROWS = 100_000
+"""Rows for each byte of a Parquet file. A run of equal rows takes a few bytes; more than these are a lie."""
 MOST_HELD = 256 << 20
 """Bytes of decoded pieces that are held in memory where there is no folder for them."""
 
@@ -64,8 +73,11 @@ class Table(Values):
         """
         piece = int(np.searchsorted(self.ends, i, side="right"))
         first = int(self.ends[piece - 1]) if piece else 0
+        table = self._piece(piece)
+        if self._open().in_place:
+            self.file.data.check()
         try:
-            found = self._piece(piece).slice(i - first, 1)
+            found = table.slice(i - first, 1)
             return as_written(found.to_pylist()[0], found.schema)
         except UnicodeDecodeError as error:
             what = f"invalid UTF-8 in a text column: {error.reason}"
@@ -116,28 +128,44 @@ class Table(Values):
         return _checked(path) or table
 
     def _read(self, number: int, columns: list[str] | None) -> pa.Table:
-        try:
-            table = self._open().read(number, columns)
+        pieces = self._open()
+        with self._readable(f"part {number} of the {self.kind} file cannot be read"):
+            table = pieces.read(number, columns)
+            if table.num_rows != pieces.counts[number]:
+                raise ValueError(f"it has {table.num_rows} rows, and {pieces.counts[number]} by the index")
+            if not pieces.in_place:
+                refuse_unsound(table)
             self.file.data.check()
             return table
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"part {number} of the {self.kind} file cannot be read: {error}",
-                where=self.file.name,
-                fix="write or copy it again",
-            ) from None
 
     def _open(self) -> "Pieces":
         if self._pieces is None:
-            try:
-                self._pieces = self._opened(self.file)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(
-                    f"no whole {self.kind} file: {error}",
-                    where=self.file.name,
-                    fix="write or copy it again; was it cut off?",
-                ) from None
+            with self._readable(f"no whole {self.kind} file"):
+                pieces = self._opened(self.file)
+                if pieces.in_place:
+                    self._prove(pieces)
+                self._pieces = pieces
         return self._pieces
+
+    def _prove(self, pieces: "Pieces") -> None:
+        """Look at all of a file that is read in place; once, where that can be kept."""
+        kept = Kept(self.cache, self.file, "sound", pa.__version__)
+        if kept.load() is None:
+            for number in range(len(pieces.counts)):
+                refuse_unsound(pieces.read(number, None))
+            self.file.data.check()
+            kept.save("", {})
+
+    @contextlib.contextmanager
+    def _readable(self, what: str) -> Iterator[None]:
+        """What Arrow says of a broken file is of any type. Raises DataError."""
+        try:
+            yield
+        except SftError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must name the file
+            fix = "write or copy it again; was it cut off or damaged?"
+            raise DataError(f"{what}: {error}", where=self.file.name, fix=fix) from None
 
 
 def trim(cache: Path, limit: int) -> None:
@@ -156,7 +184,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    with contextlib.suppress(*UNREADABLE):
+    with contextlib.suppress(UNREADABLE):
         return scalar.as_py()
     return None
 
@@ -207,16 +235,33 @@ def read_arrow(file: File, cache: Path | None = None) -> Table:
 
 def _open_parquet(file: File) -> Pieces:
     parquet = pq.ParquetFile(file.data.open())
-    groups = parquet.metadata.num_row_groups
-    counts = [parquet.metadata.row_group(group).num_rows for group in range(groups)]
+    groups = range(parquet.metadata.num_row_groups)
+    counts = [parquet.metadata.row_group(group).num_rows for group in groups]  # more of it may end the process
+    most = MOST_ROWS * file.data.size
+    if not all(0 <= count <= most for count in counts) or sum(counts) != parquet.metadata.num_rows:
+        raise ValueError(f"its index counts {parquet.metadata.num_rows:,} rows, and {sum(counts):,} in its row groups")
     return Pieces(
-        parquet.schema_arrow.names, counts, lambda group, columns: parquet.read_row_group(group, columns=columns), False
+        parquet.schema_arrow.names,
+        counts,
+        lambda group, columns: _decoded(parquet, group, columns, most_unpacked(file.data.size)),
+        False,
     )
+
+
+def _decoded(parquet: pq.ParquetFile, group: int, columns: list[str] | None, most: int) -> pa.Table:
+    """A row group, read bit by bit, so that no more is unpacked than fits. Raises ValueError: it does not."""
+    batches, size = [], 0
+    for batch in parquet.iter_batches(AT_ONCE, row_groups=[group], columns=columns):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > most:
+            raise ValueError(f"more than {most:,} bytes in one row group; write the file with smaller ones")
+    return pa.Table.from_batches(batches, None if batches else parquet.schema_arrow)
 
 
 def _open_arrow(file: File) -> Pieces:
     whole = isinstance(file.data, Local) or bytes(file.data.read(0, min(6, file.data.size))) != _ARROW_FILE
-    source = pa.BufferReader(pa.py_buffer(file.data.whole())) if whole else pa.PythonFile(file.data.open(), "r")
+    source = pa.BufferReader(pa.py_buffer(file.data.mapped())) if whole else pa.PythonFile(file.data.open(), "r")
     if bytes(file.data.read(0, min(6, file.data.size))) != _ARROW_FILE:
         table = pa.ipc.open_stream(source).read_all()
         return Pieces(table.column_names, [table.num_rows], lambda _, columns: _columns(table, columns), True)

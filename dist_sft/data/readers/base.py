@@ -94,7 +94,7 @@ class File:
 
     @property
     def content(self) -> Buffer:
-        """All of it; memory-mapped where the file is on this machine and not compressed."""
+        """A copy of all of it."""
         return self.data.whole()
 
     def key(self, *more: Any) -> str | None:
@@ -154,11 +154,11 @@ def decode(file: File) -> str:
     Raises:
         DataError: not UTF-8, at the line of the first bad byte.
     """
-    raw = bytes(file.content[text_start(file) :])
+    raw = file.content[text_start(file) :]
     try:
-        return raw.decode()
+        return str(raw, "utf-8")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = bytes(raw[: error.start]).count(b"\n") + 1
         raise DataError(
             f"invalid UTF-8: byte 0x{raw[error.start]:02x}", where=f"{file.name}:{line}", fix="save the file as UTF-8"
         ) from None

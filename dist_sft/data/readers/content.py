@@ -55,12 +55,15 @@ class Content(Protocol):
         ...
 
     def whole(self) -> Buffer:
-        """All bytes: mapped where the file is on this machine, else fetched and kept."""
+        """A copy of all bytes."""
         ...
 
-    def read(self, begin: int, end: int) -> Buffer:
-        """At most 2 GiB."""
+    def mapped(self) -> Buffer:
+        """All bytes, mapped where the file is on this machine. `check` it before each access: where it has been cut
+        off since, touching what is gone ends the process."""
         ...
+
+    def read(self, begin: int, end: int) -> Buffer: ...
 
     def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """Many pieces, from a store in one go."""
@@ -85,6 +88,7 @@ class Local:
     identity: str
     digest: None = None
     _map: memoryview | None = field(default=None, repr=False)
+    _file: io.FileIO | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, path: Path) -> "Local":
@@ -106,33 +110,50 @@ class Local:
             raise _changed(str(self.path))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
+        return {**self.__dict__, "_map": None, "_file": None}
 
     def whole(self) -> Buffer:
         """Raises OSError; DataError: the file is not the one that the run began with."""
+        self.check()
+        return self.read(0, self.size)
+
+    def mapped(self) -> Buffer:
+        """Raises as `whole` does."""
         if self._map is None:
             self.check()
-            with self.path.open("rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+            data = mmap.mmap(self._opened().fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
             self._map = memoryview(data)
         return self._map
 
     def read(self, begin: int, end: int) -> Buffer:
-        """By a call: a page that is touched for the first time in a mapping costs ten times as much."""
-        with self.path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), end - begin, begin)
-        if len(data) != end - begin:
-            raise _changed(str(self.path))
-        return memoryview(data)
+        """By a call: a page that is touched for the first time in a mapping costs ten times as much, and one that is
+        gone ends the process."""
+        data = self._read(begin, end)
+        if len(data) == end - begin:
+            return memoryview(data)
+        rest = bytearray(data)  # a call gives at most 2 GiB
+        while len(rest) < end - begin:
+            data = self._read(begin + len(rest), end)
+            if not data:
+                raise _changed(str(self.path))
+            rest += data
+        return memoryview(rest).toreadonly()
+
+    def _read(self, begin: int, end: int) -> bytes:
+        return os.pread(self._opened().fileno(), end - begin, begin)
+
+    def _opened(self) -> io.FileIO:
+        if self._file is None:
+            self._file = io.FileIO(self.path)
+        return self._file
 
     def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        data = self.whole()
-        found = [bytes(data[begin:end]) for begin, end in spans]
+        found = [bytes(self.read(begin, end)) for begin, end in spans]
         self.check()
         return found
 
     def open(self) -> Any:
-        self.whole()
+        self.check()
         return str(self.path)
 
 
@@ -187,6 +208,9 @@ class Remote:
             self._whole = memoryview(self._call(lambda fs: fs.cat_file(self.name)))
         return self._whole
 
+    def mapped(self) -> Buffer:
+        return self.whole()
+
     def read(self, begin: int, end: int) -> Buffer:
         return memoryview(self.ranges([(begin, end)])[0])
 
@@ -231,6 +255,9 @@ class Memory:
     def whole(self) -> Buffer:
         return memoryview(self.data)
 
+    def mapped(self) -> Buffer:
+        return self.whole()
+
     def read(self, begin: int, end: int) -> Buffer:
         return self.whole()[begin:end]
 
@@ -265,9 +292,12 @@ class Part:
         self.of.check()
 
     def whole(self) -> Buffer:
+        return self.read(0, self.size)
+
+    def mapped(self) -> Buffer:
         if isinstance(self.of, Remote):
-            return self.read(0, self.size)  # and not the whole archive
-        return self.of.whole()[self.begin : self.begin + self.size]
+            return self.whole()  # and not the whole archive
+        return self.of.mapped()[self.begin : self.begin + self.size]
 
     def read(self, begin: int, end: int) -> Buffer:
         return self.of.read(self.begin + begin, self.begin + end)

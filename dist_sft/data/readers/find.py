@@ -164,9 +164,8 @@ def readable(names: list[str], folder: str, kind: str = "a folder") -> list[str]
 
 def _local(path: Path) -> Content:
     try:
-        content = Local.of(path)
-        content.whole()
-        return content
+        with path.open("rb"):
+            return Local.of(path)
     except FileNotFoundError:
         if path.is_symlink():
             what = f"a link to {path.readlink()}, which does not exist"

@@ -37,9 +37,10 @@ def save(path: Path, arrays: Arrays) -> None:
 class Kept:
     """The index of one file. Nothing is kept without a folder, or of a file that cannot be told from a changed one."""
 
-    def __init__(self, cache: Path | None, file: File) -> None:
+    def __init__(self, cache: Path | None, file: File, *what: str) -> None:
+        """what: was found in the file, besides where its rows begin."""
         worth = not isinstance(file.data, Part) or file.data.size >= SMALL
-        key = file.key(VERSION) if worth else None
+        key = file.key(VERSION, *what) if worth else None
         self.path = cache / "index" / f"{key}.npz" if cache and key else None
 
     def load(self) -> tuple[str, Arrays] | None:

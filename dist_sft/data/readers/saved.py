@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,20 @@ def saved_files(folder: Path, split: str) -> list[Path] | None:
     """
     splits = folder / "dataset_dict.json"
     if splits.is_file():
-        names = [str(name) for name in _json(splits, "splits")]
+        names = _json(splits, "splits", lambda found: [str(name) for name in found])
         if split not in names:
             raise DataError(f"no split '{split}'", where=str(folder), fix=f"set split to {' or '.join(names)}")
         folder = folder / split
     state = folder / "state.json"
     if not state.is_file() or not (folder / "dataset_info.json").is_file():
         return None
-    return [folder / part["filename"] for part in _json(state, "_data_files")]
+    return [folder / name for name in _json(state, "_data_files", lambda parts: [str(p["filename"]) for p in parts])]
 
 
-def _json(path: Path, key: str) -> Any:
+def _json(path: Path, key: str, held: Callable[[Any], list[str]]) -> list[str]:
     try:
-        return json.loads(path.read_text())[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return held(json.loads(path.read_text())[key])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"no whole state of a saved data set: {type(error).__name__}: {error}"
         raise DataError(what, where=str(path), fix="save it again with save_to_disk") from None
 

@@ -2,22 +2,25 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from dist_sft.core.errors import DataError
 from dist_sft.core.files import stable_hash
 from dist_sft.data.readers.arrow import read_arrow, read_parquet
-from dist_sft.data.readers.base import File, Reader, Rows
-from dist_sft.data.readers.content import Memory
+from dist_sft.data.readers.base import PIECE, File, Reader, Rows
+from dist_sft.data.readers.content import Buffer, Memory
 from dist_sft.data.readers.json_array import read_json
 from dist_sft.data.readers.jsonl import JsonLines
 from dist_sft.data.readers.kept import Kept
 from dist_sft.data.readers.plain_text import read_text
+from dist_sft.data.readers.sound import most_unpacked
 from dist_sft.data.readers.table_text import read_csv, read_tsv
 
 READERS: dict[str, Reader] = {
@@ -32,18 +35,27 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _arrows(codec: str) -> Callable[[bytes], bytes]:
-    def decompress(data: bytes) -> bytes:
-        return bytes(pa.CompressedInputStream(pa.BufferReader(data), codec).read())
-
-    return decompress
+def _gzip(packed: Buffer) -> Any:
+    return gzip.GzipFile(fileobj=io.BytesIO(packed))
 
 
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".gzip": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+def _bz2(packed: Buffer) -> Any:
+    return bz2.BZ2File(io.BytesIO(packed))
+
+
+def _xz(packed: Buffer) -> Any:
+    return lzma.LZMAFile(io.BytesIO(packed))
+
+
+def _arrows(codec: str) -> Callable[[Buffer], Any]:
+    return lambda packed: pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(packed)), codec)
+
+
+COMPRESSIONS: dict[str, Callable[[Buffer], Any]] = {
+    ".gz": _gzip,
+    ".gzip": _gzip,
+    ".bz2": _bz2,
+    ".xz": _xz,
     ".zst": _arrows("zstd"),
     ".zstd": _arrows("zstd"),
     ".lz4": _arrows("lz4"),
@@ -110,8 +122,20 @@ def _rows(reader: Reader, file: File, cache: Path | None) -> tuple[Rows, str]:
 
 
 def decompressed(file: File, compression: str) -> bytes:
+    """Raises DataError: not whole, or it holds more than memory should be filled with."""
+    most, plain = most_unpacked(file.data.size), bytearray()
     try:
-        return COMPRESSIONS[compression](bytes(file.content))
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        with COMPRESSIONS[compression](file.content) as stream:
+            while piece := stream.read(PIECE):
+                plain += piece
+                if len(plain) > most:
+                    break
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, MemoryError) as error:
         what = f"no whole {compression} file: {error}"
         raise DataError(what, where=file.name, fix="write or copy it again; was it cut off?") from None
+    if len(plain) > most:
+        raise DataError(
+            f"it unpacks to more than {most:,} bytes, from {file.data.size:,}", where=file.name,
+            fix="unpack it, and name what was in it: that is read from the disk",
+        )  # fmt: skip
+    return bytes(plain)
