@@ -94,7 +94,7 @@ def compare(
     settings: ModelSection, headers: Headers, config: "PretrainedConfig | None", cache: Path | None
 ) -> Comparison:
     """torch is imported only where this content of config.json, or these headers, were never seen."""
-    file = config_file(settings)
+    file = config_file(settings) if cache else None  # its content is a key, and transformers' own reading counts
     content = file.read_bytes() if file else repr(config).encode()
 
     def architecture() -> "PretrainedConfig":
