@@ -55,6 +55,8 @@ def plan(
         print_json(planned.as_dict())
     else:
         show(planned.plan, planned.changes, Console())
+        for note in planned.notes:
+            say(f"warning: {note}", "yellow")
     planned.refuse()
 
 

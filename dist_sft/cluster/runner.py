@@ -33,6 +33,7 @@ from dist_sft.run.resources import (
     worker_resources,
 )
 from dist_sft.run.supply import Offer
+from dist_sft.run.trainable import is_here, refuse_untrainable
 
 PATIENCE = 60
 """Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
@@ -74,6 +75,7 @@ def train(run: OpenedRun) -> RunResult:
     run_dir = run_folder.locate(run.config)
     run = run.changed(run=run.config.run.model_copy(update={"dir": str(run_dir)}))
     config = run.config
+    _look_at_model(run)
     with _lock(run_dir):
         started = not ray.is_initialized()
         if started:
@@ -88,6 +90,13 @@ def train(run: OpenedRun) -> RunResult:
         finally:
             if started:
                 ray.shutdown()
+
+
+def _look_at_model(run: OpenedRun) -> None:
+    """What cannot be trained is refused before Ray starts; of a model that only the nodes have, they do it."""
+    if is_here(run) or not Path(run.config.model.path).is_absolute():
+        for note in refuse_untrainable(run):
+            print(f"warning: {note}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextlib.contextmanager

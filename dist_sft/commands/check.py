@@ -27,6 +27,7 @@ from dist_sft.run.data import RunData
 from dist_sft.run.held_out import probe, rows_by_name
 from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import check_resources, is_local
+from dist_sft.run.trainable import refuse_untrainable
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
     config, merged = run.config, run.resolved_deepspeed
     run_dir = run_folder.locate(config)
     _check_machine(config)
+    notes = refuse_untrainable(run)
     data = RunData.of(run)
     looked = data.train.rows.probe(data.train.steps, rows)
     run_folder.refuse_changes(run_dir, data.facts(), run_folder.checkpoints_of(config, run_dir))
@@ -137,7 +139,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
         fill=plan.fill,
         advice=plan.advice(),
         tuning=tuple(_tuning(run, data, looked)),
-        warnings=tuple(warnings(config)),
+        warnings=(*warnings(config), *notes),
         held_out=rows_by_name(data.held_out) if data.held_out else {},
         memory=memory_of_a_rank(config, run.architecture, merged, run.device, masks.supervised / masks.tokens),
         proofs=(*prove_masks(masks), *_of_held_out(data, rows), *([] if fast else _of_model(run, data, looked))),

@@ -26,6 +26,7 @@ from dist_sft.remote.follow import command
 from dist_sft.remote.jobs import Job, Jobs
 from dist_sft.remote.package import Package, package
 from dist_sft.run.opened import OpenedRun
+from dist_sft.run.trainable import is_here, refuse_untrainable
 
 NAME_LENGTH = 60
 """Most characters of a run's name in the ids of its jobs, which are names of files, too."""
@@ -61,6 +62,8 @@ def prepare(
     for where, values in ((str(run_file), resolved(config)), (str(runtime_env), environment)):
         _refuse_secrets(where, values)
     _ = run.resolved_deepspeed  # its contradictions are said here, not by the job
+    if is_here(run):
+        refuse_untrainable(run)
     files = package(run_file, config, include)
     if config.cluster.address:
         overrides = [*overrides, "cluster.address=null"]  # the job's own cluster, by the name it has inside

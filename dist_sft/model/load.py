@@ -17,8 +17,10 @@ from dist_sft.model import attention, dropout, neftune
 from dist_sft.model.adapters import with_adapters
 from dist_sft.model.architecture import first_line
 from dist_sft.model.blocks import compile_blocks, recompute_activations
+from dist_sft.model.complete import compare, of_report
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
+from dist_sft.model.headers import read_headers
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.precision import multiply_without_emulation
 from dist_sft.model.stored import refuse_two_heads
@@ -42,6 +44,8 @@ def load(
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
     """
     config = copy.deepcopy(architecture)
+    if headers := read_headers(settings, ask=False):  # on each rank alike: under ZeRO-3 only the first one would see it
+        compare(settings, headers, config, None).refuse(settings.path)
     refuse_two_heads(settings, config)
     attention.register()
     attention_dropout = attention.dropout_of(settings.attention_dropout, config)
@@ -49,13 +53,16 @@ def load(
     implementation = attention.choose(settings.attention, device.type, settings.dtype, config, attention_dropout)
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any
+        model, report = AutoModelForCausalLM.from_pretrained(
             settings.path,
             revision=settings.revision,
             config=config,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=implementation,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are in the report, which is refused below by name
+            output_loading_info=True,
         )
     except KeyError as error:
         raise ModelError(
@@ -63,12 +70,13 @@ def load(
             where=settings.path,
             fix="choose another model: its samples could not be kept apart",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"the model cannot be loaded: {first_line(error)}",
             where=settings.path,
             fix="the folder needs config.json and weights of a causal language model that transformers knows",
         ) from error
+    of_report(report, model).refuse(settings.path)
     model.config.use_cache = False  # with a cache, samples of a pack see each other
     if isinstance(settings.tuning, LoraTuning):
         model = with_adapters(model, settings.tuning, seed, starts)

@@ -14,16 +14,21 @@ from dist_sft.core.errors import ClusterError
 from dist_sft.core.units import gib
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import OpenedRun
+from dist_sft.run.trainable import refuse_untrainable
 
 __all__ = ["Machine", "Plan", "Planned", "packer_of", "plan_run"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """changes: what was tried to make it fit; [] where it does, or where the GPU's memory is not known."""
+    """changes: what was tried to make it fit; [] where it does, or where the GPU's memory is not known.
+
+    notes: what else a user should know of the model.
+    """
 
     plan: Plan
     changes: list[Adjustment]
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -33,7 +38,8 @@ class Planned:
             for c in self.changes
         ]  # fmt: skip
         best = recommended(self.changes)
-        return self.plan.as_dict() | {"changes": tried, "recommended": best.settings if best else None}
+        found = {"changes": tried, "recommended": best.settings if best else None, "notes": list(self.notes)}
+        return self.plan.as_dict() | found
 
     def refuse(self) -> None:
         """Raise ClusterError where it does not fit."""
@@ -57,8 +63,9 @@ class Planned:
 def plan_run(run: OpenedRun, machine: Machine, rows: int) -> Planned:
     """Raises the first SftError that opening the data, the DeepSpeed settings or the machine give."""
     run = on_machine(run, machine)
+    notes = refuse_untrainable(run)
     data = RunData.of(run)
     data.packer(machine.ranks)  # says clearly what does not go with the machine
     work = look(run.config, data, rows)
     plan = make_plan(run, run.architecture, work, machine)
-    return Planned(plan, changes(run, run.architecture, work, machine) if plan.fits is False else [])
+    return Planned(plan, changes(run, run.architecture, work, machine) if plan.fits is False else [], notes)
