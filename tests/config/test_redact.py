@@ -1,5 +1,7 @@
 """No secret leaves the machine with the config."""
 
+import pytest
+
 from dist_sft.config.redact import redact_urls, redacted, secret_keys
 from dist_sft.config.run_config import RunConfig
 
@@ -25,13 +27,43 @@ def test_settings_that_only_sound_like_secrets_stay():
     assert redacted(settings) == settings
 
 
-def test_urls_lose_their_user_info_and_secret_parameters():
-    assert redact_urls("s3://me:pw@bucket/x.jsonl") == "s3://<hidden>@bucket/x.jsonl"
-    assert redact_urls("https://h/x?a=1&X-Amz-Signature=zz&token=t#f") == (
-        "https://h/x?a=1&X-Amz-Signature=<hidden>&token=<hidden>#f"
-    )
-    assert redacted({"path": ["see http://u:p@h/ there"]}) == {"path": ["see http://<hidden>@h/ there"]}
-    assert redact_urls("data/train.jsonl") == "data/train.jsonl"
+@pytest.mark.parametrize(("url", "shown"), [
+    ("s3://me:pw@bucket/x.jsonl", "s3://<hidden>@bucket/x.jsonl"),
+    ("s3://me:p/w@bucket/x.jsonl", "s3://<hidden>@bucket/x.jsonl"),
+    ("s3://me:p#w?q@bucket/x.jsonl", "s3://<hidden>@bucket/x.jsonl"),
+    ("s3://me:p@w@bucket/x.jsonl", "s3://<hidden>@bucket/x.jsonl"),
+    ("https://ghp_abc@host.org/x", "https://<hidden>@host.org/x"),
+    ("zip://x.jsonl::s3://me:pw@bucket/x.zip", "zip://x.jsonl::s3://<hidden>@bucket/x.zip"),
+    ("simplecache::s3://me:pw@bucket/x", "simplecache::s3://<hidden>@bucket/x"),
+    ("https://h.org/x?a=1&X-Amz-Signature=zz&token=t", "https://h.org/x?a=<hidden>&X-Amz-Signature=<hidden>&token=<hidden>"),
+    ("https://h.org/x#access_token=abc", "https://h.org/x#<hidden>"),
+    ("https://h.org/x?sig=a%2Fb&download=true", "https://h.org/x?sig=<hidden>&download=true"),
+    ("https://h.org/x?download=ghp_abc%3D%2F", "https://h.org/x?download=<hidden>"),
+    ("s3://me:cut-off", "s3://<hidden>"),
+    ("postgres://me:12345/6@h.org/db", "postgres://<hidden>@h.org/db"),
+    ("see http://u:p@h/ there", "see http://<hidden>@h/ there"),
+])  # fmt: skip
+def test_of_a_url_scheme_host_and_path_are_shown(url, shown):
+    assert redact_urls(url) == shown
+    assert redacted({"path": [url]}) == {"path": [shown]}
+
+
+@pytest.mark.parametrize("url", [
+    "data/train.jsonl", "s3://bucket/a@b/x.jsonl", "https://h.org:8080/a@b.jsonl", "hf://datasets/org/name@main/x.jsonl",
+    "http://localhost:8000/x", "http://[::1]:8000/x", "https://h.org/x.jsonl?download=true", "s3://b/x?versionId=3.a-b",
+    "abfss://box@account.dfs.core.windows.net/x", "gs://bucket/x.jsonl?generation=17",
+    "zip://x.jsonl::https://h.org/x.zip", "file:///home/me/x", "abfs://box/x", "10:30",
+])  # fmt: skip
+def test_a_url_without_a_secret_is_shown_whole(url):
+    assert redact_urls(url) == url
+
+
+@pytest.mark.parametrize("key", [
+    "PGPASSWORD", "DB_PWD", "GITHUB_PAT", "jwt", "pass", "smtp_pass", "cookie", "Authorization", "sas", "SENTRY_DSN",
+    "slack_webhook", "bearer", "privateKey", "signature", "aws_session_token", "passphrase", "OPENAI_KEY", "sessionId",
+])  # fmt: skip
+def test_a_key_that_sounds_like_a_secret_hides_its_value(key):
+    assert redacted({key: "abc"}) == {key: "<hidden>"}
 
 
 def test_what_is_hidden_can_be_named():
