@@ -39,12 +39,20 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def as_sft_error(error: BaseException) -> SftError:
-    """The user's error inside what Ray wraps around it; a worker that died without one is an error of the cluster."""
-    for inner in chain(error):
+def as_sft_error(error: BaseException, stepped: bool = True) -> SftError:
+    """The user's error inside what Ray wraps around it; a worker that died without one is an error of the cluster.
+
+    stepped: whether a step was done since this start. What fails before the first one most likely fails there again.
+    """
+    found = chain(error)
+    for inner in found:
         if isinstance(inner, SftError):
             return inner
+    again = stepped or any(isinstance(inner, RayActorError) for inner in found)
     return ClusterError(
         f"a worker failed: {error}",
-        fix="the newest whole checkpoint is untouched: run the same command again to go on from it",
+        fix="the newest whole checkpoint is untouched: run the same command again to go on from it"
+        if again
+        else "no step was done since this start, so that another start would most likely end here, too: look for the "
+        "first traceback above; checkpoints are as they were",
     )

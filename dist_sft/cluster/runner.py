@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.session import connect, quiet
 from dist_sft.cluster.worker import train_loop_per_worker
-from dist_sft.core.errors import ClusterError, StorageError
+from dist_sft.core.errors import ClusterError, SftError, StorageError
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import OpenedRun
@@ -34,6 +35,7 @@ from dist_sft.run.resources import (
 )
 from dist_sft.run.supply import Offer
 from dist_sft.run.trainable import is_here, refuse_untrainable
+from dist_sft.tracking.records import Step, read
 
 PATIENCE = 60
 """Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
@@ -139,7 +141,7 @@ def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
 
     from dist_sft.cluster.failures import EndOnErrors, as_sft_error
 
-    config = run.config
+    config, begin = run.config, time.time()
     attempt, wanted = uuid.uuid4().hex[:12], config.cluster
     gpu = wanted.gpus_per_worker > 0
 
@@ -176,11 +178,19 @@ def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
         try:
             result = trainer.fit()
         except Exception as error:
-            raise as_sft_error(error) from error
+            raise as_sft_error(error, _stepped(run_dir, begin)) from error
         finally:
             shutil.rmtree(run_dir / "ray", ignore_errors=True)  # Ray Train's own records; the checkpoints are ours
     returned: dict[str, Any] = result.return_value or {}  # type: ignore[attr-defined]
     return RunResult(run_dir=run_dir, **returned)
+
+
+def _stepped(run_dir: Path, begin: float) -> bool:
+    """Whether a step was done since `begin`, seconds since 1970."""
+    try:
+        return any(step.time >= begin for step in read(run_dir / "metrics.jsonl", Step))
+    except (OSError, SftError):
+        return True
 
 
 def _lock(run_dir: Path) -> Any:

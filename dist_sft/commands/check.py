@@ -18,6 +18,7 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep, Told
 from dist_sft.estimate.advice import Advice, DataFacts, advise
 from dist_sft.estimate.memory import Memory, memory_of_a_rank
+from dist_sft.model.trainable import far_positions
 from dist_sft.proofs.masks import certify_masks, prove_masks
 from dist_sft.proofs.noise import prove_noise
 from dist_sft.proofs.packing import prove_packing
@@ -123,6 +124,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
     run_folder.refuse_changes(run_dir, data.facts(), run_folder.checkpoints_of(config, run_dir))
     masks = certify_masks(data.train, looked)
     lengths = [len(sample) for sample in looked.samples]
+    notes += far_positions(run.architecture, max(lengths), config.model.path)
     plan = data.packer(config.cluster.most).pack(np.resize(lengths, config.train.samples_per_step).tolist())
     return CheckReport(
         rows={source.name: len(source) for source in data.train.rows.sources},

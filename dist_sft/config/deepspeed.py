@@ -36,7 +36,7 @@ def deepspeed_config(config: RunConfig, document: Document, world: int, device: 
     given = _without_auto(document.value)
     decided = {key: (value, why) for key, value, why in _decided(config, world, _stage(given))}
     problems = [*_unknown(document.value), *_contradictions(given, decided)]
-    problems += refusals(given, config.model.dtype, device)
+    problems += refusals(given, config.model.dtype, device, config.train.optimizer.name)
     if problems:
         raise as_error(problems, document, of="the DeepSpeed JSON")
     result = copy.deepcopy(given)

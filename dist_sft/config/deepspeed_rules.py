@@ -21,8 +21,9 @@ _SWITCHES = {
 }
 
 
-def refusals(given: dict[str, Any], dtype: str, device: str) -> Iterator[Problem]:
-    """All settings of a DeepSpeed JSON that cannot be used with this dtype ("bfloat16", "float32") and device."""
+def refusals(given: dict[str, Any], dtype: str, device: str, optimizer: str = "adamw") -> Iterator[Problem]:
+    """All settings of a DeepSpeed JSON that cannot be used with this dtype ("bfloat16", "float32"), device and
+    train.optimizer.name."""
     yield from _blocks(given)
     yield from _checkpoint(given)
     yield from _parallel(given)
@@ -32,10 +33,15 @@ def refusals(given: dict[str, Any], dtype: str, device: str) -> Iterator[Problem
         yield Problem(("zero_optimization", "stage"), f"the ZeRO stage is {show(stage)}", "use 0, 1, 2 or 3")
         return
     yield from _zero(zero, device)
+    yield from _optimizer(zero, optimizer)
     yield from _quantised_gradients(given, zero, device)
     yield from _precision(given, zero.get("stage", 0), dtype)
-    if device == "cpu" and _on(given.get("compile"), "deepcompile"):
-        yield Problem(("compile", "deepcompile"), "compile.deepcompile does not work on CPU", "remove it")
+    if _on(given.get("compile"), "deepcompile"):
+        yield Problem(
+            ("compile", "deepcompile"),
+            "compile.deepcompile compiles an engine as a whole, with graphs that know nothing of packs",
+            "remove it; model.compile=true compiles what each block does between its matrix products",
+        )
 
 
 def _on(block: Any, key: str = "enabled") -> bool:
@@ -88,6 +94,20 @@ def _zero(zero: dict[str, Any], device: str) -> Iterator[Problem]:
             yield _refuse(key, f"{key} is an old name", f'write "{new}": {{"device": "cpu"}}')
     if stage == 3 and zero.get("elastic_checkpoint"):
         yield _refuse("elastic_checkpoint", "elastic checkpoints do not work with ZeRO-3", "remove it")
+
+
+def _optimizer(zero: dict[str, Any], name: str) -> Iterator[Problem]:
+    """bitsandbytes computes where the states are, and has kernels for GPUs only."""
+    target = (
+        zero["offload_optimizer"].get("device", "none") if isinstance(zero.get("offload_optimizer"), dict) else "none"
+    )
+    if name == "adamw8bit" and target != "none":
+        yield _refuse(
+            "offload_optimizer",
+            f"offload_optimizer keeps the optimizer's states on the {target}, and train.optimizer.name is adamw8bit, "
+            "which computes on GPUs",
+            "remove it: 8-bit states take a quarter of the memory; or set train.optimizer.name=adamw",
+        )
 
 
 def _quantised_gradients(given: dict[str, Any], zero: dict[str, Any], device: str) -> Iterator[Problem]:

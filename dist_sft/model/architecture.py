@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import transformers
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
+from dist_sft.model.headers import config_content
 
 
 def load_architecture(settings: ModelSection) -> PretrainedConfig:
@@ -20,6 +23,7 @@ def load_architecture(settings: ModelSection) -> PretrainedConfig:
             where=settings.path,
             fix="model.path is a hub id, or a folder with config.json, weights and tokenizer",
         )
+    _refuse_foreign_code(settings)
     try:
         config = AutoConfig.from_pretrained(settings.path, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError, json.JSONDecodeError) as error:
@@ -36,6 +40,25 @@ def load_architecture(settings: ModelSection) -> PretrainedConfig:
             fix="choose a decoder-only model",
         )
     return config
+
+
+def _refuse_foreign_code(settings: ModelSection) -> None:
+    """Raise ModelError for a model whose code is not in transformers: code of a repository is never run."""
+    try:
+        content = json.loads(config_content(settings) or b"{}")
+        mapped = content.get("auto_map") or {}
+    except (ValueError, AttributeError):
+        return  # transformers says what is wrong with the file
+    names = content.get("architectures") or []
+    known = content.get("model_type") in CONFIG_MAPPING_NAMES
+    if mapped and not (known and all(hasattr(transformers, str(name)) for name in names)):
+        what = ", ".join(map(str, names)) or content.get("model_type") or "the model"
+        raise ModelError(
+            f"{what} is code of the model's own repository (auto_map in its config.json), which is never run here",
+            where=settings.path,
+            fix="choose a model that transformers has the code of; some have a second repository for it, whose name "
+            "ends in -hf",
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.headers import AGAIN, Headers, Stored, config_file, read_headers, unpickled
+from dist_sft.model.headers import AGAIN, Headers, Stored, config_content, read_headers, unpickled
 from dist_sft.model.remembered import remember
 
 if TYPE_CHECKING:
@@ -94,19 +94,11 @@ def compare(
     settings: ModelSection, headers: Headers, config: "PretrainedConfig | None", cache: Path | None
 ) -> Comparison:
     """torch is imported only where this content of config.json, or these headers, were never seen."""
-    file = config_file(settings) if cache else None  # its content is a key, and transformers' own reading counts
-    content = file.read_bytes() if file else repr(config).encode()
-
-    def architecture() -> "PretrainedConfig":
-        from dist_sft.model.architecture import load_architecture
-
-        return load_architecture(settings) if config is None else config
-
-    layout = remember(cache, "layout", content, lambda: lay_out(architecture()))
+    layout = layout_of(settings, config, cache)
     if headers.tensors is not None and _equal(layout, headers.tensors):
         return Comparison()
-    both = content + headers.digest.encode()
-    found = remember(cache, "weights", both, lambda: vars(_compared(architecture(), headers)))
+    both = content_of(settings, config, cache) + headers.digest.encode()
+    found = remember(cache, "weights", both, lambda: vars(_compared(_read(settings, config), headers)))
     return Comparison(
         tuple(found["missing"]), tuple(found["left"]), tuple(map(tuple, found["wrong"])), tuple(found["unused"])
     )
@@ -118,16 +110,63 @@ def lay_out(config: "PretrainedConfig") -> dict[str, Any]:
     shapes     of each tensor of the state dict, by name
     tied       names that are another's weight, and that one
     converted  whether files may name weights otherwise, or hold them in other pieces
+    positions  how many there are, where the model looks them up in a table; null: it computes them
+    experts    whether it has any
     """
     from dist_sft.model.capacity import laid_out
     from dist_sft.model.stored import tied_names
 
-    model = laid_out(config)
+    try:
+        model = laid_out(config)
+    except Exception as error:  # of somebody else's model: whatever it raises
+        raise ModelError(
+            f"{config.model_type} cannot be laid out as its config.json says: {type(error).__name__}: "
+            f"{(str(error).strip().splitlines() or [''])[0]}",
+            fix="see that config.json is whole, and belongs to these weights; or choose another model",
+        ) from error
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return {
-        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "shapes": shapes,
         "tied": tied_names(model),
         "converted": bool(_conversions(model)),
+        "positions": _positions(model),
+        "experts": any(".experts." in name for name in shapes),
     }
+
+
+OFFSET = 8
+"""Rows at most that a table of positions has beside them (OPT: 2, for padding)."""
+
+
+def _positions(model: Any) -> int | None:
+    """Rows of a table of positions: an embedding that is not of tokens, or a buffer, as long as config.json says."""
+    from torch import nn
+
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 2:
+        return None
+    tokens = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and id(m) not in tokens]
+    tables += [buffer for _, buffer in model.named_buffers() if buffer.dim() > 1]
+    rows = [table.shape[0] for table in tables if longest - OFFSET <= table.shape[0] <= longest + OFFSET]
+    return min([longest, *rows]) if rows else None
+
+
+def layout_of(settings: ModelSection, config: "PretrainedConfig | None", cache: Path | None) -> dict[str, Any]:
+    """`lay_out`, remembered by the content of config.json."""
+    return remember(cache, "layout", content_of(settings, config, cache), lambda: lay_out(_read(settings, config)))
+
+
+def content_of(settings: ModelSection, config: "PretrainedConfig | None", cache: Path | None) -> bytes:
+    """What is remembered of an architecture, it is remembered by: the content of its config.json."""
+    content = config_content(settings) if cache else None  # it is a key
+    return content if content is not None else repr(config).encode()
+
+
+def _read(settings: ModelSection, config: "PretrainedConfig | None") -> "PretrainedConfig":
+    from dist_sft.model.architecture import load_architecture
+
+    return load_architecture(settings) if config is None else config
 
 
 def _equal(layout: dict[str, Any], tensors: dict[str, Stored]) -> bool:

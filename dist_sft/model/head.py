@@ -79,7 +79,15 @@ def _take_transform(model: Any) -> LogitTransform:
     if cap is not None:  # Gemma 2 and later
         text.final_logit_softcapping = None
     if getattr(text, "logits_scaling", None) is not None:  # Granite
-        scale, text.logits_scaling = 1 / text.logits_scaling, 1.0
+        scale = 1 / text.logits_scaling
+        try:
+            text.logits_scaling = 1.0
+        except AttributeError as error:  # MiniCPM 3 computes it of its width
+            raise ModelError(
+                "its logits are scaled by a figure that follows from its width, which cannot be taken over",
+                where=type(inner).__name__,
+                fix="choose another model",
+            ) from error
     if getattr(inner, "logit_scale", None) is not None:  # Cohere
         scale, inner.logit_scale = float(inner.logit_scale), 1.0
     return LogitTransform(scale, cap)

@@ -3,6 +3,7 @@
 model.path ─ folder, or the hub's cache, or the hub ─> Headers      Imports neither torch nor transformers.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -79,6 +80,21 @@ def config_file(settings: ModelSection) -> Path | None:
     folder = Path(settings.path)
     here = folder / "config.json" if folder.is_dir() else cached(settings, "config.json")
     return here if here is not None and here.is_file() else None
+
+
+def config_content(settings: ModelSection) -> bytes | None:
+    """What is in it, read once; None where it is not here, or cannot be read."""
+    file = config_file(settings)
+    try:
+        return _content(file, file.stat().st_mtime_ns) if file else None
+    except OSError:
+        return None
+
+
+@functools.lru_cache(8)
+def _content(file: Path, changed: int) -> bytes:
+    """changed: when it was, in nanoseconds since 1970."""
+    return file.read_bytes()
 
 
 class _Absent(ModelError):

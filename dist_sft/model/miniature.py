@@ -1,7 +1,8 @@
 """A small copy of a model's architecture, with random weights: what its code does can be proved on any machine."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from dist_sft.model.capacity import count_parameters
 LARGEST = 200_000_000
 """Parameters up to which the copy keeps the width of the original."""
 WIDTH = 64
+FEWEST = 256
+"""Tokens of the vocabulary of the smallest copies."""
 WINDOW = 8
 """Tokens of a sliding window in a copy: fewer than its samples have."""
 
@@ -23,6 +26,14 @@ def miniature(config: PretrainedConfig) -> PretrainedConfig:
     Vocabulary, size of heads, caps and scales stay; a sliding window becomes one of WINDOW tokens, so that samples of a
     proof are longer than it.
     """
+    small = _shortened(config)
+    if count_parameters(small) > LARGEST:
+        _narrow(small.get_text_config())
+    return small
+
+
+def _shortened(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy with few blocks."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
     kept = _kept_blocks(getattr(text, "layer_types", None) or (), text.num_hidden_layers)
@@ -34,9 +45,59 @@ def miniature(config: PretrainedConfig) -> PretrainedConfig:
         text.max_window_layers = min(text.max_window_layers, len(kept) - 1)
     if slides(text):
         text.sliding_window = WINDOW
-    if count_parameters(small) > LARGEST:
-        _narrow(text)
     return small
+
+
+def smallest(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    """Copies to be tried one after the other, the smallest first: a type that cannot be so small may be less so.
+
+    Its kinds of blocks stay, and the size of its heads; then its vocabulary, too; then its width, where that is small.
+    """
+    for vocabulary, width in ((FEWEST, True), (None, True), (None, False)):
+        try:
+            small = _shortened(config)
+            text = small.get_text_config()
+            _fewer_layers_beside(small)
+            if vocabulary is not None:
+                _fewer_tokens(text, vocabulary)
+            if width:
+                _narrow_by_heads(text)
+            if count_parameters(small) <= LARGEST // 2:
+                yield small
+        except Exception:  # noqa: BLE001  # of somebody else's model: then the next one is tried
+            continue
+
+
+def _fewer_tokens(text: Any, count: int) -> None:
+    text.vocab_size = count
+    for name, value in vars(text).items():
+        if name.endswith("_token_id") and isinstance(value, int) and value >= count:
+            setattr(text, name, 0)
+
+
+def _narrow_by_heads(text: Any) -> None:
+    """Four heads at most, of the size that they have; the model as wide as all of them."""
+    heads, grouped = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    text.num_attention_heads = kept = min(heads, 4)
+    if hasattr(text, "num_key_value_heads"):
+        text.num_key_value_heads = kept if grouped in (None, heads) else 1 if grouped == 1 else max(1, kept // 2)
+    if hasattr(text, "head_dim"):
+        with suppress(AttributeError):  # Falcon computes it
+            text.head_dim = head
+    text.hidden_size = kept * head
+    if getattr(text, "intermediate_size", None):
+        text.intermediate_size = 2 * WIDTH
+
+
+def _fewer_layers_beside(config: Any) -> None:
+    """In towers for images and sound."""
+    text = config.get_text_config()
+    for part in vars(config).values():
+        if isinstance(part, PretrainedConfig) and part is not text:
+            for name in ("num_hidden_layers", "depth", "num_layers"):
+                if isinstance(getattr(part, name, None), int):
+                    setattr(part, name, 1)
 
 
 def slides(config: PretrainedConfig) -> bool:

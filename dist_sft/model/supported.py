@@ -3,6 +3,8 @@
 Each rule here is a way in which a model leaves something out that the rest of the code relies on.
 """
 
+from typing import NoReturn
+
 from transformers import PretrainedConfig
 
 from dist_sft.core.errors import ModelError
@@ -30,7 +32,7 @@ def refuse_unsupported(config: PretrainedConfig, context_length: int, packing: b
             )
     for name in EXPERTS:
         if (getattr(text, name, None) or 0) > 1:
-            raise ModelError("mixtures of experts are not supported yet", where=place, fix="choose a dense model")
+            refuse_mixture(where)
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and chunk < context_length:
         raise ModelError(
@@ -38,6 +40,13 @@ def refuse_unsupported(config: PretrainedConfig, context_length: int, packing: b
             fix=f"lower data.context_length to {chunk}",
         )  # fmt: skip
     _refuse_rope_by_length(text, context_length, packing, place)
+
+
+def refuse_mixture(where: str) -> NoReturn:
+    """Raises ModelError. where: model.path."""
+    raise ModelError(
+        "mixtures of experts are not supported yet", where=f"{where}/config.json", fix="choose a dense model"
+    )
 
 
 def refuse_split(config: PretrainedConfig, neighbours: int, where: str) -> None:
@@ -79,7 +88,7 @@ def _refuse_rope_by_length(text: PretrainedConfig, context_length: int, packing:
     for scaling in scalings:
         original = scaling.get("original_max_position_embeddings") or getattr(
             text, "original_max_position_embeddings", None
-        ) or text.max_position_embeddings  # fmt: skip
+        ) or getattr(text, "max_position_embeddings", None) or context_length  # fmt: skip
         if packing and scaling.get("rope_type") in ("longrope", "dynamic") and context_length > original:
             raise ModelError(
                 f"{scaling['rope_type']} RoPE scales by the longest sample of a pack beyond {original} tokens",

@@ -144,7 +144,7 @@ def _gradients(model: PackedModel, *samples: np.ndarray) -> tuple[Tensor, Tensor
 
     def cut(_: nn.Module, __: object, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # which a model may change in place (CTRL)
 
     handle = model.module.get_input_embeddings().register_forward_hook(cut)  # type: ignore[operator]
     try:

@@ -38,6 +38,7 @@ from dist_sft.run.data import HELD_OUT, TRAIN, Brief
 from dist_sft.run.extension_builds import guard_builds, skip_unused_builds
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.run.supply import Offer, connect
+from dist_sft.run.trainable import refuse_without_compiler
 from dist_sft.tracking.json_lines import Goodput, JsonLines, tokens_so_far
 from dist_sft.tracking.tracker import RankZeroTracker, Sink
 from dist_sft.tracking.wandb_sink import Wandb
@@ -98,6 +99,7 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
 
     merged = opened.deepspeed_for(world, "cuda" if device.type == "cuda" else "cpu")
+    refuse_without_compiler(merged)
     tuning = config.model.tuning
     place = run_folder.checkpoints_of(config, folder)
     kept = _kept_starts(place, tuning)
@@ -105,8 +107,9 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     model.context.group = SequenceParallelGroup.form(config.train.sequence_parallel)
     ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
     engine = build_engine(model.module, merged, config.train, ratio)
-    check_isolation(model, engine, brief.vocabulary, config.data.context_length)
-    check_head(model, engine, brief.vocabulary)
+    ids = min(brief.vocabulary, opened.architecture.get_text_config().vocab_size)
+    check_isolation(model, engine, ids, config.data.context_length)
+    check_head(model, engine, ids)
     if config.model.residual_dropout:
         check_residual_dropout(model, engine)
     adapter, starts = tuning.kind == "lora", starts_of(model.module)

@@ -10,6 +10,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from dist_sft.cluster.failures import EndOnErrors, as_sft_error
+from dist_sft.cluster.runner import _stepped
 from dist_sft.core.errors import CheckpointError, ClusterError, RowError, StorageError, TrainingError
 from dist_sft.core.files import reading, writing
 
@@ -65,3 +66,19 @@ def test_the_users_error_is_found_in_what_ray_wraps_around_it():
     assert as_sft_error(WorkerGroupError("failed", {1: raised(error)})) is error
     lost = as_sft_error(WorkerGroupError("rank 1 died", {1: ActorDiedError()}))
     assert isinstance(lost, ClusterError) and "run the same command again" in lost.fix
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("wpe"), IndexError("index out of range"), RuntimeError("CUDA out of memory")]
+)
+def test_what_fails_before_the_first_step_is_not_to_be_tried_again(error):
+    fix = as_sft_error(WorkerGroupError("failed", {0: raised(error)}), stepped=False).fix
+    assert "same command" not in fix and "no step was done since this start" in fix
+    assert "same command" in as_sft_error(WorkerGroupError("rank 1 died", {1: ActorDiedError()}), stepped=False).fix
+    assert "same command" in as_sft_error(WorkerGroupError("failed", {0: raised(error)}), stepped=True).fix
+
+
+def test_without_a_record_no_step_was_done(tmp_path):
+    assert not _stepped(tmp_path, 50.0)
+    (tmp_path / "metrics.jsonl").write_text("no record\n")
+    assert _stepped(tmp_path, 50.0), "what cannot be read says nothing of the fault"

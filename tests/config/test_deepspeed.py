@@ -108,6 +108,7 @@ def test_values_that_agree_and_autos_are_welcome():
          "weights are silently not saved makes it true"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param needs ZeRO stage 3"),
         ({"zero_optimization": {"stage": 3, "cpu_offload": True}}, "cpu_offload is an old name"),
+        ({"compile": {"deepcompile": True}}, "compile.deepcompile compiles an engine as a whole"),
     ],
 )  # fmt: skip
 def test_what_contradicts_the_run_or_does_not_work_is_refused(given, message):
@@ -122,7 +123,6 @@ def test_what_contradicts_the_run_or_does_not_work_is_refused(given, message):
             "ZeRO++ quantisation does not work on CPU",
         ),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "NVMe offload does not work on CPU"),
-        ({"compile": {"deepcompile": True}}, "compile.deepcompile does not work on CPU"),
     ],
 )
 def test_what_works_only_on_gpus_is_refused_on_cpu(given, message):
@@ -136,6 +136,24 @@ def test_quantised_gradients_are_refused_unless_they_travel_as_the_kernel_reads_
         message = refused(wrong)
         assert "reads gradients as fp16" in message and '"communication_data_type": "fp16"' in message
     open_run(run_config(given | {"communication_data_type": "fp16"})).deepspeed_for(2, "cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "nvme"])
+def test_states_in_eight_bits_stay_on_their_gpu(device):
+    given = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": device}}}
+    with pytest.raises(ConfigError, match=f"keeps the optimizer's states on the {device}, and .* is adamw8bit"):
+        open_run(eight_bits(given)).deepspeed_for(2, "cuda")
+    for sound in (
+        {"zero_optimization": {"stage": 2}},
+        {"zero_optimization": {"offload_optimizer": {"device": "none"}}},
+    ):
+        open_run(eight_bits(sound)).deepspeed_for(2, "cuda")
+
+
+def eight_bits(given):
+    config = run_config(given)
+    optimizer = config.train.optimizer.model_copy(update={"name": "adamw8bit"})
+    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
 
 
 def test_an_unknown_key_that_deepspeed_would_ignore_is_named(tmp_path):

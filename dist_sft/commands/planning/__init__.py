@@ -12,6 +12,7 @@ from dist_sft.commands.planning.plan import Plan, make_plan, on_machine, packer_
 from dist_sft.commands.planning.workload import look
 from dist_sft.core.errors import ClusterError
 from dist_sft.core.units import gib
+from dist_sft.model.trainable import far_positions
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import OpenedRun
 from dist_sft.run.trainable import refuse_untrainable
@@ -67,5 +68,7 @@ def plan_run(run: OpenedRun, machine: Machine, rows: int) -> Planned:
     data = RunData.of(run)
     data.packer(machine.ranks)  # says clearly what does not go with the machine
     work = look(run.config, data, rows)
+    longest = max(max(lengths, default=0) for lengths in work.lengths)
+    notes += far_positions(run.architecture, longest, run.config.model.path)
     plan = make_plan(run, run.architecture, work, machine)
     return Planned(plan, changes(run, run.architecture, work, machine) if plan.fits is False else [], notes)
