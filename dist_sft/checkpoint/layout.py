@@ -14,6 +14,7 @@ SHA-256. It has a SHA-256 of its own: of its content without it, as `stable_hash
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dist_sft.core.storage import failures, listed, move_tree, remove_file, remo
 
 MANIFEST, WRITER = "manifest.json", "writer"
 QUARANTINED = ".bad"
+_NAME = re.compile(r"step_[0-9]{8,}")
 FORMAT = 3
 
 
@@ -109,11 +111,20 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint, whole or not, by its name; None of what is none of ours."""
+    return int(path.name.removeprefix("step_")) if _NAME.fullmatch(path.name) else None
+
+
+def is_quarantined(path: Path) -> bool:
+    return path.suffix == QUARANTINED and step_of(path.with_suffix("")) is not None
+
+
 def whole_steps(checkpoints: Path) -> list[int]:
     """Steps that have a manifest, oldest first. Raises StorageError."""
     with reading(checkpoints):
-        found = {path.name.removeprefix("step_"): path for path in listed(checkpoints, "step_")}
-        return sorted(int(name) for name, path in found.items() if name.isdigit() and is_whole(path))
+        found = {path: step_of(path) for path in listed(checkpoints, "step_")}
+        return sorted(step for path, step in found.items() if step is not None and is_whole(path))
 
 
 def is_whole(checkpoint: Path) -> bool:

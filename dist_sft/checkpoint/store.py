@@ -21,7 +21,6 @@ from torch import Tensor
 
 from dist_sft.checkpoint.agreement import on_rank_0
 from dist_sft.checkpoint.layout import (
-    QUARANTINED,
     WRITER,
     Manifest,
     UnknownFormat,
@@ -29,6 +28,7 @@ from dist_sft.checkpoint.layout import (
     is_whole,
     quarantine,
     remove,
+    step_of,
     verify_shard,
     whole_steps,
 )
@@ -37,7 +37,7 @@ from dist_sft.checkpoint.shards import Pieces
 from dist_sft.checkpoint.writing import Retention, Writing
 from dist_sft.core.errors import CheckpointError, SftError, StorageError
 from dist_sft.core.files import atomic, reading
-from dist_sft.core.storage import is_remote, retried
+from dist_sft.core.storage import is_remote, listed, retried
 
 SETTLE = 30.0
 """Seconds that a run which has failed still gives to a checkpoint on its way."""
@@ -181,8 +181,8 @@ class CheckpointStore:
 
     def _clear(self, step: int) -> None:
         """Remove what earlier starts left half-written, and what an earlier save could not remove."""
-        for left in list(self.folder.glob("step_*")):
-            if left.suffix != QUARANTINED and not is_whole(left) and (problem := remove(left)) and self.say:
+        for left in listed(self.folder, "step_"):
+            if step_of(left) is not None and not is_whole(left) and (problem := remove(left)) and self.say:
                 self.say(step, problem)
         if is_whole(final := folder_of(self.folder, step)):
             quarantine(final, "saved again by a run that had started from an earlier step")

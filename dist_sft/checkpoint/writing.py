@@ -20,7 +20,16 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_sft.checkpoint.layout import QUARANTINED, WRITER, Manifest, Shard, folder_of, is_whole, remove, whole_steps
+from dist_sft.checkpoint.layout import (
+    WRITER,
+    Manifest,
+    Shard,
+    folder_of,
+    is_quarantined,
+    is_whole,
+    remove,
+    whole_steps,
+)
 from dist_sft.checkpoint.shards import describe, write_shard
 from dist_sft.checkpoint.starts import STARTS
 from dist_sft.core.errors import CheckpointError, SftError, StorageOutage
@@ -49,7 +58,7 @@ class Retention:
             judged = sorted((loss, -step) for step in steps if (loss := _held_out(checkpoints, step)) is not None)
             kept |= {-step for _, step in judged[: self.best]}
         surplus = [folder_of(checkpoints, step) for step in steps if step not in kept]
-        quarantined = sorted(path.name for path in listed(checkpoints, "step_") if path.suffix == QUARANTINED)
+        quarantined = sorted(path.name for path in listed(checkpoints, "step_") if is_quarantined(path))
         return surplus + [checkpoints / name for name in quarantined[:-1]]
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dist_sft.core.errors import TrackingError
 from dist_sft.tracking.console import Console
 from dist_sft.tracking.json_lines import Goodput
 from dist_sft.tracking.records import Record, Start, Step, parsed
@@ -53,9 +54,12 @@ class Follower:
         self._bar.stop()
 
     def _run(self) -> None:
-        while not self._stop.wait(0.2):
+        try:
+            while not self._stop.wait(0.2):
+                self._poll()
             self._poll()
-        self._poll()
+        except TrackingError as error:
+            self._print(f"no more progress is shown: {error}")
 
     def _poll(self) -> None:
         """Show what is new. A file that has become shorter was cut back by a restart, and is read again."""

@@ -118,6 +118,22 @@ def digest_of_ends(path: Path) -> bytes:
     return digest.digest()
 
 
+def json_lines(lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, bytes, Any]]:
+    """Number, text and value of each line that is JSON; a power cut leaves some of zeros, half ones and blank ones."""
+    for number, text in enumerate(lines, first):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield number, text, json.loads(text)
+
+
+def missing_lines(path: Path, found: Iterable[int], lines: int) -> str | None:
+    """What to tell of a file of whose lines only some could be read; None where all could."""
+    lost = sorted(set(range(1, lines + 1)) - set(found))
+    if not lost:
+        return None
+    shown = ", ".join(map(str, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    return f"{path.name}: damaged and left out: line{'s' if len(lost) > 1 else ''} {shown} of {lines}"
+
+
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file atomically; keys stay in order, one per line if indented."""
     with atomic(path) as file:

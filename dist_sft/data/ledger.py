@@ -9,9 +9,10 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dist_sft.core.errors import DataError
-from dist_sft.core.files import atomic, writing
+from dist_sft.core.files import atomic, json_lines, missing_lines, writing
 
 HELD_OUT = "held_out"
 """Reason of the rows that eval.share keeps out of training."""
@@ -42,12 +43,14 @@ class Ledger:
 
     counts  rows by reason
     lost    supervised tokens that are not learned, as far as known
+    damaged what to tell of lines of the file that could not be read; None where all could
     """
 
     path: Path | None = None
     entries: list[Entry] = field(default_factory=list)
     counts: Counter[str] = field(init=False)
     lost: int = field(init=False)
+    damaged: str | None = None
 
     def __post_init__(self) -> None:
         self.counts, self.lost = Counter(), 0
@@ -56,11 +59,12 @@ class Ledger:
     @classmethod
     def resume(cls, path: Path, step: int, write: bool) -> "Ledger":
         """The ledger as it stood when `step` was about to begin. write: this process keeps the file."""
-        entries = [entry for entry in read(path) if entry.step < step]
+        found, damaged = read(path)
+        entries = [entry for entry in found if entry.step < step]
         if write:
             with writing(path), atomic(path) as file:
                 file.writelines(_line(entry) for entry in entries)
-        return cls(path if write else None, entries)
+        return cls(path if write else None, entries, damaged)
 
     def add(self, entries: list[Entry]) -> None:
         self.entries += entries
@@ -90,12 +94,27 @@ class Ledger:
             )
 
 
-def read(path: Path) -> list[Entry]:
-    """The entries of a ledger file; none if there is no file. A torn last line, left by a crash, is not an entry."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [Entry(**json.loads(line)) for line in lines]
+def read(path: Path) -> tuple[list[Entry], str | None]:
+    """The entries of a ledger file, and what to tell of lines that a crash has damaged; none if there is no file.
+
+    Raises DataError at file:line for JSON that is no entry.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    whole = list(json_lines(lines))
+    return [_entry(value, path, number) for number, _, value in whole], missing_lines(
+        path, (number for number, _, _ in whole), len(lines)
+    )
+
+
+def _entry(value: Any, path: Path, number: int) -> Entry:
+    try:
+        return Entry(**value)
+    except TypeError as error:
+        raise DataError(
+            f"no entry of a ledger: {error}",
+            where=f"{path}:{number}",
+            fix="remove the line, or go on with the version of dist-sft that wrote it",
+        ) from None
 
 
 def _line(entry: Entry) -> bytes:

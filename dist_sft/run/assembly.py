@@ -134,7 +134,12 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     tracker = RankZeroTracker(sinks, world, _peak(device), brief.sources, so_far, ledger, good)
     attention = name_of(model.module.config._attn_implementation)  # type: ignore[union-attr, arg-type]
     tracker.start(done, attempt, brief.steps[TRAIN], attention)
-    for text in (*progress.quarantined, *(f"held-out rows {reason}: {count}" for reason, count in left_out.items())):
+    repaired = [each.damaged for each in (*sinks, ledger) if isinstance(each, JsonLines | Ledger) and each.damaged]
+    for text in (
+        *repaired,
+        *progress.quarantined,
+        *(f"held-out rows {reason}: {count}" for reason, count in left_out.items()),
+    ):
         tracker.note(done, text)
     for text in () if done else brief.told.lines():
         tracker.note(done, text)

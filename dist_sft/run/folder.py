@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,10 @@ def next_session(folder: Path) -> int:
     """Number of this start of the ranks, above that of every start before."""
     path = folder / "session"
     folder.mkdir(parents=True, exist_ok=True)
-    session = int(path.read_text()) + 1 if path.exists() else 1
+    try:
+        session = int(path.read_text()) + 1 if path.exists() else 1
+    except ValueError:  # damaged: seconds since 1970 are more than there were starts
+        session = int(time.time())
     with writing(path), atomic(path) as file:
         file.write(str(session).encode())
     return session
@@ -124,8 +128,8 @@ def refuse_changes(folder: Path, now: dict[str, Any], checkpoints: Path) -> None
         return
     with reading(path):
         try:
-            before = json.loads(path.read_bytes())["learned"]
-        except (FileNotFoundError, ValueError, KeyError) as error:
+            before = _learned(json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"the folder has checkpoints, but not what they were trained with: {error}",
                 where=str(path),
@@ -176,6 +180,14 @@ def read_config(folder: Path) -> RunConfig:
             where=str(folder / "run.json"),
             fix="use the version that its key `versions` names",
         ) from error
+
+
+def _learned(facts: Any) -> dict[str, Any]:
+    """What a run.json says of what is learned. Raises ValueError."""
+    found = facts.get("learned") if isinstance(facts, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError("it holds no facts of a run")
+    return found
 
 
 def git_state(folder: Path) -> dict[str, Any]:

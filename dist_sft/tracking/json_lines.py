@@ -3,8 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_sft.core.files import atomic, writing
-from dist_sft.tracking.records import Checkpoint, Evaluation, Record, Start, Step, line, parsed, read, whole_lines
+from dist_sft.core.files import atomic, missing_lines, writing
+from dist_sft.tracking.records import (
+    Checkpoint,
+    Evaluation,
+    Record,
+    Start,
+    Step,
+    line,
+    numbered,
+    parsed,
+    read,
+    whole_lines,
+)
 
 
 class JsonLines:
@@ -12,14 +23,17 @@ class JsonLines:
 
     A run that resumes at `step` first forgets what it will do again, so that every step stands there once. When it was
     started it never forgets.
+
+    damaged  what to tell of lines that could not be read; None where all could
     """
 
     def __init__(self, path: Path, step: int) -> None:
         """Raises TrackingError for a line that is no record."""
         lines = whole_lines(path)
-        kept = [text for text, record in zip(lines, parsed(lines, path), strict=True) if _stays(record, step)]
+        whole = list(numbered(lines, path))
         with writing(path), atomic(path) as file:
-            file.writelines(kept)
+            file.writelines(text for _, text, record in whole if _stays(record, step))
+        self.damaged = missing_lines(path, (number for number, _, _ in whole), len(lines))
         self.path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from dist_sft.core.errors import TrackingError
+from dist_sft.core.files import json_lines
 from dist_sft.core.results import HeldOut, StepResult
 
 
@@ -139,10 +140,18 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def parsed(lines: Iterable[bytes], path: Path, first: int = 1) -> Iterator[Record]:
-    """The record of each line. first: number of the first of them in the file. Raises TrackingError at file:line."""
-    for number, text in enumerate(lines, first):
+    """The record of each line, without those that are damaged. first: number of the first of them in the file.
+
+    Raises TrackingError at file:line for JSON that is no record.
+    """
+    return (record for _, _, record in numbered(lines, path, first))
+
+
+def numbered(lines: Iterable[bytes], path: Path, first: int = 1) -> Iterator[tuple[int, bytes, Record]]:
+    """As `parsed`, with the number and the text of each line."""
+    for number, text, value in json_lines(lines, first):
         try:
-            yield _RECORD.validate_json(text)
+            yield number, text, _RECORD.validate_python(value)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(map(str, problem["loc"][1:]))
