@@ -75,6 +75,15 @@ def parse_row(
         RowError: unknown_format, bad_row, wrong_role, key_not_read or bad_unicode, or what `native` raises; says which
             part of the row, not which row.
     """
+    try:
+        return _parsed(row, format, role_names, columns, native)
+    except RecursionError:
+        raise bad_row("it is nested too deeply to read", "remove the row") from None
+
+
+def _parsed(
+    row: Row, format: str, role_names: Roles, columns: Mapping[str, str], native: Native | None
+) -> Conversation | Document:
     unread = set[str]()
     if not {"messages", "completion", "text"} & set(columns):
         refuse_preferences(row)

@@ -1,38 +1,30 @@
 """A conversation -> the text of its chat template, as `apply_chat_template` of transformers writes it.
 
-Templates are code from strangers: they run in Jinja's sandbox, see plain JSON values only, no clock and no dice, and
-their work is counted: one that would loop without end, or fill the memory, is an error of the row, on every machine the
-same.
+Templates are code from strangers: they run in a sandbox (sandbox.py), see plain JSON values only, no clock and no dice,
+and their work is counted: one that would loop without end, or fill the memory, is an error of the row, on every machine
+the same.
 """
 
 import json
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any, Literal
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Macro
 
 from dist_sft.chat.conversation import Conversation, Message, ToolCall
+from dist_sft.chat.sandbox import Sandbox
 from dist_sft.core.errors import RowError, TemplateError
 
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 """What templates get as the current date: a prompt that changes overnight would make runs impossible to repeat.
 It is the date that Llama's own templates fall back to."""
 
-MOST_STEPS = 2_000_000
-"""Turns of loops in the rendering of one row, and calls, which count as several."""
-CALL = 20
-"""Turns of a loop that take as long as a call."""
-MOST_TEXT = 1 << 26
-"""Characters (or items) of what a template multiplies, and of what it writes."""
 MOST_SAID = 500
 """Characters of a template's own words that an error repeats."""
 
@@ -90,11 +82,14 @@ class Renderer:
         """
         sources = [source, *([with_tools] if with_tools else [])]
         try:
-            self._plain = [_environment(_GenerationTag).from_string(each) for each in sources]
-            self._marked = [_environment(_MarkedGenerationTag).from_string(each) for each in sources]
+            self._plain = [_environment(_GenerationTag).from_source(each) for each in sources]
+            self._marked = [_environment(_MarkedGenerationTag).from_source(each) for each in sources]
         except jinja2.TemplateSyntaxError as error:
-            what, where = f"the chat template is not Jinja: {error.message}", f"line {error.lineno}"
+            what, where = f"the chat template is not Jinja: {_plainly(error.message)}", f"line {error.lineno}"
             raise TemplateError(what, where=where, fix="choose another data.template") from None
+        except jinja2.TemplateError as error:
+            what = f"the chat template is refused: {_plainly(error)}"
+            raise TemplateError(what, fix="choose another data.template") from None
         self._seen = {**special_tokens, **template_kwargs}
         self._forms = [_Forms()] * len(sources)
         self._forms = [self._asked_for(which) for which in range(len(sources))]
@@ -117,9 +112,9 @@ class Renderer:
             return template.render(
                 self._seen | conversation.template_kwargs | given, documents=None, add_generation_prompt=prompt
             )
-        except (
-            jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError, MemoryError
-        ) as error:  # fmt: skip
+        except RowError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a template is code: it raises whatever Python does
             raise RowError(
                 f"the chat template refuses this row: {_plainly(error)}",
                 reason="template_refused",
@@ -189,7 +184,7 @@ def _arguments(arguments: Any, i: int, mark: Mark | None, forms: _Forms) -> Any:
     return arguments
 
 
-def _plainly(error: BaseException) -> str:
+def _plainly(error: object) -> str:
     """The words of an error on one line; a template chose them, so they steer no terminal and forge no line of ours."""
     words = " ".join(str(error).split()) or type(error).__name__
     shown = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in words)
@@ -236,103 +231,10 @@ class _MarkedGenerationTag(_GenerationTag):
         return f"{GENERATION_OPEN}{caller()}{GENERATION_CLOSE}"
 
 
-class _Namespace(jinja2.utils.Namespace):
-    """As transformers has it: no name that begins with an underscore, so no way to Python's internals."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a chat template may not set {name!r}")
-        super().__setitem__(name, value)
-
-
-_NOTHING = object()
-_COUNTED = "counted"
-_OF_DICT = frozenset(dir(dict))
-_OF_TEXT = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
-"""Methods of a text that the sandbox lets pass as they are; the two others could reach into Python's objects."""
-
-
-class _Work(threading.local):
-    """What the rendering of a row has cost so far."""
-
-    steps = 0
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with a count of the work, and short ways to what templates do most: `message.role` of a plain
-    dict, present or not, `content.startswith("x")` of a plain text, `loop.first`, `ns.seen`. The long ways end at the
-    same place, and take most of a render's time."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.work = _Work()
-        self.filters[_COUNTED] = self._counted
-        for name in ("random", "lipsum"):
-            self.filters.pop(name, None)
-            self.globals.pop(name, None)
-
-    def spend(self, steps: int) -> None:
-        self.work.steps += steps
-        if self.work.steps > MOST_STEPS:
-            raise jinja2.exceptions.SecurityError(f"more than {MOST_STEPS:,} turns of its loops for one row")
-
-    def _counted(self, items: Any) -> Any:
-        """What a loop goes through, paid for before it begins."""
-        if not isinstance(items, Sized):
-            items = list(islice(iter(items), MOST_STEPS + 1))
-        self.spend(len(items))
-        return items
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
-        return tree
-
-    def call(self, context: Context, obj: Any, *given: Any, **named: Any) -> Any:
-        self.spend(CALL)
-        return super().call(context, obj, *given, **named)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and isinstance(right, int | float) and abs(right) > 64:
-            raise jinja2.exceptions.SecurityError("a power above 64")
-        for items, times in ((left, right), (right, left)):
-            if isinstance(items, Sized) and isinstance(times, int) and len(items) * times > MOST_TEXT:
-                raise jinja2.exceptions.SecurityError(f"a text of more than {MOST_TEXT:,} characters")
-        return super().call_binop(context, operator, left, right)
-
-    @staticmethod
-    def concat(pieces: Iterable[str]) -> str:
-        """The text of a template, of which there may be no end."""
-        kept, size = [], 0
-        for piece in pieces:
-            kept.append(piece)
-            size += len(piece)
-            if size > MOST_TEXT:
-                raise jinja2.exceptions.SecurityError(f"a text of more than {MOST_TEXT:,} characters")
-        return "".join(kept)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        kind = type(obj)
-        if kind is dict and attribute not in _OF_DICT:
-            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
-        if kind is str and attribute in _OF_TEXT:
-            return getattr(obj, attribute)
-        if (kind is LoopContext or kind is _Namespace) and not attribute.startswith("_"):
-            value = getattr(obj, attribute, _NOTHING)
-            if value is not _NOTHING:
-                return value
-        return super().getattr(obj, attribute)
-
-
-def _environment(tag: type[Extension]) -> ImmutableSandboxedEnvironment:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[tag, loopcontrols])
-    environment.filters["tojson"] = _tojson
+def _environment(tag: type[Extension]) -> Sandbox:
+    environment = Sandbox([tag, loopcontrols], {"tojson": _tojson})
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = TODAY.strftime
-    environment.globals["namespace"] = _Namespace
     return environment
 
 

@@ -17,6 +17,19 @@
 An error crosses process borders (Ray, multiprocessing) as itself.
 """
 
+LONGEST = 2000
+"""Characters of what an error of a row says."""
+
+
+def plainly(text: str) -> str:
+    """A text on one line, of a length that a person reads: what a row or a template says steers no terminal and forges
+    no line of ours."""
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}..."
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
 
 class SftError(Exception):
     """The user's fault or the world's, never ours: ours is an `assert`.
@@ -52,11 +65,12 @@ class RowError(DataError):
     """One row that cannot become a sample.
 
     reason is a short key under which the ledger counts it, e.g. "bad_json", "wrong_role", "nothing_supervised".
+    What the row says in it is written plainly: what, where and fix are of one line each.
     lost is the number of supervised tokens that are not learned with it, 0 where that cannot be known.
     """
 
     def __init__(self, what: str, *, reason: str, where: str = "", fix: str = "", lost: int = 0) -> None:
-        super().__init__(what, where=where, fix=fix)
+        super().__init__(plainly(what), where=plainly(where), fix=plainly(fix))
         self.reason, self.lost = reason, lost
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -58,6 +58,9 @@ class Values:
     def __getitem__(self, i: int) -> dict[str, Any]:
         raise NotImplementedError
 
+    def where(self, i: int) -> str:
+        raise NotImplementedError
+
     def read(self, rows: Sequence[int]) -> list[RawRow | RowError]:
         return [self._raw(i) for i in rows]
 
@@ -67,9 +70,14 @@ class Values:
     def _raw(self, i: int) -> RawRow | RowError:
         try:
             row = self[i]
+            return RawRow(canonical(row), lambda: row)
         except RowError as error:
             return error
-        return RawRow(canonical(row), lambda: row)
+        except (RecursionError, TypeError, ValueError) as error:
+            what = (
+                "nested too deeply to read" if isinstance(error, RecursionError) else f"no JSON could hold it: {error}"
+            )
+            return RowError(what, reason="bad_row", where=self.where(i), fix="remove the row")
 
 
 def canonical(row: dict[str, Any]) -> bytes:
@@ -188,8 +196,15 @@ def refuse_surrogates(value: Any, where: str) -> None:
     r"""JSON may hold half a character (an unpaired \ud800), which no tokenizer takes.
 
     Raises:
-        RowError: bad_unicode.
+        RowError: bad_unicode; bad_row: nested too deeply.
     """
+    try:
+        _refuse_surrogates(value, where)
+    except RecursionError:
+        raise RowError("nested too deeply to read", reason="bad_row", where=where, fix="remove the row") from None
+
+
+def _refuse_surrogates(value: Any, where: str) -> None:
     if isinstance(value, str):
         try:
             value.encode()
@@ -202,8 +217,8 @@ def refuse_surrogates(value: Any, where: str) -> None:
             ) from None
     elif isinstance(value, dict):
         for key, inner in value.items():
-            refuse_surrogates(key, where)
-            refuse_surrogates(inner, where)
+            _refuse_surrogates(key, where)
+            _refuse_surrogates(inner, where)
     elif isinstance(value, list):
         for inner in value:
-            refuse_surrogates(inner, where)
+            _refuse_surrogates(inner, where)
