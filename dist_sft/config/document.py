@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dist_sft.core.errors import ConfigError
+from dist_sft.core.errors import ConfigError, plainly
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the root to a value."""
@@ -234,9 +234,8 @@ def dotted(path: Path) -> str:
 
 
 def shortened(text: str) -> str:
-    """A text of the user's for one line of a message: not long, and nothing in it that a terminal obeys."""
-    text = text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
+    """A text of the user's for one line of a message."""
+    return plainly(text, MOST_SHOWN)
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str, lines: bool) -> ConfigError:

@@ -21,11 +21,11 @@ LONGEST = 2000
 """Characters of what an error of a row says."""
 
 
-def plainly(text: str) -> str:
+def plainly(text: str, longest: int = LONGEST) -> str:
     """A text on one line, of a length that a person reads: what a row or a template says steers no terminal and forges
     no line of ours."""
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}..."
+    if len(text) > longest:
+        text = f"{text[:longest]}..."
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
