@@ -62,9 +62,9 @@ def prepare(
     for where, values in ((str(run_file), resolved(config)), (str(runtime_env), environment)):
         _refuse_secrets(where, values)
     _ = run.resolved_deepspeed  # its contradictions are said here, not by the job
+    files = package(run_file, config, include)
     if is_here(run):
         refuse_untrainable(run)
-    files = package(run_file, config, include)
     if config.cluster.address:
         overrides = [*overrides, "cluster.address=null"]  # the job's own cluster, by the name it has inside
     words = ["dist-sft", "train", files.run_file, *overrides, *(f"--secret={name}" for name in secrets)]

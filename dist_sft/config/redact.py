@@ -27,6 +27,8 @@ _HARMLESS = frozenset(
 _WORD = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _HOST = re.compile(r"([\w-]+\.[\w.-]+|localhost|\[[0-9a-fA-F:.]+\])(:\d{0,5})?", re.ASCII)
 """A host that may have a port behind it."""
+_SHORT_HOST = re.compile(r"[\w-]+:\d{0,5}", re.ASCII)
+"""A host of one word with its port, `head:10001`; a user and a password of digits where a `@` follows."""
 _URL = re.compile(r"(?<![\w+.-])[A-Za-z][\w+.-]*://[^\s'\"<>]+")
 
 
@@ -91,7 +93,8 @@ def _without_user(rest: str) -> str:
     """A URL behind its scheme, without user and password. A password may hold `/`, `?`, `#` and `@`."""
     authority, at = rest.partition("/")[0], rest.rfind("@")
     host = authority.partition("?")[0].partition("#")[0]
-    has_password = ":" in host and not _HOST.fullmatch(host)
+    is_host = _HOST.fullmatch(host) or (at < 0 and _SHORT_HOST.fullmatch(host))
+    has_password = ":" in host and not is_host
     if at >= 0 and (at < len(authority) or has_password):
         return f"{HIDDEN}@{rest[at + 1 :]}"
     return HIDDEN if has_password else rest  # its end was cut off

@@ -50,7 +50,8 @@ def test_of_a_url_scheme_host_and_path_are_shown(url, shown):
 
 @pytest.mark.parametrize("url", [
     "data/train.jsonl", "s3://bucket/a@b/x.jsonl", "https://h.org:8080/a@b.jsonl", "hf://datasets/org/name@main/x.jsonl",
-    "http://localhost:8000/x", "http://[::1]:8000/x", "https://h.org/x.jsonl?download=true", "s3://b/x?versionId=3.a-b",
+    "http://localhost:8000/x", "ray://head:10001", "http://[::1]:8000/x",
+    "https://h.org/x.jsonl?download=true", "s3://b/x?versionId=3.a-b",
     "abfss://box@account.dfs.core.windows.net/x", "gs://bucket/x.jsonl?generation=17",
     "zip://x.jsonl::https://h.org/x.zip", "file:///home/me/x", "abfs://box/x", "10:30",
 ])  # fmt: skip

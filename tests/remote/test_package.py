@@ -113,10 +113,10 @@ def test_too_much_is_refused_with_the_sizes(folder, refused):
 
 
 def test_the_command_of_a_job_is_what_one_would_type(folder):
-    overrides = ["model.tuning={kind: lora, rank: 8}", "cluster.address=ray://elsewhere:10001"]
+    overrides = ["model={path: /mnt/base, tuning: {kind: lora}}", "cluster.address=ray://elsewhere:10001"]
     job = prepare(folder / "run.yaml", open_run("run.yaml", overrides), overrides, secrets=["WANDB_API_KEY"])
     assert job.command == (
-        "dist-sft train run.yaml 'model.tuning={kind: lora, rank: 8}' cluster.address=ray://elsewhere:10001 "
+        "dist-sft train run.yaml 'model={path: /mnt/base, tuning: {kind: lora}}' cluster.address=ray://elsewhere:10001 "
         "cluster.address=null --secret=WANDB_API_KEY"
     )
     assert job.runtime_env == {} and job.metadata["run"] == "named"
