@@ -19,7 +19,7 @@ from dist_sft.chat.dialect import Dialect, learn
 from dist_sft.chat.prerendered import Policy, Prerendered, strings_of
 from dist_sft.chat.render import TODAY, Renderer
 from dist_sft.chat.skeleton import Locator
-from dist_sft.chat.spans import Supervisor, WeightedSpan, apart, row_spans
+from dist_sft.chat.spans import Supervisor, WeightedSpan, apart, row_spans, weights_of
 from dist_sft.chat.templates import ChatTemplate, choose
 from dist_sft.chat.tokens import RowText, TextEncoder, Tokens
 from dist_sft.chat.vocabulary import Vocabulary
@@ -184,6 +184,16 @@ class Encoder:
         if not isinstance(plan, _Plan):
             return frozenset()
         return frozenset(plan.row.text[start:end] for start, end in self._texts.spelled(plan.row))
+
+    def forgets(self, item: Item) -> bool:
+        """Whether an answer is learned whose thought the template leaves out, as it is of an earlier turn."""
+        if isinstance(item, Document) or not any(message.reasoning for message in item.messages):
+            return False
+        if isinstance(self._plan(item), RowError):
+            return False
+        item = self._adapt(item)
+        weights = weights_of(item, self._loss)
+        return any(part.kind == "reasoning" and weights[part.message] for part in apart(item, self._locate(item)).lost)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included."""

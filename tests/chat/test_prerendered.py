@@ -297,3 +297,16 @@ def test_each_control_token_that_is_spelled_out_is_told(chatml):
 
 def test_an_encoder_that_has_travelled_reads_the_same(chatml):
     assert read(pickle.loads(pickle.dumps(chatml)), R4) == read(chatml, R4) == Conversation((ASK, SAY))
+
+
+@pytest.mark.parametrize("turns, told", [("all", True), ("last", False)])
+def test_answers_that_are_learned_without_their_thoughts_are_told(tokenizer_folder, turns, told):
+    encoder = Encoder(vocabulary(tokenizer_folder("qwen3")), "auto", LossWeights(turns=turns), 1 << 20, "error")
+    thinks = Message("assistant", "1", "thought")
+    assert encoder.forgets(Conversation((ASK, thinks, ASK, SAY))) is told
+    assert not encoder.forgets(Conversation((ASK, thinks))) and not encoder.forgets(
+        Conversation((ASK, SAY, ASK, thinks))
+    )
+    silent = Message("assistant", "1", "thought", weight=0)
+    assert not encoder.forgets(Conversation((ASK, silent, ASK, SAY)))
+    assert not encoder.forgets(Document("text")), "a document has no turns"

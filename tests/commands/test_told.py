@@ -49,3 +49,29 @@ def test_check_and_stats_tell_of_control_tokens_that_rows_mention(sft, run, tmp_
         (report,) = sft(*command, "--json").values
         assert report["spelled"] == {"<|im_end|>": 13} and report["unread"] == {}
     assert RunData.of(open_run(str(run.file), given)).brief().told.lines() == [line]
+
+
+THOUGHTFUL = """{% set last = messages | map(attribute='role') | list | length - 1 %}{% for m in messages -%}
+<|im_start|>{{ m.role }}
+{% if m.reasoning_content and loop.index0 == last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_check_and_a_start_say_once_that_earlier_thoughts_are_left_out(sft, run, tmp_path):
+    (tmp_path / "chat.jinja").write_text(THOUGHTFUL)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "axe", "reasoning_content": "hm"}]
+    given = [
+        source(run, [{"messages": turns * 2}] * 13),
+        f"data.template={tmp_path / 'chat.jinja'}",
+    ]
+    given.append(f"run.dir={tmp_path / 'new'}")
+    line = (
+        "the template leaves out the thoughts of earlier turns, and 13 of the first rows learn such an answer without"
+    )
+    (report,) = sft("check", run.file, *given, "--fast", "--json").values
+    assert report["forgotten"] == 13
+    assert line in " ".join(sft("check", run.file, *given, "--fast").out.split())
+    (said,) = RunData.of(open_run(str(run.file), given)).brief().told.lines()
+    assert said.startswith(line)
+    assert RunData.of(open_run(str(run.file), [*given, "data.loss.turns=last"])).brief().told.lines() == []

@@ -77,7 +77,8 @@ def against_the_tokenizer(file: Path, cache: Path) -> int:
         ours_took, bare_took = ours_took + ours_time.cpu, bare_took + bare_time.cpu
     count = rows.lengths[0]
     assert rows.encoded == count, "the store was not cold"
-    rows.stores["messages"].close()
+    for store in rows.stores.values():
+        store.close()
     print(f"{count:,} rows, {tokens / count:.0f} tokens each")
     print(f"cold, one process: {tokens / ours_took:,.0f} tokens per CPU-second, {count / ours_took:,.0f} rows")
     print(f"encode_batch_fast: {tokens / bare_took:,.0f} tokens per CPU-second, {count / bare_took:,.0f} rows")
