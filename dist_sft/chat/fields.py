@@ -148,9 +148,7 @@ def _meant(key: Any, value: Any) -> str | None:
 
 def is_flag(value: Any) -> bool:
     """Whether a value switches something on or off (Nemotron's "reasoning": "off"), so says nothing itself."""
-    return (
-        value.strip().lower() in ("on", "off", "true", "false") if isinstance(value, str) else isinstance(value, bool)
-    )
+    return value.strip().lower() in _SWITCHES if isinstance(value, str) else isinstance(value, bool)
 
 
 def listed(value: Any) -> list[Any] | None:

@@ -1,6 +1,8 @@
 """Every filled key of a row is read, or refused by name, or told: for each format, and for keys that nobody knows."""
 
 import json
+import random
+import string
 from typing import get_args
 
 import pytest
@@ -90,10 +92,13 @@ def test_a_key_that_holds_nothing_says_nothing(format, key, empty):
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_an_unknown_key_is_told(row):
-    item = parse_row(row | {"wobble": 3, "category": "qa"})
-    assert item == parse_row(row) and item.unread == {"wobble", "category"}
-    line, question = told(item.unread)
-    assert line == "category, wobble" and "is wobble to be learned?" in question and "category" not in question
+    drawn = random.Random(repr(row))
+    for value in (3, "text", [1], {"x": None}, False):
+        name = "x" + "".join(drawn.choices(string.ascii_letters + string.digits + "_-. ", k=drawn.randint(1, 20)))
+        item = parse_row(row | {name: value, "category": "qa"})
+        assert item == parse_row(row) and item.unread == {name, "category"}
+        line, question = told(item.unread)
+        assert line == f"category, {name}" and f"is {name} to be learned?" in question and "category" not in question
 
 
 def test_a_key_of_a_turn_is_told_with_its_place():
