@@ -194,4 +194,4 @@ def _of_model(run: OpenedRun, data: RunData, looked: EncodedStep) -> list[Proof]
     if config.model.neftune:
         width = run.architecture.get_text_config().hidden_size
         proofs += prove_noise(config.model.neftune, samples, width, config.run.seed)
-    return [*proofs, *rehearse(run, samples, data.encoder.template.source)]
+    return [*proofs, *rehearse(run, samples, data.encoder.template)]

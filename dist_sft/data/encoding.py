@@ -61,12 +61,14 @@ class Told:
     spelled  control tokens that their text has, and that are spelled out in letters
     reread   rows that were read out of a text that the template could have written; `thoughts`: to how many of these
              it adds an empty thought
+    served   what of their answers is not as at inference
     """
 
     unread: dict[str, int] = field(default_factory=dict)
     spelled: dict[str, int] = field(default_factory=dict)
     reread: int = 0
     thoughts: int = 0
+    served: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """For a person; nothing where there is nothing to tell."""
@@ -84,6 +86,7 @@ class Told:
                 f"first rows whose text was read as turns: {self.reread}; to {self.thoughts} of them the template adds "
                 "an empty thought, which is not learned"
             )
+        lines += [f"{said}: {count} of the first rows" for said, count in sorted(self.served.items())]
         return lines
 
 
@@ -295,6 +298,7 @@ class Rows:
         unread: Counter[str] = Counter()
         spelled: Counter[str] = Counter()
         reread: Counter[bool] = Counter()
+        served: Counter[str] = Counter()
         rows: dict[int, list[int]] = {}
         for sample in steps.order.samples(0, min(count, steps.positions)):
             rows.setdefault(sample.source, []).append(sample.row)
@@ -305,9 +309,10 @@ class Rows:
                     continue
                 unread.update(parsed.unread)
                 spelled.update(self.encoder.spelled(parsed))
+                served.update(self.encoder.unlike_inference(parsed))
                 if isinstance(parsed, Conversation) and parsed.reread is not None:
                     reread[parsed.reread > 0] += 1
-        return Told(dict(unread), dict(spelled), reread.total(), reread[True])
+        return Told(dict(unread), dict(spelled), reread.total(), reread[True], dict(served))
 
     def first_lengths(self, streams: Sequence[Stream]) -> list[NDArray[np.int64]]:
         """Tokens of the first rows that a run takes from each stream; 0 for rows that are dropped.
