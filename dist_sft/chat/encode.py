@@ -197,6 +197,7 @@ class Encoder:
             Answer(
                 span.message,
                 found.plan.row.text[: span.start],
+                max((end for _, end in found.plan.row.spans if end <= span.start), default=0),
                 [special.get(id_, "") for id_ in found.tokens.ids[first:last].tolist()],
             )
             for span, (first, last) in zip(found.plan.learned or (), found.ranges, strict=True)

@@ -18,11 +18,17 @@ MOST_SHOWN = 60
 
 
 class Answer(NamedTuple):
-    """A learned answer: index of its message; the text before what is learned; what is learned, as tokens in words, ""
-    for those that are not special."""
+    """A learned answer.
+
+    message  index
+    before   the text before what is learned
+    string   where in it the last string of the row ends
+    tokens   what is learned, in words; "" for tokens that are not special
+    """
 
     message: int
     before: str
+    string: int
     tokens: Sequence[str]
 
 
@@ -38,7 +44,11 @@ class Inference:
         for answer in answers:
             yield from self._stopping(answer.tokens)
             opening = self._turns.opening(conversation, answer.message)
-            if opening and not answer.before.endswith("".join(opening.prompt)):
+            if (
+                opening
+                and not answer.before.endswith("".join(opening.prompt))
+                and not self._agree(conversation, answer)
+            ):
                 yield self._opening(conversation, answer, opening.prompt)
 
     def _stopping(self, tokens: Sequence[str]) -> Iterator[str]:
@@ -50,36 +60,41 @@ class Inference:
 
     def _opening(self, conversation: Conversation, answer: Answer, prompt: Sequence[str]) -> str:
         """What stands before an answer, and what inference puts there."""
-        shared = next((n for n in range(len(prompt), 0, -1) if self._tail(answer.before, prompt[:n]) is not None), 0)
-        taught = self._tail(answer.before, prompt[:shared]) or ""
+        written = answer.before[answer.string :]
+        shared = next((n for n in range(len(prompt), 0, -1) if _behind(written, prompt[:n]) is not None), 0)
+        taught = _behind(written, prompt[:shared]) or ""
         given = "".join(prompt[shared:])
         if (taught, given) not in self._said:
-            said = f"answers follow {_shown(taught)} in training, and {_shown(given)} at inference"
+            said = f"before an answer stands {_shown(taught)} in training and {_shown(given)} at inference"
             setting = self._setting(conversation, answer)
-            self._said[taught, given] = said + (f", unless apply_chat_template gets {setting}" if setting else "")
+            same = f"; the same with {setting} as an argument of apply_chat_template" if setting else ""
+            self._said[taught, given] = said + same
         return self._said[taught, given]
-
-    def _tail(self, before: str, shared: Sequence[str]) -> str | None:
-        """What follows the shared part of a generation prompt, where that opens the answer; None: it does not."""
-        opens = "".join(shared)
-        at = before.rfind(opens) if opens.strip() else -1
-        return before[at + len(opens) :] if at >= 0 else None
 
     def _setting(self, conversation: Conversation, answer: Answer) -> str | None:
         """The argument of the template with which inference puts before the answer what training does; None: there is
         none that is true or false."""
         for name in sorted(self._renderer.variables - conversation.template_kwargs.keys()):
             for value in (False, True):
-                kwargs = conversation.template_kwargs | {name: value}
-                before = replace(
-                    conversation, messages=conversation.messages[: answer.message], template_kwargs=kwargs
-                )
-                try:
-                    if self._renderer.render(before, prompt=True) == answer.before:
-                        return f"{name}={value}"
-                except RowError:
-                    continue
+                given = replace(conversation, template_kwargs=conversation.template_kwargs | {name: value})
+                if self._agree(given, answer):
+                    return f"{name}={value}"
         return None
+
+    def _agree(self, conversation: Conversation, answer: Answer) -> bool:
+        """Whether inference gives the very text that stands before the answer."""
+        asked = replace(conversation, messages=conversation.messages[: answer.message])
+        try:
+            return self._renderer.render(asked, prompt=True) == answer.before
+        except RowError:
+            return False
+
+
+def _behind(written: str, shared: Sequence[str]) -> str | None:
+    """What stands behind a part of a generation prompt; None: it is not there."""
+    opens = "".join(shared)
+    at = written.rfind(opens) if opens.strip() else -1
+    return written[at + len(opens) :] if at >= 0 else None
 
 
 def _shown(text: str) -> str:

@@ -1,12 +1,16 @@
 """On which tokens an export stops: those of the base model, and those that training teaches as ends of answers."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.model.architecture import load_architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILE = "generation_config.json"
 
@@ -30,6 +34,12 @@ def generation_of(settings: ModelSection, stop_ids: list[int]) -> GenerationConf
     known = before if isinstance(before, list) else [] if before is None else [before]
     generation.eos_token_id = [*dict.fromkeys((*stop_ids, *known))]
     return generation
+
+
+def stops_of(settings: ModelSection, stop_ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """The tokens on which an export stops, in words."""
+    stops: list[int] = generation_of(settings, stop_ids).eos_token_id
+    return tuple(str(tokenizer.convert_ids_to_tokens(stop) or stop) for stop in stops)
 
 
 def save_generation(settings: ModelSection, stop_ids: list[int], out: Path) -> None:
