@@ -54,9 +54,12 @@ class Inference:
     def _stopping(self, tokens: Sequence[str]) -> Iterator[str]:
         *inside, end = tokens
         if end not in self._stops:
-            yield f"answers end with {end}, on which generation does not stop; data.loss.turns=last learns only the last"
+            yield (
+                f"an answer ends with {end}, on which generation does not stop (data.loss.turns=last leaves out all "
+                "answers before the last question)"
+            )
         for stop in self._stops.intersection(inside):
-            yield f"answers go on behind {stop}, on which generation stops"
+            yield f"an answer goes on behind {stop}, on which generation stops"
 
     def _opening(self, conversation: Conversation, answer: Answer, prompt: Sequence[str]) -> str:
         """What stands before an answer, and what inference puts there."""

@@ -50,14 +50,13 @@ def notes(run_dir: Path, merge: bool) -> list[str]:
 
     config, stop_ids = run_folder.read_config(run_dir), run_folder.read_facts(run_dir)["stop_ids"]
     found = template_settings(config)
-    if config.model.tuning.kind == "lora" and not merge:
-        before, after = (generation_of(config.model, stops).eos_token_id for stops in ([], stop_ids))
-        if set(after) - set(before):
-            found.append(
-                "the base model does not stop on every token that training taught as an end, and transformers and peft "
-                "use its generation config: call generate(..., generation_config=GenerationConfig.from_pretrained(OUT)), "
-                "or export with --merge"
-            )
+    adapts = config.model.tuning.kind == "lora" and not merge
+    if adapts and set(stop_ids) - set(generation_of(config.model, []).eos_token_id):
+        found.append(
+            "the base model does not stop on every token that training taught as an end, and transformers and peft use "
+            "its generation config: call generate(..., generation_config=GenerationConfig.from_pretrained(OUT)), or "
+            "export with --merge"
+        )
     return found
 
 

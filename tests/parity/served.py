@@ -106,10 +106,10 @@ class Lesson:
 
 
 def lesson(tokenizer: Any, template: ChatTemplate, thoughts: bool) -> Lesson | None:
-    """Two chats, with tools if the template has them, and with settings with which inference is as training is if there
-    are any. None: the template refuses chats with thoughts."""
+    """Two chats, with tools if the template has them, and with the settings with which inference differs least from
+    training. None: the template refuses chats with thoughts."""
     vocabulary = vocabulary_of(tokenizer)
-    usual = None
+    found: list[Lesson] = []
     for settings in SETTINGS:
         encoder = Encoder(vocabulary, template, LossWeights(), 1 << 20, "error", template_kwargs=settings)
         for tools in (True, False):
@@ -119,19 +119,19 @@ def lesson(tokenizer: Any, template: ChatTemplate, thoughts: bool) -> Lesson | N
             if any(isinstance(sample, RowError) for sample in samples):
                 continue
             unlike = frozenset().union(*map(encoder.unlike_inference, items))
-            found = Lesson(tokenizer, encoder, settings, chats, samples, unlike)
-            if not unlike:
-                return found
-            usual = usual or found
-    assert usual or thoughts, [str(sample) for sample in samples]
-    return usual
+            found.append(Lesson(tokenizer, encoder, settings, chats, samples, unlike))
+            break
+        if not settings and not (found and found[0].unlike):
+            break
+    assert found or thoughts, [str(sample) for sample in samples]
+    return min(found, key=lambda one: len(one.unlike), default=None)
 
 
 def learned_by_heart(lesson: Lesson, folder: Any) -> dict[str, Tensor]:
     """Weights of a small random model after training on the two chats alone. folder: gets its config, as its base."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(lesson.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=len(lesson.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
         num_attention_heads=4, max_position_embeddings=2048, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=lesson.tokenizer.eos_token_id,
     )  # fmt: skip
@@ -143,7 +143,7 @@ def learned_by_heart(lesson: Lesson, folder: Any) -> dict[str, Tensor]:
         ids[chat, : len(sample)] = torch.from_numpy(sample.tokens).long()
         weights[chat, : len(sample)] = torch.from_numpy(sample.weights)
     targets, learned = ids[:, 1:], weights[:, 1:] > 0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
     for _ in range(STEPS):
         hidden = model.model(ids[:, :-1]).last_hidden_state[learned]
         losses = cross_entropy(model.lm_head(hidden), targets[learned], reduction="none")
