@@ -35,8 +35,21 @@ def test_an_export_answers_as_it_was_taught_and_stops_by_itself(entry, thoughts,
         made = served.generated(before, len(wanted) + TO_SPARE)
         if made != wanted:
             bad.append((served.tokenizer.decode(made), served.tokenizer.decode(wanted)))
-    line = ("UNLIKE", entry.name, thoughts, f"{len(others)}/{len(taught.answers)}", taught.settings,
-        "tools" if "tools" in taught.rows[0] else "", sorted(taught.unlike), [served.tokenizer.convert_ids_to_tokens(i) for i in served.model.generation_config.eos_token_id], "BAD" if bad else "")
+    line = (
+        "UNLIKE",
+        entry.name,
+        thoughts,
+        f"{len(others)}/{len(taught.answers)}",
+        taught.settings,
+        "tools" if "tools" in taught.rows[0] else "",
+        sorted(taught.unlike),
+        [served.tokenizer.convert_ids_to_tokens(i) for i in served.model.generation_config.eos_token_id],
+        "BAD" if bad else "",
+    )
     print(*line)
     assert not bad
-    assert bool(others) == bool(taught.unlike), [(served.tokenizer.decode(taught.before(a)), [served.tokenizer.decode(p) for p in served.prompts(taught, a)]) for a in taught.answers if a.turn in others]
+    assert bool(others) == bool(taught.unlike), [
+        (served.tokenizer.decode(taught.before(a)), [served.tokenizer.decode(p) for p in served.prompts(taught, a)])
+        for a in taught.answers
+        if a.turn in others
+    ]
