@@ -19,7 +19,7 @@ def lesson_of(entry, thoughts):
 
 
 @pytest.mark.parametrize("thoughts", [False, True])
-@pytest.mark.parametrize("entry", [pytest.param(e, id=e.name) for e in listing() if e.stops])
+@pytest.mark.parametrize("entry", [pytest.param(e, id=e.name + ("|soak" if e.soak else "|usual")) for e in listing() if e.stops])
 def test_an_export_answers_as_it_was_taught_and_stops_by_itself(entry, thoughts, tmp_path, monkeypatch):
     taught = lesson_of(entry, thoughts)
     if not taught:
