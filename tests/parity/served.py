@@ -172,20 +172,22 @@ class Served:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder)
 
-    def prompts(self, lesson: Lesson, answer: Answer) -> list[list[int]]:
-        """What it is asked before an answer: with contents and arguments as they are, or as templates want them."""
-        row, found = lesson.rows[answer.chat], []
+    def prompt(self, lesson: Lesson, answer: Answer) -> list[int] | None:
+        """What inference gives before an answer, where its text is that of training; None where it is another. Contents
+        and arguments are as they are, or as templates want them."""
+        row = lesson.rows[answer.chat]
         turns = [_as_thinking(turn) for turn in row["messages"][: answer.turn]]
+        taught = self.tokenizer.decode(lesson.before(answer))
         for form in (turns, with_parts(turns), with_arguments_as_text(turns)):
             try:
-                found.append(
-                    self.tokenizer.apply_chat_template(
-                        form, tools=row.get("tools"), add_generation_prompt=True, return_dict=False, **lesson.settings
-                    )
+                ids: list[int] = self.tokenizer.apply_chat_template(
+                    form, tools=row.get("tools"), add_generation_prompt=True, return_dict=False, **lesson.settings
                 )
-            except Exception as error:  # noqa: BLE001 (a template may raise whatever it likes)
-                assert form is not turns or "tool_calls" in str(row), error
-        return found
+            except Exception:  # noqa: BLE001 (a template may raise whatever it likes at a form that it does not know)
+                continue
+            if self.tokenizer.decode(ids) == taught:
+                return ids
+        return None
 
     def generated(self, prompt: list[int], most: int) -> list[int]:
         """Greedy, with the export's own generation config."""
