@@ -49,3 +49,12 @@ def test_check_and_stats_tell_of_control_tokens_that_rows_mention(sft, run, tmp_
         (report,) = sft(*command, "--json").values
         assert report["spelled"] == {"<|im_end|>": 13} and report["unread"] == {}
     assert RunData.of(open_run(str(run.file), given)).brief().told.lines() == [line]
+
+
+def test_check_tells_where_an_export_stops_and_what_inference_must_pass(sft, run, tmp_path):
+    given = [f"run.dir={tmp_path / 'new'}", "data.template_kwargs={enable_thinking: false}"]
+    ended = sft("check", run.file, *given, "--fast")
+    assert "export stops on  <|im_end|>\n" in ended.out
+    assert "at inference, call apply_chat_template(..., enable_thinking=False)" in ended.out.replace("\n", " ")
+    (report,) = sft("check", run.file, *given[:1], "--fast", "--json").values
+    assert (report["stops"], report["served"], report["warnings"]) == (["<|im_end|>"], {}, [])
