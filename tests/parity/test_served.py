@@ -42,8 +42,10 @@ def lesson_of(entry, thoughts=False):
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"no registry: {error}")
     except TemplateError as error:
+        assert entry.name not in SAME + OTHER, error
         pytest.skip(f"no chat can be trained with it: {error.what}")
     if taught is None:
+        assert thoughts or entry.name not in SAME + OTHER
         pytest.skip("the template refuses these chats: see docs/templates.md")
     return taught
 
