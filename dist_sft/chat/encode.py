@@ -16,6 +16,7 @@ from dist_sft.chat.adapt import Adapter, WithoutPlace
 from dist_sft.chat.anatomy import study
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.dialect import Dialect, learn
+from dist_sft.chat.inference import Answer, Inference
 from dist_sft.chat.prerendered import Policy, Prerendered, strings_of
 from dist_sft.chat.render import TODAY, Renderer
 from dist_sft.chat.skeleton import Locator
@@ -97,6 +98,7 @@ class Encoder:
         self._adapt = Adapter(self._anatomy, reasoning_without_place)
         self._locate = Locator(self._renderer, self._texts.suspect)
         self._supervise = Supervisor(self._renderer, self._anatomy, loss)
+        self._inference = Inference(self._renderer, self._anatomy)
         self._natives: dict[Policy, Prerendered] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -194,6 +196,24 @@ class Encoder:
         item = self._adapt(item)
         weights = weights_of(item, self._loss)
         return any(part.kind == "reasoning" and weights[part.message] for part in apart(item, self._locate(item)).lost)
+
+    def unlike_inference(self, item: Item) -> frozenset[str]:
+        """For a person, what of the learned answers of a row is not as at inference; of a row that is bad, nothing."""
+        (found,) = self._tokens([item])
+        if isinstance(item, Document) or isinstance(found, RowError):
+            return frozenset()
+        item, special = self._adapt(item), {token.id: token.content for token in self._vocabulary.added_tokens}
+        answers = [
+            Answer(
+                span.message,
+                found.plan.row.text[: span.start],
+                max((end for _, end in found.plan.row.spans if end <= span.start), default=0),
+                [special.get(id_, "") for id_ in found.tokens.ids[first:last].tolist()],
+            )
+            for span, (first, last) in zip(found.plan.learned or (), found.ranges, strict=True)
+            if span.stop and (self._loss.reasoning or not item.messages[span.message].reasoning)
+        ]
+        return frozenset(self._inference.differs(item, answers))
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
@@ -27,6 +27,8 @@ It is the date that Llama's own templates fall back to."""
 
 MOST_SAID = 500
 """Characters of a template's own words that an error repeats."""
+
+_GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}
 
 GENERATION_OPEN, GENERATION_CLOSE = "\U0010fffc", "\U0010fffd"
 
@@ -63,7 +65,11 @@ _SCHEMAS = ({"type": "function", "function": {
 
 
 class Renderer:
-    """A compiled template. `marked`: {% generation %} regions are written between GENERATION_OPEN and _CLOSE."""
+    """A compiled template. `marked`: {% generation %} regions are written between GENERATION_OPEN and _CLOSE.
+
+    literals   every text that the template itself holds
+    variables  names that it reads and that nobody gives it
+    """
 
     def __init__(
         self,
@@ -94,6 +100,7 @@ class Renderer:
         self._forms = [_Forms()] * len(sources)
         self._forms = [self._asked_for(which) for which in range(len(sources))]
         self.literals = frozenset().union(*map(_literals, sources))
+        self.variables = frozenset().union(*map(_variables, sources)) - self._seen.keys() - _GIVEN
 
     def render(self, conversation: Conversation, mark: Mark | None = None, prompt: bool = False) -> str:
         """The text of a conversation.
@@ -203,6 +210,12 @@ def _marked_json(value: Any, mark: Mark, leaf: Part, key: Part) -> Any:
     if isinstance(value, list | tuple):
         return [_marked_json(inner, mark, leaf, key) for inner in value]
     return value
+
+
+def _variables(source: str) -> frozenset[str]:
+    """Every name that the template reads and does not set."""
+    environment = _environment(_GenerationTag)
+    return frozenset(meta.find_undeclared_variables(environment.parse(source)) - environment.globals.keys())
 
 
 def _literals(source: str) -> frozenset[str]:

@@ -24,6 +24,11 @@ class ChatTemplate:
     source: str
     with_tools: str | None = None
 
+    @property
+    def saved(self) -> str | dict[str, str]:
+        """As the `chat_template` of a tokenizer of transformers, which chooses between two as `Renderer` does."""
+        return {"default": self.source, "tool_use": self.with_tools} if self.with_tools else self.source
+
 
 @dataclass(frozen=True, slots=True)
 class _Style:

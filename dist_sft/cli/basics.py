@@ -88,12 +88,13 @@ def export(
     """Write a model that transformers loads, or an adapter that peft loads, with tokenizer and template."""
     with working(as_json):
         from dist_sft.commands.export import export as write
+        from dist_sft.commands.export import notes
 
-        written = write(run_dir, out, step, merge)
+        written, said = write(run_dir, out, step, merge), notes(run_dir, merge)
     if as_json:
-        print_json({"out": str(written)})
+        print_json({"out": str(written), "notes": said})
     else:
-        print(f"written: {written}")
+        print("\n".join((f"written: {written}", *said)))
 
 
 @app.command(epilog="Example: `dist-sft demo runs/demo`")

@@ -18,6 +18,7 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep, Told
 from dist_sft.estimate.advice import Advice, DataFacts, advise
 from dist_sft.estimate.memory import Memory, memory_of_a_rank
+from dist_sft.model.generation import stops_of
 from dist_sft.model.trainable import far_positions
 from dist_sft.proofs.masks import certify_masks, prove_masks
 from dist_sft.proofs.noise import prove_noise
@@ -41,7 +42,9 @@ class CheckReport:
     preset         what train.preset left in the settings, and where its values are from; None without one
     masks          coverage of the rows that were looked at, and whether both ways to find it agree
     dropped        rows of these that are dropped or cut, with the reason
-    told           keys that these rows fill and nothing reads, control tokens that they spell out
+    told           keys that these rows fill and nothing reads, control tokens that they spell out, and what of their
+                   answers is not as at inference
+    stops          tokens on which generation with an export stops, by itself
     longest        tokens
     micro_steps    of a step of rows like these; balance: time over perfect; fill: share of the packs' room
     advice         what to change where a step is too small for its ranks
@@ -59,6 +62,7 @@ class CheckReport:
     masks: Certificate
     dropped: tuple[str, ...]
     told: Told
+    stops: tuple[str, ...]
     longest: int
     micro_steps: int
     balance: float
@@ -96,6 +100,7 @@ class CheckReport:
             "masks_looked_at": self.masks.rows,
             "dropped": list(self.dropped),
             **asdict(self.told),
+            "stops": list(self.stops),
             "supervised_share": self.supervised_share,
             "longest": self.longest,
             "micro_steps": self.micro_steps,
@@ -135,6 +140,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
         masks=masks,
         dropped=tuple(f"{entry.where}: {entry.what}" for entry in looked.entries),
         told=data.told(rows),
+        stops=stops_of(config.model, list(data.encoder.stop_ids), run.model.tokenizer),
         longest=max(lengths),
         micro_steps=plan.micro_steps,
         balance=plan.balance,
@@ -194,4 +200,4 @@ def _of_model(run: OpenedRun, data: RunData, looked: EncodedStep) -> list[Proof]
     if config.model.neftune:
         width = run.architecture.get_text_config().hidden_size
         proofs += prove_noise(config.model.neftune, samples, width, config.run.seed)
-    return [*proofs, *rehearse(run, samples, data.encoder.template.source)]
+    return [*proofs, *rehearse(run, samples, data.encoder.template)]

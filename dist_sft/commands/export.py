@@ -6,6 +6,7 @@ from pathlib import Path
 from dist_sft.checkpoint.consolidate import consolidated
 from dist_sft.checkpoint.layout import newest_in
 from dist_sft.checkpoint.starts import starts_in
+from dist_sft.config.advice import template_settings
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.core.files import writing
@@ -41,6 +42,22 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = Fals
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def notes(run_dir: Path, merge: bool) -> list[str]:
+    """What who serves an export must know, since nothing in it says so to transformers."""
+    from dist_sft.model.generation import generation_of
+
+    config, stop_ids = run_folder.read_config(run_dir), run_folder.read_facts(run_dir)["stop_ids"]
+    found = template_settings(config)
+    adapts = config.model.tuning.kind == "lora" and not merge
+    if adapts and set(stop_ids) - set(generation_of(config.model, []).eos_token_id):
+        found.append(
+            "the base model does not stop on every token that training taught as an end, and transformers and peft use "
+            "its generation config: call generate(..., generation_config=GenerationConfig.from_pretrained(OUT)), or "
+            "export with --merge"
+        )
+    return found
 
 
 def _write(run_dir: Path, checkpoint: Path, model: ModelSection, out: Path, merge: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_sft.chat.conversation import EncodedSample
+from dist_sft.chat.templates import ChatTemplate
 from dist_sft.config.deepspeed import transferable
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
@@ -35,10 +36,10 @@ LOSSES, NORMS = 1e-5, 1e-4
 """Largest relative differences that are rounding, float32."""
 
 
-def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: str) -> list[Proof]:
+def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: ChatTemplate) -> list[Proof]:
     """Proofs that world size, ZeRO, offload, packing and accumulation change nothing, and that a checkpoint loads.
 
-    samples: some of the run's, to choose a length by. template: Jinja source.
+    samples: some of the run's, to choose a length by. template: the run's own.
     """
     names = ("ranks, ZeRO and packing as one rank alone", "resumed from its checkpoint as never stopped")
     config, small = run.config, miniature(run.architecture)

@@ -12,7 +12,7 @@ lora: about ten times as much (LoRA Without Regret, Schulman et al., 2025); 1e-4
 
 def warnings(config: RunConfig) -> list[str]:
     """What a user should look at again before a run, a sentence each; nothing here is an error."""
-    return [*_learning_rate(config), *_noise(config), *_patience(config)]
+    return [*_learning_rate(config), *_noise(config), *_patience(config), *template_settings(config)]
 
 
 def _learning_rate(config: RunConfig) -> list[str]:
@@ -29,6 +29,14 @@ def _learning_rate(config: RunConfig) -> list[str]:
         f"train.learning_rate is {rate:g}, {side} what is usual with model.tuning.kind={kind} ({low:g} to {high:g}): "
         f"{hint}; train.preset={kind} fills in a published one"
     ]
+
+
+def template_settings(config: RunConfig) -> list[str]:
+    """What inference must give the template, since an export does not hold it."""
+    if not (settings := config.data.template_kwargs):
+        return []
+    given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return [f"data.template_kwargs are not part of an export: at inference, call apply_chat_template(..., {given})"]
 
 
 def _patience(config: RunConfig) -> list[str]:

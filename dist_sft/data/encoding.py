@@ -62,6 +62,7 @@ class Told:
     reread   rows that were read out of a text that the template could have written; `thoughts`: to how many of these
              it adds an empty thought
     forgotten  rows that learn answers of earlier turns whose thoughts the template leaves out
+    served   what of their answers is not as at inference
     """
 
     unread: dict[str, int] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Told:
     reread: int = 0
     thoughts: int = 0
     forgotten: int = 0
+    served: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """For a person; nothing where there is nothing to tell."""
@@ -91,6 +93,7 @@ class Told:
                 f"the template leaves out the thoughts of earlier turns, and {self.forgotten} of the first rows learn "
                 "such an answer without its thought; data.loss.turns=last learns the last answer alone"
             )
+        lines += [f"{said}: {count} of the first rows" for said, count in sorted(self.served.items())]
         return lines
 
 
@@ -303,6 +306,7 @@ class Rows:
         spelled: Counter[str] = Counter()
         reread: Counter[bool] = Counter()
         forgotten = 0
+        served: Counter[str] = Counter()
         rows: dict[int, list[int]] = {}
         for sample in steps.order.samples(0, min(count, steps.positions)):
             rows.setdefault(sample.source, []).append(sample.row)
@@ -314,9 +318,10 @@ class Rows:
                 unread.update(parsed.unread)
                 spelled.update(self.encoder.spelled(parsed))
                 forgotten += self.encoder.forgets(parsed)
+                served.update(self.encoder.unlike_inference(parsed))
                 if isinstance(parsed, Conversation) and parsed.reread is not None:
                     reread[parsed.reread > 0] += 1
-        return Told(dict(unread), dict(spelled), reread.total(), reread[True], forgotten)
+        return Told(dict(unread), dict(spelled), reread.total(), reread[True], forgotten, dict(served))
 
     def first_lengths(self, streams: Sequence[Stream]) -> list[NDArray[np.int64]]:
         """Tokens of the first rows that a run takes from each stream; 0 for rows that are dropped.

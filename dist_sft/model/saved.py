@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.model.adapters import NAME, is_tied, trained_shapes, with_adapters
 from dist_sft.model.architecture import load_architecture
 from dist_sft.model.capacity import laid_out
+from dist_sft.model.generation import save_generation
 from dist_sft.model.stored import stored_weights
 from dist_sft.model.streamed import save_streamed
 
@@ -21,8 +21,8 @@ def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: l
     """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
     dtype = getattr(torch, settings.dtype)
     model = laid_out(load_architecture(settings), dtype)
-    _stop_at(model, settings, stop_ids)
     save_streamed(model, lambda name: weights[name].to(dtype), out)
+    save_generation(settings, stop_ids, out)
 
 
 def save_adapter(
@@ -48,13 +48,14 @@ def save_adapter(
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False, assign=True)
     if not merge:
         model.save_pretrained(out, save_embedding_layers=False)  # those that were trained are saved anyway
+        save_generation(settings, stop_ids, out)
         return
     base_weight = stored_weights(settings, laid_out(config, dtype))
     if _parts_ends(model):
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     merged = laid_out(config, dtype)
-    _stop_at(merged, settings, stop_ids)
     save_streamed(merged, _merged(model, base_weight), out)
+    save_generation(settings, stop_ids, out)
 
 
 def _merged(model: Any, base_weight: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
@@ -127,15 +128,3 @@ def _parts_ends(model: Any) -> bool:
 
     ends = (model.get_output_embeddings(), model.get_input_embeddings())
     return is_tied(model) and any(isinstance(end, LoraLayer) for end in ends)
-
-
-def _stop_at(model: Any, settings: ModelSection, stop_ids: list[int]) -> None:
-    """Let generation end at the stop token that was trained, besides where the base model ended."""
-    try:
-        generation = GenerationConfig.from_pretrained(settings.path, revision=settings.revision or "main")
-    except OSError:  # a base model need not have one
-        generation = GenerationConfig.from_model_config(model.config)
-    before = generation.eos_token_id
-    known = before if isinstance(before, list) else [] if before is None else [before]
-    generation.eos_token_id = [*stop_ids, *(id_ for id_ in known if id_ not in stop_ids)]
-    model.generation_config = generation

@@ -21,7 +21,7 @@ def save_streamed(model: Any, weight: Callable[[str], Tensor], out: Path) -> Non
     """A folder that from_pretrained loads.
 
     Args:
-        model: without weights, on the meta device. Its config and generation config are written as they are.
+        model: without weights, on the meta device. Its config is written as it is.
         weight: of a name of its state dict, in the precision that is to be written.
     """
     names = _own_names(model)
@@ -37,7 +37,6 @@ def save_streamed(model: Any, weight: Callable[[str], Tensor], out: Path) -> Non
     model.config.dtype = str(model.dtype).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(out)
-    model.generation_config.save_pretrained(out)
     state = model.state_dict()
     pattern = SAFE_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors")
     plan = split_torch_state_dict_into_shards(

@@ -8,6 +8,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_sft.chat.templates import ChatTemplate
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.core.errors import ModelError
 
@@ -61,12 +62,12 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase") -> Vocabulary:
     return Vocabulary(backend.to_str(), template or None, named, len(tokenizer), with_tools)
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", template: str, folder: Path) -> None:
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, folder: Path) -> None:
     """Write a tokenizer into a folder, with a chat template in place of its own.
 
-    template: Jinja source of the template that the tuning used, see `Encoder.template`.
+    template: the one that the tuning used, see `Encoder.template`.
     folder: where `AutoTokenizer.from_pretrained` shall find it.
     """
     saved = copy(tokenizer)
-    saved.chat_template = template
+    saved.chat_template = template.saved
     saved.save_pretrained(folder)

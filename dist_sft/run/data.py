@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from dist_sft.chat.encode import Encoder
+from dist_sft.chat.templates import ChatTemplate
 from dist_sft.checkpoint.layout import whole_steps
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError
@@ -38,7 +39,7 @@ class Brief:
     """What a rank must know of the data; the rest is the service's. Travels to every rank.
 
     facts       what the run folder keeps
-    template    Jinja source
+    template    as it is saved with the model
     vocabulary  number of ids
     steps       of each feed, by name
     sources     their names
@@ -48,7 +49,7 @@ class Brief:
     """
 
     facts: dict[str, Any]
-    template: str
+    template: ChatTemplate
     vocabulary: int
     cost: ModelCost
     steps: dict[str, int]
@@ -138,7 +139,7 @@ class RunData:
         """What every rank must know."""
         return Brief(
             self.facts(),
-            self.encoder.template.source,
+            self.encoder.template,
             self.encoder.vocabulary.size,
             self.cost,
             {name: len(feed.steps) for name, feed in self.feeds.items()},

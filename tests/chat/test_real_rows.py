@@ -77,7 +77,7 @@ def test_a_built_in_template_writes_tools_and_thoughts_and_goes_out_with_the_mod
     model, template, tokenizer_folder, shared_data, tmp_path
 ):
     encoder = encoder_of(tokenizer_folder(model), template)
-    save_tokenizer(load_tokenizer(str(tokenizer_folder(model))), encoder.template.source, tmp_path)
+    save_tokenizer(load_tokenizer(str(tokenizer_folder(model))), encoder.template, tmp_path)
     exported = AutoTokenizer.from_pretrained(tmp_path)
     for file in TOOL_FILES:
         for row in oracle.read(shared_data / file, 8):

@@ -1,6 +1,7 @@
 """What is exported is what was trained: plain transformers and plain peft compute the engine's own logits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,8 +45,21 @@ def train_and_probe(tiny_run, folder, runs, rate=0.02):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_run, tiny_model, tmp_path_factory):
+def published(tiny_model, tmp_path_factory):
+    """The tiny model with two chat templates, and with a generation config that transformers would not save."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = {name: f"{{# {name} #}}{tokenizer.chat_template}" for name in ("default", "tool_use")}
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [9, 7], "temperature": 0.6, "top_p": 0.9}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run, tiny_model, published, tmp_path_factory):
     runs = {name: (*run, tiny_model) for name, run in RUNS.items()}
+    runs |= {f"published-{name}": (*RUNS[name], published) for name in ("full-zero0", "lora-zero2")}
     return train_and_probe(tiny_run, tmp_path_factory.mktemp("export"), runs)
 
 
@@ -96,6 +110,34 @@ def test_an_export_has_tokenizer_template_and_stop_token(runs, tmp_path):
     stops = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (stops if isinstance(stops, list) else [stops])
     assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.xdist_group("export")
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("run", ["full-zero0", "lora-zero2"])
+def test_an_export_stops_on_what_was_learned_and_where_its_base_did(runs, run, merge, tmp_path):
+    out = export(runs / f"published-{run}", tmp_path / "out", merge=merge and run.startswith("lora"))
+    stop = AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|im_end|>")
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [stop, 9, 7] and (saved["temperature"], saved["top_p"]) == (0.6, 0.9)
+    if not (out / "adapter_config.json").exists():
+        assert AutoModelForCausalLM.from_pretrained(out).generation_config.eos_token_id == [stop, 9, 7]
+
+
+@pytest.mark.xdist_group("export")
+def test_an_export_says_what_transformers_will_not_know(sft, runs, tmp_path):
+    run, base = runs / "published-lora-zero2", "the base model does not stop on every token that training taught"
+    assert base in sft("export", run, tmp_path / "adapter").out
+    assert sft("export", run, tmp_path / "merged", "--merge", "--json").values[0]["notes"] == []
+    assert sft("export", runs / "lora-zero2", tmp_path / "same", "--json").values[0]["notes"] == []
+
+
+@pytest.mark.xdist_group("export")
+def test_an_export_has_the_template_for_tools_as_well(runs, published, tmp_path):
+    out = export(runs / "published-full-zero0", tmp_path / "out")
+    exported, base = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(published)
+    assert exported.chat_template == base.chat_template and set(exported.chat_template) == {"default", "tool_use"}
+    assert exported.get_chat_template(tools=[{}]).startswith("{# tool_use #}")
 
 
 @pytest.mark.xdist_group("export")

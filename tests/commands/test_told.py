@@ -53,7 +53,8 @@ def test_check_and_stats_tell_of_control_tokens_that_rows_mention(sft, run, tmp_
 
 THOUGHTFUL = """{% set last = messages | map(attribute='role') | list | length - 1 %}{% for m in messages -%}
 <|im_start|>{{ m.role }}
-{% if m.reasoning_content and loop.index0 == last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
+{% if m.reasoning_content and loop.index0 == last %}<think>{{ m.reasoning_content }}</think>{% endif -%}
+{{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
@@ -75,3 +76,12 @@ def test_check_and_a_start_say_once_that_earlier_thoughts_are_left_out(sft, run,
     (said,) = RunData.of(open_run(str(run.file), given)).brief().told.lines()
     assert said.startswith(line)
     assert RunData.of(open_run(str(run.file), [*given, "data.loss.turns=last"])).brief().told.lines() == []
+
+
+def test_check_tells_where_an_export_stops_and_what_inference_must_pass(sft, run, tmp_path):
+    given = [f"run.dir={tmp_path / 'new'}", "data.template_kwargs={enable_thinking: false}"]
+    ended = sft("check", run.file, *given, "--fast")
+    assert "export stops on  <|im_end|>\n" in ended.out
+    assert "at inference, call apply_chat_template(..., enable_thinking=False)" in ended.out.replace("\n", " ")
+    (report,) = sft("check", run.file, *given[:1], "--fast", "--json").values
+    assert (report["stops"], report["served"], report["warnings"]) == (["<|im_end|>"], {}, [])

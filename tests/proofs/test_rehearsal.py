@@ -65,7 +65,7 @@ def proofs_of(config, rows_of=None):
     """rows_of: settings that the tiny model's rows are read with; the same unless they are given."""
     data = RunData.of(open_run(rows_of or config))
     looked = data.train.rows.probe(data.train.steps)
-    return rehearse(open_run(config), looked.samples, data.encoder.template.source)
+    return rehearse(open_run(config), looked.samples, data.encoder.template)
 
 
 def test_a_sound_run_is_proved(run, tiny_rows, tmp_path):

@@ -41,6 +41,7 @@ def _figures(report: CheckReport) -> Iterator[tuple[str, object]]:
     yield from report.masks.lines()
     if report.told.unread:
         yield "keys not read", told(report.told.unread)[0]
+    yield "export stops on", ", ".join(report.stops)
     yield "steps", report.steps
     if report.preset:
         yield "preset", report.preset

@@ -86,6 +86,10 @@ class Entry:
 
     def vocabulary(self, whole: bool = False) -> Vocabulary:
         """The tokenizer with this template's control tokens."""
+        return vocabulary_of(self.paired(whole))
+
+    def paired(self, whole: bool = False) -> PreTrainedTokenizerFast:
+        """The same, as transformers has it."""
         return paired(self.tokenizer, self.named, self.control, self.rstrip, whole)
 
 
@@ -173,7 +177,7 @@ def _inside(text: str, entry: Entry) -> str:
 
 def paired(
     tokenizer: str, named: dict[str, str], control: Iterable[str], rstrip: Iterable[str] = (), whole: bool = False
-) -> Vocabulary:
+) -> PreTrainedTokenizerFast:
     """A real tokenizer with control tokens added to it. whole: all of it, not its first merges only; takes seconds."""
     made = Tokenizer.from_str(_whole(tokenizer) if whole else _small(tokenizer))
     stripping = set(rstrip)
@@ -183,7 +187,7 @@ def paired(
             for text in dict.fromkeys((*control, *named.values(), *stripping))
         ]
     )
-    return vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=made, **named))
+    return PreTrainedTokenizerFast(tokenizer_object=made, **named)
 
 
 @cache

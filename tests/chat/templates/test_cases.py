@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from dist_sft.model.tokenizer import vocabulary_of
 from tests.chat.templates.judge import Bench
 from tests.chat.templates.listing import listing, paired
 from tests.chat.templates.oracle import Template
@@ -30,7 +31,7 @@ class Case:
         control = dict.fromkeys((*self.said["special_tokens_to_add"], *CONTROL.findall(self.source)))
         name = self.said["tokenizer"].rpartition("-")[2]
         try:
-            return paired(name, self.named, control, self.said["rstrip"])
+            return vocabulary_of(paired(name, self.named, control, self.said["rstrip"]))
         except (OSError, subprocess.SubprocessError) as error:
             pytest.skip(f"no registry: {error}")
 
