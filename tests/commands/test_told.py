@@ -53,7 +53,8 @@ def test_check_and_stats_tell_of_control_tokens_that_rows_mention(sft, run, tmp_
 
 THOUGHTFUL = """{% set last = messages | map(attribute='role') | list | length - 1 %}{% for m in messages -%}
 <|im_start|>{{ m.role }}
-{% if m.reasoning_content and loop.index0 == last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
+{% if m.reasoning_content and loop.index0 == last %}<think>{{ m.reasoning_content }}</think>{% endif -%}
+{{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
