@@ -61,7 +61,7 @@ def _quiet() -> None:
     """Our own messages, and none of libraries, which speak up at import about what is no concern of the user's;
     DeepSpeed on standard output, even."""
     log = logging.getLogger("dist_sft")
-    log.addHandler(_Said())
+    log.handlers = [_Said()]
     log.setLevel(logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

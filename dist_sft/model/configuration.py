@@ -1,6 +1,8 @@
 """config.json as transformers reads it. Who only looks at it takes `model.architecture`, without transformers."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
@@ -67,10 +70,22 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers warns of what a model without weights, or a copy of it, is not."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def spelled_out(config: PretrainedConfig) -> dict[str, Any]:
     """As JSON values: "all" that it says, and its part for "text", None where that is all."""
     text = config.get_text_config()
-    return {"all": _values(config), "text": None if text is config else _values(text)}
+    with quiet():
+        return {"all": _values(config), "text": None if text is config else _values(text)}
 
 
 def _values(config: PretrainedConfig) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def load(
 ) -> PackedModel:
     """The model of a run, ready for deepspeed.initialize.
 
-    configuration: see `Architecture`; it stays as it is. steps: of the whole run. starts: what its adapters started from,
-    on resume.
+    configuration: see `Architecture`; it stays as it is. steps: of the whole run. starts: what its adapters started
+    from, on resume.
 
     Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.

@@ -11,12 +11,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from dist_sft.core.errors import ModelError
+from dist_sft.model.configuration import quiet
 from dist_sft.model.layout import Layer
 
 
 def laid_out(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Any:
     """The model. The config stays as it is, which transformers would write into."""
-    with torch.device("meta"):
+    with torch.device("meta"), quiet():
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype or config.dtype)
 
 
