@@ -17,7 +17,7 @@ from dist_sft.checkpoint.shards import Pieces
 from dist_sft.config.load import load_config as load_run
 from dist_sft.core.errors import CheckpointError, ModelError
 from dist_sft.core.files import sha256
-from dist_sft.model.architecture import load_architecture
+from dist_sft.model.configuration import load_configuration
 from dist_sft.model.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def test_code_beside_a_model_is_never_run(tmp_path, monkeypatch):
     run = tmp_path / "run.yaml"
     run.write_text(f"model: {{path: {model}}}\ndata: {{sources: [{{path: x}}]}}\ntrain: {{steps: 1}}\n")
     with pytest.raises(ModelError):
-        load_architecture(load_run(run, []).model)
+        load_configuration(load_run(run, []).model)
     with pytest.raises(ModelError):
         load_tokenizer(str(model))
     assert not ran.exists()

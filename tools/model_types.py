@@ -26,7 +26,7 @@ from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.estimate.cost import model_cost
 from dist_sft.estimate.memory import memory_of_a_rank
-from dist_sft.model.architecture import load_architecture
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.capacity import count_trained
 from dist_sft.model.complete import refuse_incomplete
 from dist_sft.model.load import load
@@ -81,23 +81,24 @@ def judge(name: str) -> Verdict:
 def _judged(name: str, config: PretrainedConfig, small: PretrainedConfig | None, folder: str) -> Verdict:
     """Raises SftError where a run would be refused; what else it raises is a crash of ours."""
     settings = ModelSection(path=folder, dtype="float32")
-    refuse_architecture(config, name)
-    refuse_experts(settings, small or config, None)
-    refuse_trial(settings, config, None)
-    refuse_unsupported(config, sum(LENGTHS), True, name)
+    known = Architecture.of(config)
+    refuse_architecture(known, name)
+    refuse_experts(Architecture.of(small) if small else known, folder)
+    refuse_trial(known, folder)
+    refuse_unsupported(known, sum(LENGTHS), True, name)
     assert small is not None, "what cannot be tried is refused"
     save_random(small, Path(folder), 0)
-    architecture = load_architecture(settings)
-    refuse_positions(settings, architecture, sum(LENGTHS), None)
-    refuse_incomplete(settings, architecture, None)
+    architecture = Architecture.load(settings, None)
+    refuse_positions(architecture, sum(LENGTHS), folder)
+    refuse_incomplete(settings, architecture)
     _estimates(architecture, folder)
     samples = _samples(architecture.get_text_config().vocab_size)
-    for proof in prove_packing(_run(folder), architecture, samples):
+    for proof in prove_packing(_run(folder), architecture.configuration, samples):
         if proof.holds is False and proof.figure is None:
             return Verdict(name, REFUSED, proof.detail)
         if proof.holds is False:
             return Verdict(name, WRONG, f"{proof.name}: {proof.figure} {proof.detail}")
-    away = _away(settings, architecture, samples)
+    away = _away(settings, architecture.configuration, samples)
     return Verdict(name, TRAINS if away <= ROUNDING else WRONG, f"{away:.0e}")
 
 
@@ -114,11 +115,11 @@ def _run(folder: str):  # noqa: ANN202
     )
 
 
-def _estimates(architecture: PretrainedConfig, folder: str) -> None:
+def _estimates(architecture: Architecture, folder: str) -> None:
     """What `plan` and `check` compute of an architecture must not fail."""
     for trains in (True, False):
         assert model_cost(architecture, trains_weights=trains).flops(10.0, 100.0) > 0
-    assert count_trained(architecture, LoraTuning(kind="lora")).total > 0
+    assert count_trained(architecture.layout, LoraTuning(kind="lora")).total > 0
     run = open_run(_run(folder))
     assert memory_of_a_rank(run.config, architecture, run.resolved_deepspeed, "cpu", 0.5).device > 0
 

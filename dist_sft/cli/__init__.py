@@ -35,6 +35,13 @@ def main() -> None:
         raise
 
 
+class _Said(logging.Handler):
+    """What a command does while the user waits: a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage(), "dim")
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"dist-sft {importlib.metadata.version('dist-sft')}")
@@ -51,6 +58,10 @@ def start(
 
 
 def _quiet() -> None:
-    """Libraries speak up at import about what is no concern of the user's; DeepSpeed on standard output, even."""
+    """Our own messages, and none of libraries, which speak up at import about what is no concern of the user's;
+    DeepSpeed on standard output, even."""
+    log = logging.getLogger("dist_sft")
+    log.handlers = [_Said()]
+    log.setLevel(logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from dist_sft.chat.certificate import Certificate
-from dist_sft.commands.rehearsal import rehearse
 from dist_sft.config.advice import warnings
 from dist_sft.config.presets import SOURCES
 from dist_sft.config.run_config import RunConfig
@@ -21,8 +19,6 @@ from dist_sft.estimate.memory import Memory, memory_of_a_rank
 from dist_sft.model.generation import stops_of
 from dist_sft.model.trainable import far_positions
 from dist_sft.proofs.masks import certify_masks, prove_masks
-from dist_sft.proofs.noise import prove_noise
-from dist_sft.proofs.packing import prove_packing
 from dist_sft.proofs.proof import Proof, refuse
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
@@ -120,6 +116,9 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
 
     fast: leave out what takes a model.  rows: so many of the run's first are looked at.
     """
+    if not fast:
+        import torch  # noqa: F401  # it is needed anyway, and transformers is asked in this process then
+
     config, merged = run.config, run.resolved_deepspeed
     run_dir = run_folder.locate(config)
     _check_machine(config)
@@ -157,8 +156,14 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
 def _check_machine(config: RunConfig) -> None:
     """Count GPUs and CPUs where a local Ray would be started: a cluster's are known only once it is joined."""
     if is_local(config):
-        have = {"GPU": float(torch.cuda.device_count()), "CPU": float(os.cpu_count() or 1)}
+        have = {"GPU": _gpus() if config.cluster.gpus_per_worker else 0.0, "CPU": float(os.cpu_count() or 1)}
         check_resources(config, have, "this machine")
+
+
+def _gpus() -> float:
+    import torch
+
+    return float(torch.cuda.device_count())
 
 
 def _preset(config: RunConfig) -> str | None:
@@ -195,8 +200,12 @@ def _of_held_out(data: RunData, rows: int) -> list[Proof]:
 
 def _of_model(run: OpenedRun, data: RunData, looked: EncodedStep) -> list[Proof]:
     """Of packs and noise on the model or a small copy of it, and of ranks that train a small copy."""
+    from dist_sft.commands.rehearsal import rehearse
+    from dist_sft.proofs.noise import prove_noise
+    from dist_sft.proofs.packing import prove_packing
+
     config, samples = run.config, looked.samples
-    proofs = prove_packing(config, run.architecture, samples)
+    proofs = prove_packing(config, run.architecture.configuration, samples)
     if config.model.neftune:
         width = run.architecture.get_text_config().hidden_size
         proofs += prove_noise(config.model.neftune, samples, width, config.run.seed)

@@ -32,7 +32,7 @@ def short_of_memory(run: OpenedRun) -> str | None:
     from dist_sft.core.units import gib
 
     try:
-        architecture = Pretrained(config.model.model_copy(update={"path": str(folder)})).architecture
+        architecture = Pretrained(config.model.model_copy(update={"path": str(folder)}), run.model.cache).architecture
     except ModelError:
         return None
     size = shape(config, settings)

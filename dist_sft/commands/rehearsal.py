@@ -17,6 +17,7 @@ from dist_sft.chat.templates import ChatTemplate
 from dist_sft.config.deepspeed import transferable
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.miniature import miniature, save_random
 from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
@@ -42,8 +43,8 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: ChatTem
     samples: some of the run's, to choose a length by. template: the run's own.
     """
     names = ("ranks, ZeRO and packing as one rank alone", "resumed from its checkpoint as never stopped")
-    config, small = run.config, miniature(run.architecture)
-    near = max(n for n in splits(small) if config.train.sequence_parallel % n == 0 and n <= MOST)
+    config, small = run.config, miniature(run.architecture.configuration)
+    near = max(n for n in splits(Architecture.of(small)) if config.train.sequence_parallel % n == 0 and n <= MOST)
     world = max(2, near)
     with tempfile.TemporaryDirectory(prefix="dist_sft_rehearsal_") as name:
         folder = Path(name)

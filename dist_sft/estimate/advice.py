@@ -14,11 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transformers import PretrainedConfig
-
 from dist_sft.config.advice import RATES
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import LoraTuning
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.capacity import Trained, count_trained
 
 BITS_PER_PARAMETER = 2.0
@@ -80,10 +79,10 @@ class Advice:
     set: str = ""
 
 
-def advise(config: RunConfig, architecture: PretrainedConfig, data: DataFacts) -> list[Advice]:
+def advise(config: RunConfig, architecture: Architecture, data: DataFacts) -> list[Advice]:
     """What the rules say of a run. Pure; takes the time to lay out the model without weights."""
-    trained = count_trained(architecture, config.model.tuning)
-    everywhere = count_trained(architecture, LoraTuning(kind="lora", rank=1))
+    trained = count_trained(architecture.layout, config.model.tuning)
+    everywhere = count_trained(architecture.layout, LoraTuning(kind="lora", rank=1))
     change = change_of(data, everywhere.per_rank)
     text = architecture.get_text_config()
     advice = [

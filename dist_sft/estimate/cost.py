@@ -6,7 +6,7 @@ matrices, plus 2 * layers * width per token and per token attended to (q k^T and
 
 from dataclasses import dataclass
 
-from transformers import PretrainedConfig
+from dist_sft.model.architecture import Architecture
 
 BYTES = {"bfloat16": 2, "float32": 4}
 """Of a number, by its dtype."""
@@ -31,7 +31,7 @@ class Widths:
     inner: int
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> "Widths":
+    def of(cls, config: Architecture) -> "Widths":
         text = config.get_text_config()
         hidden, heads = text.hidden_size, text.num_attention_heads
         return cls(
@@ -69,7 +69,7 @@ class ModelCost:
         return 2 * (passes * self.weights * tokens + 3 * self.attention * squares)
 
 
-def model_cost(config: PretrainedConfig, trains_weights: bool) -> ModelCost:
+def model_cost(config: Architecture, trains_weights: bool) -> ModelCost:
     """Estimate from the architecture of a dense model; no weights are read."""
     w = Widths.of(config)
     attention = w.hidden * w.head_dim * (2 * w.heads + 2 * w.kv_heads)

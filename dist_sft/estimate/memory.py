@@ -11,14 +11,13 @@ DeepSpeed 0.19.8 allocates. Compared with the resident memory of real ranks in t
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from dist_sft.config.deepspeed import Device
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import LoraTuning
 from dist_sft.estimate.cost import BYTES, Widths
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.capacity import count_trained
-from dist_sft.model.scores import BLOCK, KEPT
+from dist_sft.model.sizes import BLOCK, KEPT
 
 BUCKET = 500_000_000
 """DeepSpeed's default of reduce_bucket_size, in parameters."""
@@ -72,7 +71,7 @@ class Memory:
 
 def estimate(
     config: RunConfig,
-    architecture: PretrainedConfig,
+    architecture: Architecture,
     deepspeed: dict[str, Any],
     parameters: int,
     trained: int,
@@ -119,10 +118,10 @@ def estimate(
 
 
 def memory_of_a_rank(
-    config: RunConfig, architecture: PretrainedConfig, deepspeed: dict[str, Any], device: Device, supervised: float
+    config: RunConfig, architecture: Architecture, deepspeed: dict[str, Any], device: Device, supervised: float
 ) -> Memory:
     """`estimate` for a run with its own number of parameters. supervised: share of all tokens."""
-    trained = count_trained(architecture, config.model.tuning)
+    trained = count_trained(architecture.layout, config.model.tuning)
     adapters = trained.total if config.model.tuning.kind == "lora" else 0
     return estimate(
         config, architecture, deepspeed, trained.base + adapters, trained.total, device, supervised=supervised
@@ -136,9 +135,7 @@ def state_bytes(config: RunConfig, stage: int) -> int:
     return moments + (4 if stage or config.model.dtype == "bfloat16" else 0)
 
 
-def _gathered(
-    zero: dict[str, Any], architecture: PretrainedConfig, parameters: int, persistent: int, size: int
-) -> float:
+def _gathered(zero: dict[str, Any], architecture: Architecture, parameters: int, persistent: int, size: int) -> float:
     """Whole weights of the module that computes, the largest is the head, of those that are fetched ahead, and of small
     ones."""
     text = architecture.get_text_config()
@@ -146,7 +143,7 @@ def _gathered(
     return float(size * min(parameters, text.vocab_size * text.hidden_size + ahead + persistent))
 
 
-def _update(zero: dict[str, Any], share: float, stage: int, architecture: PretrainedConfig, device: Device) -> float:
+def _update(zero: dict[str, Any], share: float, stage: int, architecture: Architecture, device: Device) -> float:
     """Flat float32 gradients of what is updated at a time; and two numbers a parameter where AdamW is not fused."""
     text = architecture.get_text_config()
     at_a_time = min(share, zero.get("sub_group_size", SUB_GROUP)) if stage == 3 else share
@@ -155,7 +152,7 @@ def _update(zero: dict[str, Any], share: float, stage: int, architecture: Pretra
     return at_a_time * (12.0 if device == "cpu" else 4.0)
 
 
-def _activations(config: RunConfig, architecture: PretrainedConfig, size: int) -> float:
+def _activations(config: RunConfig, architecture: Architecture, size: int) -> float:
     """Of one full pack: tensors that each kind of layer saves, by their width."""
     w, tuning = Widths.of(architecture), config.model.tuning
     adapters = isinstance(tuning, LoraTuning)
@@ -173,7 +170,7 @@ def _activations(config: RunConfig, architecture: PretrainedConfig, size: int) -
 
 
 def _head(
-    config: RunConfig, architecture: PretrainedConfig, trained: bool, size: int, device: Device, supervised: float
+    config: RunConfig, architecture: Architecture, trained: bool, size: int, device: Device, supervised: float
 ) -> float:
     """Two blocks of logits, and where more of them stay: in the gradient of the head's weight where there is one."""
     text = architecture.get_text_config()

@@ -13,11 +13,10 @@ the backward pass gathers again what the forward pass had, whatever stage3_max_r
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import FullTuning
 from dist_sft.estimate.cost import BYTES, Widths
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.capacity import count_trained, tensor_sizes
 
 PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
@@ -41,11 +40,11 @@ class Sizes:
     not_again: int = 0
 
     @classmethod
-    def of(cls, config: RunConfig, architecture: PretrainedConfig, deepspeed: dict[str, Any]) -> "Sizes":
+    def of(cls, config: RunConfig, architecture: Architecture, deepspeed: dict[str, Any]) -> "Sizes":
         """From the layers as the model lays them out; no weights are read."""
         tuning = config.model.tuning
-        trained = count_trained(architecture, tuning)
-        base, added = tensor_sizes(architecture, tuning)
+        trained = count_trained(architecture.layout, tuning)
+        base, added = tensor_sizes(architecture.layout, tuning)
         zero: dict[str, Any] = deepspeed.get("zero_optimization", {})
         threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
         return cls(
@@ -56,7 +55,7 @@ class Sizes:
         )
 
 
-def _below(config: RunConfig, architecture: PretrainedConfig) -> int:
+def _below(config: RunConfig, architecture: Architecture) -> int:
     """Parameters below the first adapter: the embedding, the first norm, and what projects it to queries, keys and
     values. None where blocks are recomputed, for then the embedding's output is made to need a gradient."""
     if config.model.gradient_checkpointing:

@@ -19,6 +19,7 @@ from dist_sft.config.sections import LoraTuning
 from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
 from dist_sft.model.capacity import refuse_absent_targets
+from dist_sft.model.meta import layers_of
 
 NAME = "default"
 """What peft calls an adapter that nobody named."""
@@ -32,7 +33,7 @@ def with_adapters(model: Any, tuning: LoraTuning, seed: int, starts: dict[str, T
     from peft import get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    refuse_absent_targets(model, tuning)
+    refuse_absent_targets(layers_of(model), tuning)
     tied = is_tied(model)
     torch.manual_seed(seeds.key(seed, "lora") % 2**63)
     try:

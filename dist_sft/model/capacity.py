@@ -1,21 +1,15 @@
 """How many parameters a kind of tuning trains, from the architecture alone: no weights are read.
 
-config.json, model.tuning -> Trained
+Layout, model.tuning -> Trained
 """
 
-import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from dist_sft.config.sections import FullTuning, LoraTuning
 from dist_sft.core.errors import ModelError
+from dist_sft.model.layout import Layer, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,47 +36,40 @@ class Trained:
         return self.per_rank * self.rank + self.norms + self.whole
 
 
-def laid_out(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Any:
-    """The model without weights: on the meta device. The config stays as it is, which transformers would write into."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype or config.dtype)
-
-
-def count_parameters(config: PretrainedConfig) -> int:
-    """Of the architecture."""
-    return sum(parameter.numel() for parameter in laid_out(config).parameters())
-
-
-def count_trained(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> Trained:
-    """Exact, for the layers are laid out as the model lays them out, on the meta device. Raises ModelError."""
-    model = laid_out(config)
-    base = sum(p.numel() for p in model.parameters())
+def count_trained(layout: Layout, tuning: FullTuning | LoraTuning) -> Trained:
+    """Exact. Raises ModelError."""
+    base = layout.size
     if isinstance(tuning, FullTuning):
         return Trained(base, 0, 0, 0, base, 1.0)
-    refuse_absent_targets(model, tuning)
-    head = model.get_output_embeddings()
-    saved = [name for name, _ in model.named_modules() if any(_ends_in(name, end) for end in tuning.modules_to_save)]
-    whole = {id(p): p.numel() for name in saved for p in model.get_submodule(name).parameters()}
+    refuse_absent_targets(layout.layers, tuning)
+    whole = {
+        layout.same.get(name, name)
+        for name in (*layout.parameters, *layout.same)
+        if any(_ends_in(module, end) for module in _modules(name) for end in tuning.modules_to_save)
+    }
     per_rank = norms = covered = linear = 0
-    for name, module, sizes in _layers(model):
-        inside = any(name == one or name.startswith(f"{one}.") for one in saved)
-        adapted = not inside and _is_target(name, module, module is head, tuning.targets)
+    for layer in layout.layers:
+        inside = any(
+            _ends_in(module, end) for module in _modules(f"{layer.name}.weight") for end in tuning.modules_to_save
+        )
+        adapted = not inside and _is_target(layer, tuning.targets)
         if adapted:
-            per_rank += sum(sizes)
-            norms += sizes[1] if tuning.dora else 0
-        if module is not head and not isinstance(module, nn.Embedding):
-            linear += sizes[0] * sizes[1]
-            covered += sizes[0] * sizes[1] * (adapted or inside)
-    return Trained(base, per_rank, tuning.rank, norms, sum(whole.values()), covered / max(linear, 1))
+            per_rank += layer.into + layer.out
+            norms += layer.out if tuning.dora else 0
+        if not layer.head and layer.kind != "embedding":
+            linear += layer.into * layer.out
+            covered += layer.into * layer.out * (adapted or inside)
+    trained_whole = sum(layout.parameters[name] for name in whole)
+    return Trained(base, per_rank, tuning.rank, norms, trained_whole, covered / max(linear, 1))
 
 
-def refuse_absent_targets(model: Any, tuning: LoraTuning) -> None:
+def refuse_absent_targets(layers: Iterable[Layer], tuning: LoraTuning) -> None:
     """Raise ModelError where a target of the adapter is no layer of the model: peft would leave it out in silence."""
-    head, layers = model.get_output_embeddings(), list(_layers(model))
+    layers = list(layers)
     for target in (tuning.targets,) if isinstance(tuning.targets, str) else tuning.targets:
         wanted = target if isinstance(tuning.targets, str) else (target,)
-        if not any(_is_target(name, module, module is head, wanted) for name, module, _ in layers):
-            known = sorted({name.rpartition(".")[2] for name, _, _ in layers})
+        if not any(_is_target(layer, wanted) for layer in layers):
+            known = sorted({layer.name.rpartition(".")[2] for layer in layers})
             raise ModelError(
                 f"LoRA cannot be put there: the model has no layer {target}",
                 where="model.tuning.targets",
@@ -90,37 +77,31 @@ def refuse_absent_targets(model: Any, tuning: LoraTuning) -> None:
             )
 
 
-def tensor_sizes(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> tuple[list[int], list[int]]:
+def tensor_sizes(layout: Layout, tuning: FullTuning | LoraTuning) -> tuple[list[int], list[int]]:
     """Numbers in each tensor of the model, and in each that adapters add (A, B, and the norms of DoRA)."""
-    model = laid_out(config)
-    base = [p.numel() for p in model.parameters()]
+    base, added = [*layout.parameters.values()], list[int]()
     if isinstance(tuning, FullTuning):
         return base, []
-    head, added = model.get_output_embeddings(), list[int]()
-    for name, module, (into, out) in _layers(model):
-        if _is_target(name, module, module is head, tuning.targets):
-            added += [into * tuning.rank, out * tuning.rank, *([out] if tuning.dora else [])]
+    for layer in layout.layers:
+        if _is_target(layer, tuning.targets):
+            added += [layer.into * tuning.rank, layer.out * tuning.rank, *([layer.out] if tuning.dora else [])]
     return base, added
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, int]]]:
-    """Layers that can have an adapter, with the sizes of what goes in and of what comes out."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            yield name, module, (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            yield name, module, (module.nx, module.nf)
-        elif isinstance(module, nn.Embedding):
-            yield name, module, (module.num_embeddings, module.embedding_dim)
+def _modules(parameter: str) -> Iterator[str]:
+    """Names of the modules that a parameter is in, from the innermost."""
+    while "." in parameter:
+        parameter = parameter.rpartition(".")[0]
+        yield parameter
 
 
-def _is_target(name: str, module: nn.Module, is_head: bool, targets: str | tuple[str, ...]) -> bool:
+def _is_target(layer: Layer, targets: str | tuple[str, ...]) -> bool:
     """What peft would put an adapter around."""
     if targets == "all-linear":
-        return not is_head and not isinstance(module, nn.Embedding)
+        return not layer.head and layer.kind != "embedding"
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(_ends_in(name, target) for target in targets)
+        return re.fullmatch(targets, layer.name) is not None
+    return any(_ends_in(layer.name, target) for target in targets)
 
 
 def _ends_in(name: str, end: str) -> bool:

@@ -10,13 +10,13 @@ import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.headers import AGAIN, Headers, Stored, config_content, read_headers, unpickled
-from dist_sft.model.remembered import remember
+from dist_sft.model.architecture import Architecture
+from dist_sft.model.headers import AGAIN, Headers, Stored, read_headers, unpickled
+from dist_sft.model.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -77,114 +77,36 @@ class Comparison:
         return (f"{_counted(self.unused)} in the model's files and not used by transformers: {_named(self.unused)}",)
 
 
-def refuse_incomplete(settings: ModelSection, config: "PretrainedConfig | None", cache: Path | None) -> tuple[str, ...]:
-    """Compare the files of a model with its architecture; reads no weights. Raises ModelError; returns notes.
-
-    config: as transformers reads it, None: read where it is needed, that is where nothing is remembered.
-    """
+def refuse_incomplete(settings: ModelSection, architecture: Architecture) -> tuple[str, ...]:
+    """Compare the files of a model with its architecture; reads no weights. Raises ModelError; returns notes."""
     headers = read_headers(settings)
     if headers is None:
         return ("the weights are not here yet: their names and shapes are compared when they are loaded",)
-    comparison = compare(settings, headers, config, cache)
+    comparison = compare(architecture, headers)
     comparison.refuse(settings.path)
     return comparison.notes()
 
 
-def compare(
-    settings: ModelSection, headers: Headers, config: "PretrainedConfig | None", cache: Path | None
-) -> Comparison:
+def compare(architecture: Architecture, headers: Headers) -> Comparison:
     """torch is imported only where this content of config.json, or these headers, were never seen."""
-    layout = layout_of(settings, config, cache)
-    if headers.tensors is not None and _equal(layout, headers.tensors):
+    if headers.tensors is not None and _equal(architecture.layout, headers.tensors):
         return Comparison()
-    both = content_of(settings, config, cache) + headers.digest.encode()
-    found = remember(cache, "weights", both, lambda: vars(_compared(_read(settings, config), headers)))
+    found = architecture.remembered("weights", lambda config: vars(_compared(config, headers)), headers.digest)
     return Comparison(
         tuple(found["missing"]), tuple(found["left"]), tuple(map(tuple, found["wrong"])), tuple(found["unused"])
     )
 
 
-def lay_out(config: "PretrainedConfig") -> dict[str, Any]:
-    """The architecture as JSON values.
-
-    shapes     of each tensor of the state dict, by name
-    tied       names that are another's weight, and that one
-    converted  whether files may name weights otherwise, or hold them in other pieces
-    positions  how many there are, where the model looks them up in a table; null: it computes them
-    experts    whether it has any
-    """
-    from dist_sft.model.capacity import laid_out
-    from dist_sft.model.stored import tied_names
-
-    try:
-        model = laid_out(config)
-    except Exception as error:  # of somebody else's model: whatever it raises
-        raise ModelError(
-            f"{config.model_type} cannot be laid out as its config.json says: {type(error).__name__}: "
-            f"{(str(error).strip().splitlines() or [''])[0]}",
-            fix="see that config.json is whole, and belongs to these weights; or choose another model",
-        ) from error
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    return {
-        "shapes": shapes,
-        "tied": tied_names(model),
-        "converted": bool(_conversions(model)),
-        "positions": _positions(model),
-        "experts": any(".experts." in name for name in shapes),
-    }
-
-
-OFFSET = 8
-"""Rows at most that a table of positions has beside them (OPT: 2, for padding)."""
-
-
-def _positions(model: Any) -> int | None:
-    """Rows of a table of positions: an embedding that is not of tokens, or a buffer, as long as config.json says."""
-    from torch import nn
-
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(longest, int) or longest < 2:
-        return None
-    tokens = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and id(m) not in tokens]
-    tables += [buffer for _, buffer in model.named_buffers() if buffer.dim() > 1]
-    rows = [table.shape[0] for table in tables if longest - OFFSET <= table.shape[0] <= longest + OFFSET]
-    return min([longest, *rows]) if rows else None
-
-
-def layout_of(settings: ModelSection, config: "PretrainedConfig | None", cache: Path | None) -> dict[str, Any]:
-    """`lay_out`, remembered by the content of config.json."""
-    return remember(cache, "layout", content_of(settings, config, cache), lambda: lay_out(_read(settings, config)))
-
-
-def content_of(settings: ModelSection, config: "PretrainedConfig | None", cache: Path | None) -> bytes:
-    """What is remembered of an architecture, it is remembered by: the content of its config.json."""
-    content = config_content(settings) if cache else None  # it is a key
-    return content if content is not None else repr(config).encode()
-
-
-def _read(settings: ModelSection, config: "PretrainedConfig | None") -> "PretrainedConfig":
-    from dist_sft.model.architecture import load_architecture
-
-    return load_architecture(settings) if config is None else config
-
-
-def _equal(layout: dict[str, Any], tensors: dict[str, Stored]) -> bool:
+def _equal(layout: Layout, tensors: dict[str, Stored]) -> bool:
     """Whether files hold what a model needs, name by name, and nothing else."""
-    shapes, tied = layout["shapes"], layout["tied"]
+    shapes, tied = layout.shapes, layout.tied
     held = tensors.keys()
     return (
-        not layout["converted"]
+        not layout.converted
         and held <= shapes.keys()
         and all(name in tied and tied[name] in held for name in shapes.keys() - held)
         and all(list(one.shape) == shapes[name] and one.dtype in FLOATS for name, one in tensors.items())
     )
-
-
-def _conversions(model: Any) -> list[Any]:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    return list(get_model_conversion_mapping(model, add_legacy=False))
 
 
 def _compared(config: "PretrainedConfig", headers: Headers) -> Comparison:
@@ -194,7 +116,7 @@ def _compared(config: "PretrainedConfig", headers: Headers) -> Comparison:
     from transformers.modeling_utils import LoadStateDictConfig
     from transformers.utils import logging
 
-    from dist_sft.model.capacity import laid_out
+    from dist_sft.model.meta import laid_out
 
     model = laid_out(copy.deepcopy(config))
     if headers.tensors is None:

@@ -6,6 +6,7 @@ model.path ─ folder, or the hub's cache, or the hub ─> Headers      Imports 
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,21 @@ def cached(settings: ModelSection, name: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(path) if isinstance(path, str) else None
+
+
+def model_folder(settings: ModelSection) -> Path | None:
+    """Where the files of a model are, as far as they are here."""
+    folder = Path(settings.path)
+    if folder.is_dir():
+        return folder
+    found = cached(settings, "config.json")
+    return found.parent if found is not None else None
+
+
+def is_settled(settings: ModelSection) -> bool:
+    """Whether what is here is what transformers would load: a folder, or a commit of a model of the hub. A branch may
+    have moved."""
+    return Path(settings.path).is_dir() or re.fullmatch("[0-9a-f]{40}", settings.revision or "") is not None
 
 
 def config_file(settings: ModelSection) -> Path | None:

@@ -15,9 +15,10 @@ from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, dropout, neftune
 from dist_sft.model.adapters import with_adapters
-from dist_sft.model.architecture import first_line
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.complete import compare, of_report
+from dist_sft.model.configuration import first_line
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.headers import read_headers
@@ -28,7 +29,7 @@ from dist_sft.model.stored import refuse_two_heads
 
 def load(
     settings: ModelSection,
-    architecture: PretrainedConfig,
+    configuration: PretrainedConfig,
     deepspeed: dict[str, Any],
     seed: int,
     device: torch.device,
@@ -37,15 +38,15 @@ def load(
 ) -> PackedModel:
     """The model of a run, ready for deepspeed.initialize.
 
-    architecture: see `Pretrained`; it stays as it is. steps: of the whole run. starts: what its adapters started from,
-    on resume.
+    configuration: see `Architecture`; it stays as it is. steps: of the whole run. starts: what its adapters started
+    from, on resume.
 
     Under ZeRO-3 each parameter is partitioned as it is created (zero.Init): no device ever holds the whole model.
     transformers reads the weights on the host of rank 0 and hands them out. Raises ModelError.
     """
-    config = copy.deepcopy(architecture)
+    config = copy.deepcopy(configuration)
     if headers := read_headers(settings, ask=False):  # on each rank alike: under ZeRO-3 only the first one would see it
-        compare(settings, headers, config, None).refuse(settings.path)
+        compare(Architecture.of(config), headers).refuse(settings.path)
     refuse_two_heads(settings, config)
     attention.register()
     attention_dropout = attention.dropout_of(settings.attention_dropout, config)

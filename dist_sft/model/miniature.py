@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from dist_sft.model.capacity import count_parameters
+from dist_sft.model.meta import count_parameters
 
 LARGEST = 200_000_000
 """Parameters up to which the copy keeps the width of the original."""

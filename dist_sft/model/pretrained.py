@@ -2,39 +2,42 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.config.sections import ModelSection
+from dist_sft.model.architecture import Architecture
+from dist_sft.model.tokenizer import load_tokenizer, load_vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-    from dist_sft.chat.vocabulary import Vocabulary
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """settings: path and revision of the model. Nothing is read before it is asked for; transformers takes seconds."""
+    """Nothing is read before it is asked for.
+
+    settings  path and revision of the model
+    cache     folder for what transformers takes seconds to say; None: nothing is kept
+    """
 
     settings: ModelSection
+    cache: Path | None = None
 
     @cached_property
-    def architecture(self) -> "PretrainedConfig":
-        """config.json as transformers reads it. Whoever changes it changes a copy. Raises ModelError."""
-        from dist_sft.model.architecture import load_architecture
-
-        return load_architecture(self.settings)
+    def architecture(self) -> Architecture:
+        """Its config.json, and what follows from it. Raises ModelError."""
+        return Architecture.load(self.settings, self.cache)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """As transformers loads it. Whoever changes it changes a copy. Raises ModelError."""
-        from dist_sft.model.tokenizer import load_tokenizer
-
-        return load_tokenizer(self.settings.path, self.settings.revision, self.architecture)
+        return load_tokenizer(self.settings.path, self.settings.revision, self.architecture.configuration)
 
     @cached_property
-    def vocabulary(self) -> "Vocabulary":
+    def vocabulary(self) -> Vocabulary:
         """The tokenizer without transformers, for `chat`. Raises ModelError."""
-        from dist_sft.model.tokenizer import vocabulary_of
-
-        return vocabulary_of(self.tokenizer)
+        if "tokenizer" in vars(self):
+            return vocabulary_of(self.tokenizer)
+        return load_vocabulary(self.settings, self.cache, lambda: self.tokenizer)

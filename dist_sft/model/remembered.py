@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,16 @@ from typing import Any
 
 from dist_sft.core.files import write_json
 
-LIBRARIES = ("torch", "transformers")
+log = logging.getLogger(__name__)
+LIBRARIES = ("torch", "transformers", "tokenizers")
+WORK = {
+    "config": "reading config.json with transformers; what it says is kept in the cache",
+    "vocabulary": "reading the tokenizer with transformers; what it says is kept in the cache",
+    "layout": "laying out the model without weights; what is found is kept in the cache",
+    "trial": "trying a small copy of the model; what is found is kept in the cache",
+    "weights": "comparing the weight files with the model; what is found is kept in the cache",
+}
+"""What takes seconds, for the user, by kind."""
 
 
 def remember(cache: Path | None, kind: str, of: bytes, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -27,6 +37,7 @@ def remember(cache: Path | None, kind: str, of: bytes, make: Callable[[], dict[s
             found: dict[str, Any] = json.loads(file.read_bytes())
             if isinstance(found, dict):
                 return found
+    log.info(WORK.get(kind, kind))
     made = make()
     if file is not None:
         with suppress(OSError):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
 from dist_sft.model.adapters import NAME, is_tied, trained_shapes, with_adapters
-from dist_sft.model.architecture import load_architecture
-from dist_sft.model.capacity import laid_out
+from dist_sft.model.configuration import load_configuration
 from dist_sft.model.generation import save_generation
+from dist_sft.model.meta import laid_out
 from dist_sft.model.stored import stored_weights
 from dist_sft.model.streamed import save_streamed
 
@@ -20,7 +20,7 @@ from dist_sft.model.streamed import save_streamed
 def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
     """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
     dtype = getattr(torch, settings.dtype)
-    model = laid_out(load_architecture(settings), dtype)
+    model = laid_out(load_configuration(settings), dtype)
     save_streamed(model, lambda name: weights[name].to(dtype), out)
     save_generation(settings, stop_ids, out)
 
@@ -39,7 +39,7 @@ def save_adapter(
     starts: what a PiSSA adapter started from, see `starts_of`. Raises CheckpointError where the weights do not fit.
     """
     assert isinstance(settings.tuning, LoraTuning)
-    dtype, config, tuning = getattr(torch, settings.dtype), load_architecture(settings), settings.tuning
+    dtype, config, tuning = getattr(torch, settings.dtype), load_configuration(settings), settings.tuning
     if tuning.init == "pissa":
         weights, tuning = _from_zero(weights, starts or {}, tuning)
     with torch.device("meta"):

@@ -18,14 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dist_sft.model.precision import matmul_dtype
+from dist_sft.model.sizes import BLOCK, KEPT
 
-BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Logits of a block: enough to keep the cores busy, and little beside what else a step holds."""
 ALIGNED = 64
 """Words of a block are a multiple of this: matrices are multiplied a tenth faster then."""
-KEPT = 1 << 25
-"""Logits, or exponentials of them, that are kept for the backward pass even where no gradient of a weight lends its
-memory: 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.capacity import laid_out
+from dist_sft.model.meta import laid_out, tied_names
 
 
 def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor]:
@@ -51,11 +51,6 @@ def refuse_two_heads(settings: ModelSection, config: Any) -> None:
                 where=settings.path,
                 fix="set tie_word_embeddings to false in its config.json, or take the wrong one out of its files",
             )
-
-
-def tied_names(model: Any) -> dict[str, str]:
-    """Names in a model's state dict that are another's weight, and that one."""
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def _files(settings: ModelSection) -> dict[str, str]:

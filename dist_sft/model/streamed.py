@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from dist_sft.model.stored import tied_names
+from dist_sft.model.meta import tied_names
 
 FILE = 1 << 30
 """Bytes of one file, unless one weight alone has more."""

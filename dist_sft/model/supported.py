@@ -5,9 +5,8 @@ Each rule here is a way in which a model leaves something out that the rest of t
 
 from typing import NoReturn
 
-from transformers import PretrainedConfig
-
 from dist_sft.core.errors import ModelError
+from dist_sft.model.architecture import Architecture, Values
 
 DROPOUTS = ("attention_probs_dropout_prob", "dropout", "activation_dropout")
 """Dropout that models apply in functions, from a generator. That of nn.Dropout modules is replaced instead, and that on
@@ -16,7 +15,7 @@ attention weights is in `model.attention`."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def refuse_unsupported(config: PretrainedConfig, context_length: int, packing: bool, where: str) -> None:
+def refuse_unsupported(config: Architecture, context_length: int, packing: bool, where: str) -> None:
     """Raise ModelError for an architecture or a setting of its config.json that this package cannot train right.
 
     context_length: longest sample, tokens. where: model.path.
@@ -49,7 +48,7 @@ def refuse_mixture(where: str) -> NoReturn:
     )
 
 
-def refuse_split(config: PretrainedConfig, neighbours: int, where: str) -> None:
+def refuse_split(config: Architecture, neighbours: int, where: str) -> None:
     """Raise ModelError where attention cannot be split between so many ranks (train.sequence_parallel), by heads."""
     if neighbours == 1:
         return
@@ -70,18 +69,18 @@ def refuse_split(config: PretrainedConfig, neighbours: int, where: str) -> None:
         )
 
 
-def splits(config: PretrainedConfig) -> list[int]:
+def splits(config: Architecture) -> list[int]:
     """Into how many ranks attention can be split by heads, 1 among them."""
     heads, groups = _heads(config.get_text_config())
     return [n for n in range(1, heads + 1) if heads % n == 0 and (groups % n == 0 or n % groups == 0)]
 
 
-def _heads(text: PretrainedConfig) -> tuple[int, int]:
+def _heads(text: Values) -> tuple[int, int]:
     """Of queries, and of keys and values."""
     return text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
 
 
-def _refuse_rope_by_length(text: PretrainedConfig, context_length: int, packing: bool, place: str) -> None:
+def _refuse_rope_by_length(text: Values, context_length: int, packing: bool, place: str) -> None:
     """Some RoPE scalings look at the longest position of the whole pack: a sample would depend on its neighbours."""
     rope = getattr(text, "rope_parameters", None) or {}
     scalings = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # by layer type, in some models

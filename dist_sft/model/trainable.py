@@ -6,14 +6,11 @@ config.json, its layout, its trial, the tokenizer ─> ModelError, or notes for 
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_sft.chat.vocabulary import Vocabulary
-from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.complete import content_of, layout_of
-from dist_sft.model.remembered import remember
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.supported import refuse_mixture
 
 if TYPE_CHECKING:
@@ -23,7 +20,7 @@ MODALITY = r"image|audio|video|vision|soft_token|modality"
 """In the name of a token that stands for something else than text: text never holds it."""
 
 
-def refuse_architecture(config: "PretrainedConfig", where: str) -> None:
+def refuse_architecture(config: Architecture, where: str) -> None:
     """Raise ModelError for a base whose weights are quantised, and for an encoder with a decoder."""
     if method := _quantised(config):
         raise ModelError(
@@ -49,38 +46,36 @@ def refuse_architecture(config: "PretrainedConfig", where: str) -> None:
         )
 
 
-def refuse_experts(settings: ModelSection, config: "PretrainedConfig", cache: Path | None) -> None:
+def refuse_experts(config: Architecture, where: str) -> None:
     """Raise ModelError for a mixture of experts, whatever its config.json calls their number."""
-    if layout_of(settings, config, cache)["experts"]:
-        refuse_mixture(settings.path)
+    if config.layout.experts:
+        refuse_mixture(where)
 
 
-def refuse_trial(settings: ModelSection, config: "PretrainedConfig", cache: Path | None) -> None:
+def refuse_trial(config: Architecture, where: str) -> None:
     """Raise ModelError for what a small copy cannot do, see `model.trial`; tried once for a config.json."""
 
-    def tried() -> dict[str, Any]:
+    def tried(configuration: "PretrainedConfig") -> dict[str, Any]:
         from dist_sft.model.trial import try_architecture
 
-        return try_architecture(config)
+        return try_architecture(configuration)
 
-    if found := remember(cache, "trial", content_of(settings, config, cache), tried):
-        raise ModelError(found["what"], where=settings.path, fix=found["fix"])
+    if found := config.remembered("trial", tried):
+        raise ModelError(found["what"], where=where, fix=found["fix"])
 
 
-def refuse_positions(
-    settings: ModelSection, config: "PretrainedConfig", context_length: int, cache: Path | None
-) -> None:
+def refuse_positions(config: Architecture, context_length: int, where: str) -> None:
     """Raise ModelError where samples may be longer than a table of positions."""
-    rows = layout_of(settings, config, cache)["positions"]
+    rows = config.layout.positions
     if rows is not None and rows < context_length:
         raise ModelError(
             f"the model has {rows} positions, and a sample may have {context_length} tokens (data.context_length)",
-            where=f"{settings.path}/config.json",
+            where=f"{where}/config.json",
             fix=f"set data.context_length={rows}; what longer samples become is data.overlong",
         )
 
 
-def far_positions(config: "PretrainedConfig", longest: int, where: str) -> tuple[str, ...]:
+def far_positions(config: Architecture, longest: int, where: str) -> tuple[str, ...]:
     """A note where samples are longer than a model that computes its positions has ever seen. longest: tokens."""
     known = _reach(config.get_text_config())
     if known is None or longest <= known:
@@ -91,7 +86,7 @@ def far_positions(config: "PretrainedConfig", longest: int, where: str) -> tuple
     )
 
 
-def refuse_tokens(vocabulary: Vocabulary, config: "PretrainedConfig", where: str) -> tuple[str, ...]:
+def refuse_tokens(vocabulary: Vocabulary, config: Architecture, where: str) -> tuple[str, ...]:
     """Raise ModelError for ids of a tokenizer that the embedding has no rows for; a note where no text has them."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     beyond = {token: id_ for token, id_ in _ids(vocabulary) if rows is not None and id_ >= rows}
@@ -114,9 +109,7 @@ def _quantised(config: Any) -> str | None:
     for part in (config, config.get_text_config()):
         found = getattr(part, "quantization_config", None)
         if found:
-            values = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
-            method = values.get("quant_method") or "unknown method"
-            return str(getattr(method, "value", method))
+            return str(found.get("quant_method") or "unknown method")
     return None
 
 

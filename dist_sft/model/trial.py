@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
-from transformers.utils import logging
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.core import seeds
@@ -25,6 +24,7 @@ from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.model import attention, dropout
+from dist_sft.model.configuration import quiet
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.miniature import smallest
@@ -177,10 +177,5 @@ def _line(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """transformers warns of what a small copy is not, and random numbers of others stay as they were."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        logging.set_verbosity(level)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        yield

@@ -3,10 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from transformers import PretrainedConfig
-
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.files import EDGE
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.headers import read_headers
 
 
@@ -16,7 +15,7 @@ def check_weights(model: ModelSection) -> None:
         read_headers(model)
 
 
-def model_fingerprint(path: str, config: PretrainedConfig) -> str:
+def model_fingerprint(path: str, config: Architecture) -> str:
     """The commit of a hub id; of a folder, a digest of names, sizes and both ends of its weight files."""
     commit = getattr(config, "_commit_hash", None)
     if commit:

@@ -16,9 +16,9 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import Pack, build_pack
-from dist_sft.model.architecture import load_architecture
-from dist_sft.model.capacity import count_parameters
+from dist_sft.model.configuration import load_configuration
 from dist_sft.model.load import load
+from dist_sft.model.meta import count_parameters
 from dist_sft.model.miniature import LARGEST, WINDOW, miniature, save_random, slides
 from dist_sft.model.packed import PackedModel
 from dist_sft.proofs.head import check_head
@@ -58,7 +58,7 @@ def _loaded(config: RunConfig, architecture: PretrainedConfig, copied: bool) -> 
         if copied:
             small = save_random(miniature(architecture), Path(folder), config.run.seed)
             settings = settings.model_copy(update={"path": folder, "revision": None})
-            architecture = load_architecture(settings)
+            architecture = load_configuration(settings)
             which = which.replace("the model", f"a copy of {small / 1e6:.1f} M parameters")
         yield (
             load(settings, architecture, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1),

@@ -103,7 +103,9 @@ def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Ran
     tuning = config.model.tuning
     place = run_folder.checkpoints_of(config, folder)
     kept = _kept_starts(place, tuning)
-    model = load(config.model, opened.architecture, merged, config.run.seed, device, brief.steps[TRAIN], kept)
+    model = load(
+        config.model, opened.architecture.configuration, merged, config.run.seed, device, brief.steps[TRAIN], kept
+    )
     model.context.group = SequenceParallelGroup.form(config.train.sequence_parallel)
     ratio = tuning.b_rate_ratio if isinstance(tuning, LoraTuning) else 1.0
     engine = build_engine(model.module, merged, config.train, ratio)

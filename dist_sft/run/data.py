@@ -21,6 +21,7 @@ from dist_sft.data.ledger import Entry
 from dist_sft.data.order import Steps
 from dist_sft.data.packing import Packer
 from dist_sft.estimate.cost import ModelCost, model_cost
+from dist_sft.model.strengths import strengths
 from dist_sft.model.supported import refuse_split, refuse_unsupported
 from dist_sft.model.weights import check_weights, model_fingerprint
 from dist_sft.proofs.masks import certify_masks, prove_masks
@@ -83,8 +84,6 @@ class RunData:
         config, settings, architecture = run.config, run.config.model, run.architecture
         refuse_unsupported(architecture, config.data.context_length, config.train.packing, settings.path)
         if settings.neftune:
-            from dist_sft.model.neftune import strengths  # it imports torch.compile: 3 s
-
             strengths(settings.neftune, architecture.get_text_config().num_hidden_layers)
         refuse_split(architecture, config.train.sequence_parallel, settings.path)
         check_weights(settings)

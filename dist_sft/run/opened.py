@@ -8,18 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.config.deepspeed import Device, deepspeed_config, deepspeed_document
 from dist_sft.config.document import Document
 from dist_sft.config.load import Source, load_config
 from dist_sft.config.run_config import RunConfig
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.pretrained import Pretrained
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from dist_sft.chat.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -41,12 +38,12 @@ class OpenedRun:
         return Path(self.config.run.dir).absolute()
 
     @property
-    def architecture(self) -> "PretrainedConfig":
-        """config.json as transformers reads it. Raises ModelError."""
+    def architecture(self) -> Architecture:
+        """config.json, and what follows from it. Raises ModelError."""
         return self.model.architecture
 
     @property
-    def vocabulary(self) -> "Vocabulary":
+    def vocabulary(self) -> Vocabulary:
         """The tokenizer. Raises ModelError."""
         return self.model.vocabulary
 
@@ -69,7 +66,7 @@ class OpenedRun:
         document = self.deepspeed if deepspeed is None else Document(deepspeed, {(): "deepspeed"})
         config = self.config.model_copy(update=sections)
         same = (config.model.path, config.model.revision) == (self.model.settings.path, self.model.settings.revision)
-        return replace(self, config=config, deepspeed=document, model=self.model if same else Pretrained(config.model))
+        return replace(self, config=config, deepspeed=document, model=self.model if same else _pretrained(config))
 
     @property
     def portable(self) -> RunConfig:
@@ -84,4 +81,9 @@ def open_run(run: Source | RunConfig, overrides: Sequence[str] = ()) -> OpenedRu
         ConfigError: with every problem of the file; of the DeepSpeed JSON where it cannot be read.
     """
     config = run if isinstance(run, RunConfig) else load_config(run, overrides)
-    return OpenedRun(config, deepspeed_document(config), Pretrained(config.model))
+    return OpenedRun(config, deepspeed_document(config), _pretrained(config))
+
+
+def _pretrained(config: RunConfig) -> Pretrained:
+    cache = config.data.cache
+    return Pretrained(config.model, Path(cache).expanduser().absolute() if cache else None)

@@ -30,17 +30,16 @@ def refuse_untrainable(run: OpenedRun) -> tuple[str, ...]:
     `model.remembered`.
     """
     config, settings, length = run.config, run.config.model, run.config.data.context_length
-    cache = Path(config.data.cache).expanduser().absolute() if config.data.cache else None
     if is_local(config):
         refuse_without_compiler(run.resolved_deepspeed)
     architecture = run.architecture
     refuse_architecture(architecture, settings.path)
-    refuse_experts(settings, architecture, cache)
-    refuse_trial(settings, architecture, cache)
+    refuse_experts(architecture, settings.path)
+    refuse_trial(architecture, settings.path)
     refuse_unsupported(architecture, length, config.train.packing, settings.path)
     refuse_split(architecture, config.train.sequence_parallel, settings.path)
-    refuse_positions(settings, architecture, length, cache)
-    notes = refuse_incomplete(settings, architecture, cache)
+    refuse_positions(architecture, length, settings.path)
+    notes = refuse_incomplete(settings, architecture)
     return notes + refuse_tokens(run.vocabulary, architecture, settings.path)
 
 

@@ -38,9 +38,10 @@ GONE = 600.0
 class EncoderActor:
     """Encodes chunks of the feeds. Plain Python; `start` makes actors of it."""
 
-    def __init__(self, feeds: Mapping[str, Feed], threads: int) -> None:
-        """threads: of the tokenizer."""
-        self.feeds = feeds
+    def __init__(self, feeds: Sequence[Any], threads: int) -> None:
+        """feeds: one reference to a mapping of them, by name. Behind it no argument is Ray's to keep for a restart, of
+        which it warns for each encoder: the driver keeps it, see `Service`. threads: of the tokenizer."""
+        self.feeds: Mapping[str, Feed] = ray.get(feeds[0])
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when it first encodes
         gc.freeze()  # what is here now stays: no need to look through it again and again
 
@@ -265,7 +266,7 @@ def start(
     encode = ray.remote(num_cpus=cpus_per_encoder, **settings)(EncoderActor)
     threads = max(1, math.ceil(cpus_per_encoder))
     actors = [
-        encode.options(name=f"{name}-encoder-{i}", **_rather_on(node, resources)).remote(shared, threads)
+        encode.options(name=f"{name}-encoder-{i}", **_rather_on(node, resources)).remote([shared], threads)
         for i, node in enumerate(nodes)
     ]
 

@@ -9,14 +9,15 @@ from dist_sft.commands.planning.changes import changes, recommended
 from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.plan import main_memory, make_plan
 from dist_sft.commands.planning.workload import Workload
+from dist_sft.model.architecture import Architecture
 from dist_sft.run.opened import open_run
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
 
-EIGHT_B = LlamaConfig(
+EIGHT_B = Architecture.of(LlamaConfig(
     vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8,
-)  # fmt: skip
+))  # fmt: skip
 WORK = Workload(steps=1000, rows=128, lengths=[[1024] * 128], supervised=[64 * 1024])
 
 

@@ -6,6 +6,7 @@ from transformers import LlamaConfig
 from dist_sft.config.consistency import CHECKS
 from dist_sft.config.sections import RunSections
 from dist_sft.core.errors import ModelError
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.supported import refuse_split
 
 
@@ -39,8 +40,8 @@ def test_heads_must_be_divisible(heads, groups, fine):
     config = LlamaConfig(hidden_size=8 * heads, num_attention_heads=heads, num_key_value_heads=groups)
     for neighbours in range(1, 14):
         if neighbours in fine:
-            refuse_split(config, neighbours, "model")
+            refuse_split(Architecture.of(config), neighbours, "model")
         else:
             with pytest.raises(ModelError, match=f"cannot be split between {neighbours} ranks") as error:
-                refuse_split(config, neighbours, "model")
+                refuse_split(Architecture.of(config), neighbours, "model")
             assert f"one of {', '.join(map(str, sorted(fine)))}" in error.value.fix

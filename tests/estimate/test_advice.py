@@ -11,6 +11,7 @@ from dist_sft.config.sections import FullTuning, LoraTuning
 from dist_sft.core.errors import ModelError
 from dist_sft.estimate.advice import DataFacts, advise, change_of, lines, usual_rates
 from dist_sft.model.adapters import with_adapters
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.capacity import count_trained
 
 SMALL = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -52,16 +53,17 @@ def test_the_count_of_parameters_is_that_of_peft(name, tuning):
         model = AutoModelForCausalLM.from_config(CONFIGS[name])
         base = sum(p.numel() for p in model.parameters())
         adapted = with_adapters(model, settings, 0)
-    trained = count_trained(CONFIGS[name], settings)
+    layout = Architecture.of(CONFIGS[name]).layout
+    trained = count_trained(layout, settings)
     assert trained.total == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trained.base == base == count_trained(CONFIGS[name], FullTuning()).total
+    assert trained.base == base == count_trained(layout, FullTuning()).total
 
 
 def test_coverage_is_the_share_of_linear_weights_without_the_head():
-    config = CONFIGS["llama"]
-    assert count_trained(config, LoraTuning(kind="lora")).covered == 1
+    layout = Architecture.of(CONFIGS["llama"]).layout
+    assert count_trained(layout, LoraTuning(kind="lora")).covered == 1
     attention, mlp = 48 * 8 * (2 * 6 + 2 * 2), 3 * 48 * 80
-    found = count_trained(config, LoraTuning(kind="lora", targets=("q_proj", "k_proj", "v_proj", "o_proj"))).covered
+    found = count_trained(layout, LoraTuning(kind="lora", targets=("q_proj", "k_proj", "v_proj", "o_proj"))).covered
     assert found == pytest.approx(attention / (attention + mlp))
 
 
@@ -75,7 +77,7 @@ def run(tuning=None, **train):
     )
 
 
-LLAMA, FULL = CONFIGS["llama-3.1-8b"], {"kind": "full"}
+LLAMA, FULL = Architecture.of(CONFIGS["llama-3.1-8b"]), {"kind": "full"}
 CHATS = DataFacts(rows=100_000, supervised=20_000_000, epochs=1, text=0.0)
 PAGES = DataFacts(rows=10_000_000, supervised=20_000_000_000, epochs=1, text=1.0)
 
@@ -104,7 +106,7 @@ def test_billions_of_tokens_are_knowledge_which_an_adapter_underfits():
 
 
 def test_plain_text_is_knowledge_and_a_little_of_it_is_replay():
-    per_rank = count_trained(LLAMA, LoraTuning(kind="lora", rank=1)).total
+    per_rank = count_trained(LLAMA.layout, LoraTuning(kind="lora", rank=1)).total
     few = 1_000_000
     assert change_of(DataFacts(1000, few, 1, text=0.9), per_rank) == "knowledge"
     assert change_of(DataFacts(1000, few, 1, text=0.05), per_rank) == "behaviour"
@@ -141,7 +143,7 @@ def test_the_learning_rate_of_a_published_recipe_is_not_to_be_changed(preset, tu
         return
     filled = apply_preset(Document({"model": {"tuning": {"kind": tuning}}, "train": {"preset": preset}}, {}))
     rate = filled.value["train"]["learning_rate"]
-    advice = say(run({"kind": tuning}, learning_rate=rate), CHATS, CONFIGS[model])["learning rate"]
+    advice = say(run({"kind": tuning}, learning_rate=rate), CHATS, Architecture.of(CONFIGS[model]))["learning rate"]
     assert advice.level != "change", advice
 
 

@@ -6,8 +6,9 @@ from transformers import LlamaConfig
 
 from dist_sft.config.run_config import RunConfig
 from dist_sft.estimate.memory import estimate
+from dist_sft.model.architecture import Architecture
 
-LLAMA = LlamaConfig(vocab_size=32000, hidden_size=512, num_hidden_layers=4, num_attention_heads=8)
+LLAMA = Architecture.of(LlamaConfig(vocab_size=32000, hidden_size=512, num_hidden_layers=4, num_attention_heads=8))
 HELD = {("float32", 1): 16, ("float32", 3): 20, ("bfloat16", 1): 18, ("bfloat16", 3): 18}
 """Bytes of all tensors after a step over parameters; grad_accum_dtype fp32. Without ZeRO gradients are freed: 12."""
 

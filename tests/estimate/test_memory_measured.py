@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dist_sft.config.run_config import RunConfig
 from dist_sft.estimate.memory import estimate
@@ -79,10 +79,11 @@ def test_the_peak_of_a_step_is_within_15_percent(model, chats, stage, world, hal
     first = next(iter(runs.values())) | {"run": {"dir": str(tmp_path / "first")}}  # fills the libraries' own buffers
     first["train"] = first["train"] | {"steps": 1}
     measured = measure_on_ranks([first, *runs.values()], world, monkeypatch)[1:]
-    architecture, off = AutoConfig.from_pretrained(model), {}
+    off = {}
     for (name, values), ranks in zip(runs.items(), measured, strict=True):
         config = RunConfig.model_validate(values)
-        merged = open_run(config).deepspeed_for(world, "cpu")
+        opened = open_run(config)
+        architecture, merged = opened.architecture, opened.deepspeed_for(world, "cpu")
         sizes = Sizes.of(config, architecture, merged)
         memory = estimate(
             config,

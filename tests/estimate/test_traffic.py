@@ -1,10 +1,10 @@
 """What is said to travel between ranks, against what DeepSpeed's collectives carried on real gloo ranks."""
 
 import pytest
-from transformers import AutoConfig
 
 from dist_sft.config.run_config import RunConfig
 from dist_sft.estimate.traffic import Collective, Sizes, traffic
+from dist_sft.model.architecture import Architecture
 from dist_sft.run.opened import open_run
 from tests.measured import measure_on_ranks
 from tests.ranks import records
@@ -51,7 +51,7 @@ def said_and_carried(settings, world, measured):
     """Bytes of the last step, by kind of collective and number of ranks."""
     config = RunConfig.model_validate(settings)
     merged = open_run(config).deepspeed_for(world, "cpu")
-    sizes = Sizes.of(config, AutoConfig.from_pretrained(config.model.path), merged)
+    sizes = Sizes.of(config, Architecture.load(config.model, None), merged)
     micro_steps = records(config.run.dir)[-1]["micro_steps"]
     said = {}
     for one in traffic(config, merged, sizes, micro_steps):

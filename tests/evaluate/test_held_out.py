@@ -39,7 +39,9 @@ def pretrained(tiny_model):
 
 @pytest.fixture(scope="module")
 def model(pretrained):
-    return load(pretrained.settings, pretrained.architecture, {"train_batch_size": 1}, 0, torch.device("cpu"), 1)
+    return load(
+        pretrained.settings, pretrained.architecture.configuration, {"train_batch_size": 1}, 0, torch.device("cpu"), 1
+    )
 
 
 @pytest.fixture(scope="module")

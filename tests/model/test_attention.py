@@ -26,6 +26,7 @@ from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.evaluate.held_out import negative_log_likelihood
 from dist_sft.model import attention
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.packed import PackedModel
@@ -179,10 +180,10 @@ UNSUPPORTED = {
 def test_what_would_be_trained_wrongly_is_refused(reason):
     config, context_length = UNSUPPORTED[reason]
     with pytest.raises(ModelError, match=reason) as error:
-        refuse_unsupported(config, context_length, packing=True, where="model")
+        refuse_unsupported(Architecture.of(config), context_length, packing=True, where="model")
     assert error.value.where == "model/config.json" and error.value.fix
 
 
 def test_the_models_that_are_tested_here_are_supported():
     for name, config in CONFIGS.items():
-        refuse_unsupported(config, 128, packing=True, where=name)
+        refuse_unsupported(Architecture.of(config), 128, packing=True, where=name)

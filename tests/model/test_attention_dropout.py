@@ -9,10 +9,10 @@ from transformers import GPT2Config, LlamaConfig
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention
-from dist_sft.model.architecture import load_architecture
 from dist_sft.model.attention.call import Call
 from dist_sft.model.attention.dropout import drop
 from dist_sft.model.attention.segments import segments
+from dist_sft.model.configuration import load_configuration
 from dist_sft.model.load import load
 from tests.model.test_attention import CONFIGS, SMALL, build, pack, samples
 from tests.model.test_backends import tensors
@@ -106,7 +106,7 @@ def test_a_model_is_loaded_with_the_dropout_of_the_run(tmp_path, setting, share)
     source.save_pretrained(tmp_path)
     settings = ModelSection(path=str(tmp_path), dtype="float32", attention_dropout=setting)
     model = load(
-        settings, load_architecture(settings), {"train_micro_batch_size_per_gpu": 1}, 0, torch.device("cpu"), steps=1
+        settings, load_configuration(settings), {"train_micro_batch_size_per_gpu": 1}, 0, torch.device("cpu"), steps=1
     )
     assert model.context.attention_dropout == share
     model.logits(model.module.train(), pack(samples(11)), 0, torch.arange(11))

@@ -8,8 +8,8 @@ from dist_sft.chat.conversation import EncodedSample
 from dist_sft.config.sections import ModelSection
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
-from dist_sft.model.architecture import load_architecture
 from dist_sft.model.blocks import blocks_of
+from dist_sft.model.configuration import load_configuration
 from dist_sft.model.load import load
 
 FULL, ADAPTER = {"kind": "full"}, {"kind": "lora", "rank": 4}
@@ -20,7 +20,7 @@ FULL, ADAPTER = {"kind": "full"}, {"kind": "lora", "rank": 4}
 def test_as_many_blocks_recompute_as_were_asked_for(tiny_model, tuning, share, again):
     settings = ModelSection(path=str(tiny_model), dtype="float32", tuning=tuning, gradient_checkpointing=share)
     deepspeed, cpu = {"train_batch_size": 1}, torch.device("cpu")
-    model = load(settings, load_architecture(settings), deepspeed, seed=0, device=cpu, steps=1)
+    model = load(settings, load_configuration(settings), deepspeed, seed=0, device=cpu, steps=1)
     blocks, calls = blocks_of(model.module), []
     for block in blocks:
         block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralC
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.architecture import load_architecture
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.complete import compare, refuse_incomplete
+from dist_sft.model.configuration import load_configuration
 from dist_sft.model.headers import read_headers
 from dist_sft.model.load import load
 from tests.ranks import train_on_ranks
@@ -36,11 +37,11 @@ def written(folder, config, change=lambda weights: None, dtype=torch.float32, **
 
 
 def compared(settings, cache=None):
-    return compare(settings, read_headers(settings), load_architecture(settings), cache)
+    return compare(Architecture.load(settings, cache), read_headers(settings))
 
 
 def loaded(settings, stage=0):
-    config = load_architecture(settings)
+    config = load_configuration(settings)
     return load(settings, config, {"zero_optimization": {"stage": stage}}, 0, torch.device("cpu"), 1)
 
 
@@ -84,7 +85,7 @@ FAULTS = {
 def test_what_is_missing_left_over_or_of_another_shape_is_refused_by_name(tmp_path, name):
     config, change, message = FAULTS[name]
     with pytest.raises(ModelError, match=message):
-        refuse_incomplete(settings := written(tmp_path, config, change), load_architecture(settings), None)
+        refuse_incomplete(settings := written(tmp_path, config, change), Architecture.load(settings, None))
 
 
 @pytest.mark.parametrize("name", ["no head", "misnamed", "another shape", "a layer more"])
@@ -233,15 +234,17 @@ def test_a_model_in_the_hubs_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     settings = ModelSection(path="who/what")
     with pytest.raises(ModelError, match=r"^who/what: 1 weight is missing in its files.*: lm_head\.weight"):
-        refuse_incomplete(settings, PLAIN, None)
+        refuse_incomplete(settings, Architecture.of(PLAIN))
 
 
 SECOND = """
 import sys
 from pathlib import Path
 from dist_sft.config.sections import ModelSection
+from dist_sft.model.architecture import Architecture
 from dist_sft.model.complete import refuse_incomplete
-print(refuse_incomplete(ModelSection(path=sys.argv[1]), None, Path(sys.argv[2])))
+settings = ModelSection(path=sys.argv[1])
+print(refuse_incomplete(settings, Architecture.load(settings, Path(sys.argv[2]))))
 assert not (found := {"torch", "transformers"} & sys.modules.keys()), found
 """
 
@@ -249,7 +252,7 @@ assert not (found := {"torch", "transformers"} & sys.modules.keys()), found
 @pytest.mark.parametrize("change", [lambda weights: None, buffers])
 def test_the_second_look_needs_no_torch(tmp_path, change):
     settings = written(tmp_path / "model", PLAIN, change)
-    first = refuse_incomplete(settings, load_architecture(settings), tmp_path / "cache")
+    first = refuse_incomplete(settings, Architecture.load(settings, tmp_path / "cache"))
     command = [sys.executable, "-c", SECOND, settings.path, tmp_path / "cache"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ended.stdout, ended.returncode) == (f"{first}\n", 0), ended.stderr

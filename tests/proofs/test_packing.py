@@ -25,7 +25,7 @@ def config(tiny_run):
 
 def proofs_of(config):
     data = RunData.of(open_run(config))
-    return prove_packing(config, data.run.architecture, data.train.rows.probe(data.train.steps).samples)
+    return prove_packing(config, data.run.architecture.configuration, data.train.rows.probe(data.train.steps).samples)
 
 
 def test_a_sound_model_is_proved(config):

@@ -100,7 +100,7 @@ def _room(run: OpenedRun) -> float:
     config = run.config
     if config.checkpoint.url:
         return 0.0
-    trained = count_trained(run.architecture, config.model.tuning).total
+    trained = count_trained(run.architecture.layout, config.model.tuning).total
     keep = config.checkpoint
     return float(trained * state_bytes(config, stage=1) * (keep.keep + keep.keep_best + 1))
 

@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.plan import Plan, make_plan
 from dist_sft.commands.planning.workload import Workload
 from dist_sft.config.sections import LoraTuning
 from dist_sft.core.errors import ConfigError
+from dist_sft.model.architecture import Architecture
 from dist_sft.run.opened import OpenedRun
 
 RANK = 16
@@ -41,7 +40,7 @@ class Candidate:
     machine: Machine
 
 
-def changes(run: OpenedRun, architecture: PretrainedConfig, work: Workload, machine: Machine) -> list[Adjustment]:
+def changes(run: OpenedRun, architecture: Architecture, work: Workload, machine: Machine) -> list[Adjustment]:
     """Each change alone, cheapest first; where none is enough, one upon the other until they are.
 
     Those that a run would refuse, or that are made already, are left out.

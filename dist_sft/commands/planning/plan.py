@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from dist_sft.commands.planning.machine import Machine
 from dist_sft.commands.planning.workload import Workload
 from dist_sft.config.run_config import RunConfig
@@ -16,6 +14,7 @@ from dist_sft.data.packing import Packer, StepPlan
 from dist_sft.estimate.cost import BYTES, model_cost
 from dist_sft.estimate.memory import Memory, estimate, state_bytes
 from dist_sft.estimate.traffic import Collective, Sizes, traffic
+from dist_sft.model.architecture import Architecture
 from dist_sft.run.opened import OpenedRun
 
 
@@ -118,7 +117,7 @@ def on_machine(run: OpenedRun, machine: Machine) -> OpenedRun:
     return run.changed(cluster=cluster)
 
 
-def make_plan(run: OpenedRun, architecture: PretrainedConfig, work: Workload, machine: Machine) -> Plan:
+def make_plan(run: OpenedRun, architecture: Architecture, work: Workload, machine: Machine) -> Plan:
     """Raises ConfigError where the DeepSpeed settings or sequence parallelism do not go with the machine."""
     run = on_machine(run, machine)
     config, merged = run.config, run.resolved_deepspeed
@@ -157,7 +156,7 @@ def make_plan(run: OpenedRun, architecture: PretrainedConfig, work: Workload, ma
     )
 
 
-def main_memory(run: OpenedRun, architecture: PretrainedConfig, machine: Machine) -> Host:
+def main_memory(run: OpenedRun, architecture: Architecture, machine: Machine) -> Host:
     """The plan's of a node, for which no row needs to be looked at. Raises ConfigError as `make_plan`."""
     run = on_machine(run, machine)
     config, merged = run.config, run.resolved_deepspeed

@@ -1,0 +1,75 @@
+"""What transformers says of a model's config.json and tokenizer, asked of a process of its own, without torch.
+
+transformers imports torch wherever it is installed: four seconds, for a command that shows a row. In a process that has
+torch already, it is asked there.
+
+    python -m dist_sft.model.apart PATH [REVISION]      # JSON on standard output
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from dist_sft.config.sections import ModelSection
+from dist_sft.core.errors import ModelError
+
+CONFIG, VOCABULARY = "config", "vocabulary"
+QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
+
+
+def told(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """CONFIG: see `model.configuration.spelled_out`; VOCABULARY: the fields of a `Vocabulary`. Raises ModelError.
+
+    here: asks transformers in this process.
+    """
+    if "torch" in sys.modules:
+        return here()
+    answer = _asked(settings.path, settings.revision)[part]
+    if "error" in answer:
+        raise ModelError(**answer["error"])
+    found: dict[str, Any] = answer["found"]
+    return found
+
+
+@functools.cache
+def _asked(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
+    """By part: {"found": ...}, or {"error": ...}. Raises ModelError where the process says nothing."""
+    command = [sys.executable, "-m", __name__, path, *([revision] if revision else [])]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | QUIET, check=False)
+    try:
+        answer: dict[str, dict[str, Any]] = json.loads(ended.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise ModelError(
+            f"transformers ended with exit code {ended.returncode} as it read config.json and the tokenizer",
+            where=path,
+            fix="see what it wrote above",
+        ) from None
+    return answer
+
+
+def _main(path: str, revision: str | None = None) -> None:
+    sys.modules["torch"] = None  # type: ignore[assignment]  # as though it were not installed
+    from dist_sft.model.configuration import load_configuration, spelled_out
+    from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
+
+    read = functools.cache(lambda: load_configuration(ModelSection(path=path, revision=revision)))
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        CONFIG: lambda: spelled_out(read()),
+        VOCABULARY: lambda: asdict(vocabulary_of(load_tokenizer(path, revision, read()))),
+    }
+    answer: dict[str, Any] = {}
+    for name, part in parts.items():
+        try:
+            answer[name] = {"found": part()}
+        except ModelError as error:
+            answer[name] = {"error": {"what": error.what, "where": error.where, "fix": error.fix}}
+    print(json.dumps(answer))  # noqa: T201
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
