@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from dist_sft.chat.certificate import Certificate
+from dist_sft.chat.encode import Encoder
 from dist_sft.config.advice import warnings
 from dist_sft.config.presets import SOURCES
 from dist_sft.config.run_config import RunConfig
 from dist_sft.data.encoding import PROBE, EncodedStep, Told
 from dist_sft.estimate.advice import Advice, DataFacts, advise
 from dist_sft.estimate.memory import Memory, memory_of_a_rank
-from dist_sft.model.generation import stops_of
 from dist_sft.model.trainable import far_positions
 from dist_sft.proofs.masks import certify_masks, prove_masks
 from dist_sft.proofs.proof import Proof, refuse
@@ -139,7 +139,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
         masks=masks,
         dropped=tuple(f"{entry.where}: {entry.what}" for entry in looked.entries),
         told=data.told(rows),
-        stops=stops_of(config.model, list(data.encoder.stop_ids), run.model.tokenizer),
+        stops=_stops(run, data.encoder),
         longest=max(lengths),
         micro_steps=plan.micro_steps,
         balance=plan.balance,
@@ -151,6 +151,13 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
         memory=memory_of_a_rank(config, run.architecture, merged, run.device, masks.supervised / masks.tokens),
         proofs=(*prove_masks(masks), *_of_held_out(data, rows), *([] if fast else _of_model(run, data, looked))),
     )
+
+
+def _stops(run: OpenedRun, encoder: Encoder) -> tuple[str, ...]:
+    """Of an export, in words."""
+    words = {token.id: token.content for token in encoder.vocabulary.added_tokens}
+    stops = dict.fromkeys((*encoder.stop_ids, *run.model.stops))
+    return tuple(words.get(stop, str(stop)) for stop in stops)
 
 
 def _check_machine(config: RunConfig) -> None:

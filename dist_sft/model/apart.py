@@ -7,23 +7,30 @@ torch already, it is asked there.
 """
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
+from dist_sft.model.headers import is_settled, model_folder
+from dist_sft.model.remembered import remember
 
-CONFIG, VOCABULARY = "config", "vocabulary"
+CONFIG, VOCABULARY, STOPS = "config", "vocabulary", "stops"
+WEIGHT_FILES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"})
+"""Ends of names of files that hold weights."""
 QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
 
 
 def told(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """CONFIG: see `model.configuration.spelled_out`; VOCABULARY: the fields of a `Vocabulary`. Raises ModelError.
+    """CONFIG: see `model.configuration.spelled_out`; VOCABULARY: the fields of a `Vocabulary`; STOPS: {"ids": those on
+    which the base model stops}. Raises ModelError.
 
     here: asks transformers in this process.
     """
@@ -34,6 +41,20 @@ def told(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) 
         raise ModelError(**answer["error"])
     found: dict[str, Any] = answer["found"]
     return found
+
+
+def kept(settings: ModelSection, cache: Path | None, part: str, here: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """`told`, kept by the content of all files beside the weights: which of them matter, transformers knows."""
+    folder = model_folder(settings) if cache and is_settled(settings) else None
+    if folder is None:
+        return told(settings, part, here)
+    return remember(cache, part, _content(folder), lambda: told(settings, part, here))
+
+
+def _content(folder: Path) -> bytes:
+    files = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    read = [file for file in sorted(files) if file.is_file() and file.suffix not in WEIGHT_FILES]
+    return json.dumps([(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in read]).encode()
 
 
 @functools.cache
@@ -55,12 +76,15 @@ def _asked(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
 def _main(path: str, revision: str | None = None) -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]  # as though it were not installed
     from dist_sft.model.configuration import load_configuration, spelled_out
+    from dist_sft.model.generation import stops_of_base
     from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 
-    read = functools.cache(lambda: load_configuration(ModelSection(path=path, revision=revision)))
+    settings = ModelSection(path=path, revision=revision)
+    read = functools.cache(lambda: load_configuration(settings))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         CONFIG: lambda: spelled_out(read()),
         VOCABULARY: lambda: asdict(vocabulary_of(load_tokenizer(path, revision, read()))),
+        STOPS: lambda: {"ids": stops_of_base(settings)},
     }
     answer: dict[str, Any] = {}
     for name, part in parts.items():

@@ -1,16 +1,12 @@
 """On which tokens an export stops: those of the base model, and those that training teaches as ends of answers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.architecture import load_architecture
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from dist_sft.model.configuration import load_configuration
 
 FILE = "generation_config.json"
 
@@ -29,17 +25,17 @@ def generation_of(settings: ModelSection, stop_ids: list[int]) -> GenerationConf
                 where=str(Path(settings.path) / FILE),
                 fix="correct the file, or remove it: then the tokens on which the export stops come from config.json",
             ) from error
-        generation = GenerationConfig.from_model_config(load_architecture(settings))
+        generation = GenerationConfig.from_model_config(load_configuration(settings))
     before = generation.eos_token_id
     known = before if isinstance(before, list) else [] if before is None else [before]
     generation.eos_token_id = [*dict.fromkeys((*stop_ids, *known))]
     return generation
 
 
-def stops_of(settings: ModelSection, stop_ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """The tokens on which an export stops, in words."""
-    stops: list[int] = generation_of(settings, stop_ids).eos_token_id
-    return tuple(str(tokenizer.convert_ids_to_tokens(stop) or stop) for stop in stops)
+def stops_of_base(settings: ModelSection) -> list[int]:
+    """Ids on which generation with the base model stops. Raises ModelError as `generation_of`."""
+    stops: list[int] = generation_of(settings, []).eos_token_id
+    return stops
 
 
 def save_generation(settings: ModelSection, stop_ids: list[int], out: Path) -> None:

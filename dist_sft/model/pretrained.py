@@ -1,14 +1,15 @@
 """The model that a run starts from, as far as it is known without its weights: each part is loaded once."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.config.sections import ModelSection
+from dist_sft.model.apart import STOPS, VOCABULARY, kept
 from dist_sft.model.architecture import Architecture
-from dist_sft.model.tokenizer import load_tokenizer, load_vocabulary, vocabulary_of
+from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,4 +41,15 @@ class Pretrained:
         """The tokenizer without transformers, for `chat`. Raises ModelError."""
         if "tokenizer" in vars(self):
             return vocabulary_of(self.tokenizer)
-        return load_vocabulary(self.settings, self.cache, lambda: self.tokenizer)
+        return Vocabulary(**kept(self.settings, self.cache, VOCABULARY, lambda: asdict(vocabulary_of(self.tokenizer))))
+
+    @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Ids on which generation with it stops. Raises ModelError."""
+
+        def here() -> dict[str, list[int]]:
+            from dist_sft.model.generation import stops_of_base
+
+            return {"ids": stops_of_base(self.settings)}
+
+        return tuple(kept(self.settings, self.cache, STOPS, here)["ids"])

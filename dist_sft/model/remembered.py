@@ -17,6 +17,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 WORK = {
     "config": "reading config.json with transformers; what it says is kept in the cache",
     "vocabulary": "reading the tokenizer with transformers; what it says is kept in the cache",
+    "stops": "reading the generation config with transformers; what it says is kept in the cache",
     "layout": "laying out the model without weights; what is found is kept in the cache",
     "trial": "trying a small copy of the model; what is found is kept in the cache",
     "weights": "comparing the weight files with the model; what is found is kept in the cache",

@@ -1,31 +1,21 @@
 """A tokenizer of transformers -> Vocabulary, and back into an export folder.
 
-hub id or folder ─ load_tokenizer ─┬─ vocabulary_of ─> Vocabulary (kept in the cache) ─> chat/encode
+hub id or folder ─ load_tokenizer ─┬─ vocabulary_of ─> Vocabulary ─> chat/encode
                                    └─ save_tokenizer ─> run folder, export
 """
 
-import hashlib
-import json
-from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_sft.chat.templates import ChatTemplate
 from dist_sft.chat.vocabulary import Vocabulary
-from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.apart import VOCABULARY, told
-from dist_sft.model.headers import is_settled, model_folder
-from dist_sft.model.remembered import remember
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-WEIGHT_FILES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"})
-"""Ends of names of files that hold weights."""
 
 
 def load_tokenizer(
@@ -70,26 +60,6 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase") -> Vocabulary:
         template, with_tools = template.get("default"), template.get("tool_use")
     named = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
     return Vocabulary(backend.to_str(), template or None, named, len(tokenizer), with_tools)
-
-
-def load_vocabulary(
-    settings: ModelSection, cache: Path | None, tokenizer: Callable[[], "PreTrainedTokenizerBase"]
-) -> Vocabulary:
-    """`vocabulary_of` the tokenizer of a model, kept by the content of its files. Raises ModelError."""
-
-    def found() -> dict[str, Any]:
-        return told(settings, VOCABULARY, lambda: asdict(vocabulary_of(tokenizer())))
-
-    folder = model_folder(settings) if cache and is_settled(settings) else None
-    return Vocabulary(**(found() if folder is None else remember(cache, "vocabulary", _content(folder), found)))
-
-
-def _content(folder: Path) -> bytes:
-    """Of all files of a model but its weights: which of them make its tokenizer, transformers knows."""
-    files = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    read = [file for file in sorted(files) if file.is_file() and file.suffix not in WEIGHT_FILES]
-    digests = ((file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in read)
-    return json.dumps([*digests]).encode()
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, folder: Path) -> None:
