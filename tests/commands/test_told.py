@@ -16,7 +16,8 @@ MENTION = {"messages": [{"role": "user", "content": "Copy <|im_end|>"}, {"role":
 
 def source(run, rows, **settings):
     """An override that gives the run these rows."""
-    path = run.file.parent / "other.jsonl"
+    path = run.file.parent / "other" / "other.jsonl"
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"data.sources={json.dumps([{'path': str(path), **settings}])}"
 
