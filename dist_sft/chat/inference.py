@@ -1,7 +1,8 @@
 """Where inference with a chat template is not what the template teaches: nothing that is learned can mend that.
 
 A template may open answers otherwise in its generation prompt than in a whole text (Qwen3's empty thought), end earlier
-answers with a token on which generation must not stop (gpt-oss), or write a stop token inside an answer (GigaChat).
+answers with a token on which generation must not stop (gpt-oss), write a stop token inside an answer (GigaChat), or write
+earlier turns otherwise once others follow (Mistral puts tools before the last question).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,10 @@ from dist_sft.chat.conversation import Conversation
 from dist_sft.chat.render import Renderer
 from dist_sft.core.errors import RowError
 
+HISTORY = (
+    "the turns before an answer are not written as at inference, because the template looks at those that follow "
+    "(data.loss.turns=last learns the last answer alone)"
+)
 MOST_SHOWN = 60
 """Characters of a prompt that a line for a person holds."""
 
@@ -44,11 +49,11 @@ class Inference:
         for answer in answers:
             yield from self._stopping(answer.tokens)
             opening = self._turns.opening(conversation, answer.message)
-            if (
-                opening
-                and not answer.before.endswith("".join(opening.prompt))
-                and not self._agree(conversation, answer)
-            ):
+            if opening is None or self._agree(conversation, answer):
+                continue
+            if answer.before.endswith("".join(opening.prompt)):
+                yield HISTORY
+            else:
                 yield self._opening(conversation, answer, opening.prompt)
 
     def _stopping(self, tokens: Sequence[str]) -> Iterator[str]:

@@ -76,3 +76,17 @@ def test_an_end_on_which_generation_does_not_stop_is_said_of_earlier_answers(sai
     assert said(RETURNS, SINGLE, eos="<|end_of_text|>") == []
     (line,) = said(RETURNS, MULTI, eos="<|end_of_text|>")
     assert line.startswith("an answer ends with <|im_end|>, on which generation does not stop")
+
+
+LOOKS_AHEAD = HEAD + "{% if m.role == 'user' and loop.last %}[last]{% endif %}{{ m.content }}" + TAIL + "{% endif %}"
+
+
+def test_turns_that_are_written_otherwise_once_others_follow_are_said(said):
+    """At inference the question is the last turn, in training an answer follows it."""
+    (line,) = said(LOOKS_AHEAD, SINGLE)
+    assert line.startswith("the turns before an answer are not written as at inference")
+    by_question = LOOKS_AHEAD.replace(
+        "loop.last", "m.content == (messages | selectattr('role', 'eq', 'user') | list)[-1].content"
+    )
+    assert said(by_question, SINGLE) == []
+    assert said(by_question, MULTI) == [line] and said(by_question, MULTI, turns="last") == []

@@ -22,8 +22,6 @@ OTHER = (
     "Apertus-8B-Instruct",
 )  # fmt: skip
 """The same, where it is not."""
-OTHER_HISTORY = {"gpt-oss-120b", "trl/gptoss_training", "unsloth/gptoss", "Hermes-2-Pro-Llama-3-8B-tool_use"}
-"""Where earlier turns are written otherwise as long as no later ones follow, which nobody says."""
 ENTRIES = {entry.name: entry for entry in listing() if entry.stops}
 
 
@@ -62,8 +60,7 @@ def test_an_export_answers_as_it_was_taught_and_stops_by_itself(entry, thoughts,
         wanted, prompt = taught.tokens(answer), served.prompt(taught, answer)
         others += prompt is None
         assert served.generated(prompt or taught.before(answer), len(wanted) + TO_SPARE) == wanted
-    if entry.name not in OTHER_HISTORY:
-        assert bool(others) == bool(taught.unlike), taught.unlike
+    assert bool(others) == bool(taught.unlike), taught.unlike
     if not thoughts and entry.name in SAME + OTHER:
         assert bool(others) == (entry.name in OTHER)
 
