@@ -1,8 +1,8 @@
 """Where inference with a chat template is not what the template teaches: nothing that is learned can mend that.
 
 A template may open answers otherwise in its generation prompt than in a whole text (Qwen3's empty thought), end earlier
-answers with a token on which generation must not stop (gpt-oss), write a stop token inside an answer (GigaChat), or write
-earlier turns otherwise once others follow (Mistral puts tools before the last question).
+answers with a token on which generation must not stop (gpt-oss), write a stop token inside an answer (GigaChat), or
+write earlier turns otherwise once others follow (Mistral puts tools before the last question).
 """
 
 from collections.abc import Iterator, Sequence
