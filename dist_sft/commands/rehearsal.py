@@ -19,7 +19,7 @@ from dist_sft.core.errors import ClusterError, ConfigError
 from dist_sft.model.miniature import miniature, save_random
 from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
-from dist_sft.proofs.proof import Proof, largest
+from dist_sft.proofs.proof import Proof
 from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.tracking.records import Step, read

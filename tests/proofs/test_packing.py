@@ -13,7 +13,8 @@ from dist_sft.model.attention import segments
 from dist_sft.model.context import PackContext
 from dist_sft.proofs import packing
 from dist_sft.proofs.packing import prove_packing
-from dist_sft.proofs.proof import Proof, largest, refuse
+from dist_sft.model.rounding import difference, largest
+from dist_sft.proofs.proof import Proof, refuse
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import open_run
 
@@ -88,7 +89,7 @@ def test_a_figure_that_is_no_number_does_not_hold():
 def test_a_difference_that_is_no_number_is_not_lost():
     one, none = torch.ones(2), torch.full((2,), torch.nan)
     for found in ([one, none], [none, one]):
-        assert math.isnan(packing._difference(found, [one, one])) and math.isnan(packing._difference([one, one], found))
+        assert math.isnan(difference(found, [one, one])) and math.isnan(difference([one, one], found))
     assert math.isnan(largest([1.0, math.nan])) and largest([]) == 0
 
 
