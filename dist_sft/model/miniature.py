@@ -1,15 +1,18 @@
 """A small copy of a model's architecture, with random weights: what its code does can be proved on any machine."""
 
 import copy
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dist_sft.model.capacity import count_parameters
+from dist_sft.model.rounding import nudged
 
 LARGEST = 200_000_000
 """Parameters up to which the copy keeps the width of the original."""
@@ -130,3 +133,11 @@ def save_random(config: PretrainedConfig, folder: Path, seed: int) -> int:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_nudged(folder: Path, out: Path) -> None:
+    """The model of a folder in float32, with each weight off by one unit in the last place; and all that is beside it."""
+    shutil.copytree(folder, out)
+    for file in out.glob("*.safetensors"):
+        weights = {name: nudged(weight) for name, weight in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
