@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.config.load import load_config
@@ -26,14 +29,14 @@ from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.estimate.cost import model_cost
 from dist_sft.estimate.memory import memory_of_a_rank
-from dist_sft.model.architecture import load_architecture
+from dist_sft.model.architecture import auto_class, load_architecture
 from dist_sft.model.capacity import count_trained
 from dist_sft.model.complete import refuse_incomplete
 from dist_sft.model.load import load
 from dist_sft.model.miniature import save_random, smallest
 from dist_sft.model.rounding import EXACT, in_float64
 from dist_sft.model.supported import refuse_unsupported
-from dist_sft.model.trainable import refuse_architecture, refuse_experts, refuse_positions, refuse_trial
+from dist_sft.model.trainable import frozen_parts, refuse_architecture, refuse_experts, refuse_positions, refuse_trial
 from dist_sft.proofs.packing import prove_packing
 from dist_sft.run.opened import open_run
 
@@ -53,8 +56,8 @@ class Verdict:
 
 
 def types() -> list[str]:
-    """All that transformers takes for causal, by name."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """All that transformers takes for causal, or for a language model with towers, by name."""
+    return sorted({**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES})
 
 
 def judge(name: str) -> Verdict:
@@ -87,6 +90,7 @@ def _judged(name: str, config: PretrainedConfig, small: PretrainedConfig | None,
     assert small is not None, "what cannot be tried is refused"
     save_random(small, Path(folder), 0)
     architecture = load_architecture(settings)
+    frozen_parts(settings, architecture, None)
     refuse_positions(settings, architecture, sum(LENGTHS), None)
     refuse_incomplete(settings, architecture, None)
     _estimates(architecture, folder)
@@ -135,7 +139,7 @@ def _samples(vocabulary: int) -> list[EncodedSample]:
 
 def _away(settings: ModelSection, architecture: PretrainedConfig, samples: list[EncodedSample]) -> float:
     """How far the gradient of a pack is from that which transformers' own loss gives, one sample after the other."""
-    oracle = AutoModelForCausalLM.from_pretrained(
+    oracle = auto_class(architecture).from_pretrained(
         settings.path, dtype=torch.float64, attn_implementation="eager"
     ).eval()
     for sample in samples:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dist_sft.config.sections import LoraTuning
 from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
-from dist_sft.model.capacity import refuse_absent_targets
+from dist_sft.model.capacity import adapted_layers, refuse_absent_targets
+from dist_sft.model.text_path import is_beside_text
 
 NAME = "default"
 """What peft calls an adapter that nobody named."""
@@ -89,7 +90,7 @@ def _peft_config(model: Any, tuning: LoraTuning) -> Any:
         lora_dropout=tuning.dropout,
         use_rslora=tuning.scaling == "rslora",
         use_dora=tuning.dora,
-        target_modules=tuning.targets if isinstance(tuning.targets, str) else list(tuning.targets),
+        target_modules=adapted_layers(model, tuning.targets),
         modules_to_save=whole or None,
         ensure_weight_tying=is_tied(model) and _ends(model, whole),
         task_type="CAUSAL_LM",
@@ -110,7 +111,8 @@ def _ends(model: Any, names: list[str]) -> bool:
 
 def _saved_modules(model: nn.Module, names: tuple[str, ...]) -> list[str]:
     """Full names of modules: to peft, norm would also mean input_layernorm. Raises ModelError for an unknown name."""
-    there = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    reached = [(name, module) for name, module in model.named_modules() if not is_beside_text(module)]
+    there = [name for name, module in reached if any(True for _ in module.parameters(recurse=False))]
     for name in names:
         if not any(_means(name, one) for one in there):
             raise ModelError(

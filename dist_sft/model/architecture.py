@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import transformers
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
@@ -33,13 +37,26 @@ def load_architecture(settings: ModelSection) -> PretrainedConfig:
             fix="check model.path: a folder with config.json and weights (there is none of this name here), or a hub "
             "id (and HF_TOKEN if it is gated)",
         ) from error
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if config.model_type not in {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}:
         raise ModelError(
             f"{config.model_type} is not a causal language model that transformers knows",
             where=settings.path,
             fix="choose a decoder-only model",
         )
     return config
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """transformers' class that makes a model of a config: of the same class as its checkpoint.
+
+    A type that is known with towers only, or whose checkpoint was saved with them, keeps them.
+    """
+    of_text = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    with_towers = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.get(config.model_type)
+    saved = getattr(config, "architectures", None) or ()
+    if of_text is None or (with_towers in saved and of_text not in saved):
+        return AutoModelForMultimodalLM
+    return AutoModelForCausalLM
 
 
 def _refuse_foreign_code(settings: ModelSection) -> None:

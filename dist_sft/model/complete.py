@@ -111,10 +111,12 @@ def lay_out(config: "PretrainedConfig") -> dict[str, Any]:
     tied       names that are another's weight, and that one
     converted  whether files may name weights otherwise, or hold them in other pieces
     positions  how many there are, where the model looks them up in a table; null: it computes them
+    composite  whether it may have parts beside the one for text
     experts    whether it has any
     """
     from dist_sft.model.capacity import laid_out
     from dist_sft.model.stored import tied_names
+    from dist_sft.model.text_path import is_composite
 
     try:
         model = laid_out(config)
@@ -130,6 +132,7 @@ def lay_out(config: "PretrainedConfig") -> dict[str, Any]:
         "tied": tied_names(model),
         "converted": bool(_conversions(model)),
         "positions": _positions(model),
+        "composite": is_composite(config),
         "experts": any(".experts." in name for name in shapes),
     }
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.model import attention, dropout, neftune
 from dist_sft.model.adapters import with_adapters
-from dist_sft.model.architecture import first_line
+from dist_sft.model.architecture import auto_class, first_line
 from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.complete import compare, of_report
 from dist_sft.model.context import PackContext
@@ -24,6 +24,7 @@ from dist_sft.model.headers import read_headers
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.precision import multiply_without_emulation
 from dist_sft.model.stored import refuse_two_heads
+from dist_sft.model.text_path import freeze_beside_text
 
 
 def load(
@@ -54,7 +55,7 @@ def load(
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
         model: Any
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             settings.path,
             revision=settings.revision,
             config=config,
@@ -77,6 +78,7 @@ def load(
             fix="the folder needs config.json and weights of a causal language model that transformers knows",
         ) from error
     of_report(report, model).refuse(settings.path)
+    freeze_beside_text(model, architecture)
     model.config.use_cache = False  # with a cache, samples of a pack see each other
     if isinstance(settings.tuning, LoraTuning):
         model = with_adapters(model, settings.tuning, seed, starts)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
+from dist_sft.model.architecture import auto_class
 from dist_sft.model.capacity import count_parameters
 from dist_sft.model.rounding import nudged
 
@@ -30,6 +31,7 @@ def miniature(config: PretrainedConfig) -> PretrainedConfig:
     proof are longer than it.
     """
     small = _shortened(config)
+    _fewer_layers_beside(small)
     if count_parameters(small) > LARGEST:
         _narrow(small.get_text_config())
     return small
@@ -130,7 +132,7 @@ def _narrow(text: Any) -> None:
 def save_random(config: PretrainedConfig, folder: Path, seed: int) -> int:
     """Write a model with random weights in float32, as transformers would start to train it; its parameters."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto_class(config).from_config(copy.deepcopy(config), dtype=torch.float32)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 

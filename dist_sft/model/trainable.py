@@ -67,6 +67,25 @@ def refuse_trial(settings: ModelSection, config: "PretrainedConfig", cache: Path
         raise ModelError(found["what"], where=settings.path, fix=found["fix"])
 
 
+def frozen_parts(settings: ModelSection, config: "PretrainedConfig", cache: Path | None) -> tuple[str, ...]:
+    """A note on what text never reaches, see `model.text_path`; none for a model of text alone. Raises ModelError."""
+    if not layout_of(settings, config, cache)["composite"]:
+        return ()
+
+    def parts() -> dict[str, int]:
+        from dist_sft.model.capacity import laid_out
+        from dist_sft.model.text_path import freeze_beside_text, parts_beside_text
+
+        model = laid_out(config)
+        freeze_beside_text(model, config)
+        return parts_beside_text(model)
+
+    if not (frozen := remember(cache, "beside_text", content_of(settings, config, cache), parts)):
+        return ()
+    count = f"{sum(frozen.values()):,} parameters that text never reaches"
+    return (f"{count} stay as they are, and are in the export: {', '.join(frozen)}",)
+
+
 def refuse_positions(
     settings: ModelSection, config: "PretrainedConfig", context_length: int, cache: Path | None
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from dist_sft.chat.conversation import EncodedSample
@@ -24,6 +24,7 @@ from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.model import attention, dropout
+from dist_sft.model.architecture import auto_class
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.miniature import smallest
@@ -130,7 +131,7 @@ def _refuse_difference(config: PretrainedConfig, found: Any, expected: list[Tens
 
 def _laid(small: PretrainedConfig, implementation: str) -> Any:
     config = copy.deepcopy(small)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation=implementation)
+    model: Any = auto_class(config).from_config(config, dtype=torch.float64, attn_implementation=implementation)
     model.eval()
     model.config.use_cache = False
     return model

@@ -180,6 +180,13 @@ def _gradients(model: PackedModel, *samples: np.ndarray) -> tuple[Tensor, Tensor
     return of_first, torch.autograd.grad(second, embedded[-1])[0][0]
 
 
+def _holds_something(mask: object) -> bool:
+    """Models with several kinds of layers hand a dictionary of masks around, each of which may be none."""
+    if isinstance(mask, dict):
+        return any(map(_holds_something, mask.values()))
+    return mask is not None
+
+
 @contextmanager
 def _watched(module: nn.Module, name: str) -> Iterator[None]:
     """Raise ModelError where any module inside is given a mask or a cache."""
@@ -193,7 +200,7 @@ def _watched(module: nn.Module, name: str) -> Iterator[None]:
                     where=name,
                     fix="call the model with use_cache=False, and set use_cache to false in its config.json",
                 )
-        if given.get("attention_mask") is not None:
+        if _holds_something(given.get("attention_mask")):
             raise ModelError(
                 f"somebody gives it an attention mask (in {type(inner).__name__}), which would be ignored",
                 where=name,
