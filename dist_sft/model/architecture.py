@@ -59,6 +59,15 @@ def auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForCausalLM
 
 
+def head_size(text: PretrainedConfig) -> int:
+    """Of an attention head; of most of them, where layers differ (Gemma 4 then refuses to tell)."""
+    try:
+        size = getattr(text, "head_dim", None)
+    except Exception:  # noqa: BLE001  # transformers' own, which is no AttributeError
+        size = vars(text).get("head_dim")
+    return int(size or text.hidden_size // text.num_attention_heads)
+
+
 def _refuse_foreign_code(settings: ModelSection) -> None:
     """Raise ModelError for a model whose code is not in transformers: code of a repository is never run."""
     try:

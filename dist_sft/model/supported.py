@@ -8,6 +8,7 @@ from typing import NoReturn
 from transformers import PretrainedConfig
 
 from dist_sft.core.errors import ModelError
+from dist_sft.model.architecture import head_size
 
 DROPOUTS = ("attention_probs_dropout_prob", "dropout", "activation_dropout")
 """Dropout that models apply in functions, from a generator. That of nn.Dropout modules is replaced instead, and that on
@@ -61,7 +62,7 @@ def refuse_split(config: PretrainedConfig, neighbours: int, where: str) -> None:
             where=f"{where}/config.json",
             fix=f"set train.sequence_parallel to one of {', '.join(map(str, possible))}",
         )
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head = head_size(text)
     if getattr(text, "v_head_dim", head) != head:
         raise ModelError(
             "keys and values of different sizes cannot be split between ranks",
