@@ -18,7 +18,7 @@ from dist_sft.config.sections import FullTuning, LoraTuning
 from dist_sft.core.errors import ModelError
 from dist_sft.model.architecture import auto_class
 from dist_sft.model.blocks import blocks_of
-from dist_sft.model.text_path import freeze_beside_text, has_parts_beside_text, is_beside_text
+from dist_sft.model.text_path import beside_text, freeze_beside_text, has_parts_beside_text, is_beside_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def count_parameters(config: PretrainedConfig) -> int:
 def count_trained(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> Trained:
     """Exact, for the layers are laid out as the model lays them out, on the meta device. Raises ModelError."""
     model = laid_out(config)
-    frozen = freeze_beside_text(model, config)
+    frozen = freeze_beside_text(model, beside_text(config))
     base = sum(p.numel() for p in model.parameters())
     if isinstance(tuning, FullTuning):
         return Trained(base, 0, 0, 0, base - frozen, 1.0, frozen)
@@ -101,7 +101,7 @@ def refuse_absent_targets(model: Any, tuning: LoraTuning) -> None:
 def tensor_sizes(config: PretrainedConfig, tuning: FullTuning | LoraTuning) -> tuple[list[int], list[int]]:
     """Numbers in each tensor of the model, and in each that adapters add (A, B, and the norms of DoRA)."""
     model = laid_out(config)
-    freeze_beside_text(model, config)
+    freeze_beside_text(model, beside_text(config))
     base = [p.numel() for p in model.parameters()]
     if isinstance(tuning, FullTuning):
         return base, []

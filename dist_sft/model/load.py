@@ -24,7 +24,7 @@ from dist_sft.model.headers import read_headers
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.precision import multiply_without_emulation
 from dist_sft.model.stored import refuse_two_heads
-from dist_sft.model.text_path import freeze_beside_text
+from dist_sft.model.text_path import beside_text, freeze_beside_text
 
 
 def load(
@@ -48,6 +48,7 @@ def load(
     if headers := read_headers(settings, ask=False):  # on each rank alike: under ZeRO-3 only the first one would see it
         compare(settings, headers, config, None).refuse(settings.path)
     refuse_two_heads(settings, config)
+    beside = beside_text(architecture)
     attention.register()
     attention_dropout = attention.dropout_of(settings.attention_dropout, config)
     _set_dropout(config, attention_dropout)
@@ -78,7 +79,7 @@ def load(
             fix="the folder needs config.json and weights of a causal language model that transformers knows",
         ) from error
     of_report(report, model).refuse(settings.path)
-    freeze_beside_text(model, architecture)
+    freeze_beside_text(model, beside)
     model.config.use_cache = False  # with a cache, samples of a pack see each other
     if isinstance(settings.tuning, LoraTuning):
         model = with_adapters(model, settings.tuning, seed, starts)

@@ -52,9 +52,10 @@ def _shortened(config: PretrainedConfig) -> PretrainedConfig:
     for name, value in vars(text).items():
         if isinstance(value, list | tuple) and len(value) == text.num_hidden_layers:
             setattr(text, name, type(value)(value[i] for i in kept))
-        if name.endswith("per_layer_config") and isinstance(value, dict):
-            setattr(text, name, {new: value[old] for new, old in enumerate(kept) if old in value})
+    differing = {int(number): of for number, of in (text.to_dict().get("per_layer_config") or {}).items()}
     text.num_hidden_layers = len(kept)
+    if differing:  # Gemma 4: sizes of heads by block
+        text.per_layer_config = {new: differing[old] for new, old in enumerate(kept) if old in differing}
     if getattr(text, "max_window_layers", None) is not None:  # Qwen2: blocks below it have no window
         text.max_window_layers = min(text.max_window_layers, len(kept) - 1)
     if slides(text):

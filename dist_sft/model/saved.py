@@ -46,7 +46,7 @@ def save_adapter(
         weights, tuning = _from_zero(weights, starts or {}, tuning)
     with torch.device("meta"):
         base = laid_out(config, dtype)
-        freeze_beside_text(base, config)
+        freeze_beside_text(base, beside_text(config))
         model = with_adapters(base, tuning, seed=0)
     _refuse_misfits(weights, trained_shapes(model))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False, assign=True)

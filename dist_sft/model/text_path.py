@@ -32,19 +32,21 @@ def is_composite(config: PretrainedConfig) -> bool:
 
 
 def beside_text(config: PretrainedConfig) -> frozenset[str]:
-    """Names of the parameters that no text reaches, each under all of its names. Raises ModelError."""
+    """Names of the parameters that no text reaches, each under all of its names. Raises ModelError.
+
+    Not while transformers takes every new model for one of ZeRO-3: it would partition this one, too.
+    """
     if not is_composite(config):
         return frozenset()
     return _beside(_Key(config.to_json_string(use_diff=False), config))
 
 
-def freeze_beside_text(model: Any, config: PretrainedConfig) -> int:
+def freeze_beside_text(model: Any, names: frozenset[str]) -> int:
     """Freeze what text never reaches, and note on each module whether it is such; how many parameters.
 
-    model: transformers' own, before adapters. config: what it was made of. Blocks, compilation and adapters look at
+    model: transformers' own, before adapters. names: see `beside_text`. Blocks, compilation and adapters look at
     `is_beside_text`.
     """
-    names = beside_text(config)
     frozen = {name: p for name, p in model.named_parameters(remove_duplicate=False) if name in names}
     for parameter in frozen.values():
         parameter.requires_grad_(False)

@@ -74,10 +74,10 @@ def frozen_parts(settings: ModelSection, config: "PretrainedConfig", cache: Path
 
     def parts() -> dict[str, int]:
         from dist_sft.model.capacity import laid_out
-        from dist_sft.model.text_path import freeze_beside_text, parts_beside_text
+        from dist_sft.model.text_path import beside_text, freeze_beside_text, parts_beside_text
 
         model = laid_out(config)
-        freeze_beside_text(model, config)
+        freeze_beside_text(model, beside_text(config))
         return parts_beside_text(model)
 
     if not (frozen := remember(cache, "beside_text", content_of(settings, config, cache), parts)):

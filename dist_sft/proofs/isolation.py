@@ -121,6 +121,12 @@ def prove_isolation(model: PackedModel, vocabulary: int, context_length: int) ->
     with model.evaluating():
         of_first, of_second = _gradients(model, first, second)
         _, again = _gradients(model, poison, second)
+    if not bool(torch.isfinite(of_first).all() and torch.isfinite(of_second).all()):
+        raise ModelError(
+            "its gradients are not finite before any training",
+            where=name,
+            fix="the weights are damaged; or choose another model: its code divides by what may be 0",
+        )
     changes = (
         _bounded(of_first[FIRST:], of_first, EXACT, what, name),
         _bounded(of_second[:FIRST], of_second, EXACT, what, name),
