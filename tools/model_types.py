@@ -170,9 +170,9 @@ def write(verdicts: list[Verdict]) -> None:
     version = transformers.__version__
     head = f"""# Model types
 
-What becomes of each of the {len(verdicts)} types that transformers {version} takes for causal language models:
-{count[TRAINS]} train, {count[REFUSED]} are refused, and {count[ABSENT]} need a real `config.json`.
-Written by `python -m tools.model_types --write`; `tests/model/test_types.py` holds it to be true.
+What becomes of each of the {len(verdicts)} types that transformers {version} takes for causal language models, or for
+language models with towers for images or sound, on text: {count[TRAINS]} train, {count[REFUSED]} are refused, and
+{count[ABSENT]} need a real `config.json`. Written by `python -m tools.model_types --write`; `tests/model/test_types.py` holds it to be true.
 
 *Trains*: on a copy with random weights, no later token changes an earlier logit, no sample of a pack changes another's
 logits or gradients, and the gradient of a pack is that of transformers' own model, one sample after the other; the
