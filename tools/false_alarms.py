@@ -3,9 +3,9 @@
     python -m tools.false_alarms                        four tiny models, trained here first, and SmolLM2-135M
     python -m tools.false_alarms --seeds 2 --models qwen3 gemma3
 
-Each is proved as `check` does (in float64) and as a start of a run does (in float32 and bfloat16), with one and with two
-threads, and with other samples for each seed. Prints the largest figure of each proof beside its limit; the exit code is
-1 where one is above it.
+Each is proved as `check` does (in float64) and as a start of a run does (in float32 and bfloat16), with one thread and
+with two, and with other samples for each seed. Prints the largest figure of each proof beside its limit; the exit code
+is 1 where one is above it.
 """
 
 import argparse
@@ -19,7 +19,14 @@ from random import Random
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
 from transformers.utils import logging
 
 from dist_sft.chat.conversation import EncodedSample
@@ -47,7 +54,12 @@ SIZE = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-GEMMA3 = {"sliding_window": 16, "query_pre_attn_scalar": 16, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+GEMMA3 = {
+    "sliding_window": 16,
+    "query_pre_attn_scalar": 16,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {}),
     "gemma3": (Gemma3TextConfig, GEMMA3 | {"layer_types": ["sliding_attention", "full_attention"] * 2}),
@@ -70,7 +82,9 @@ def trained(kind: str, folder: Path, steps: int) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     of, more = KINDS[kind]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(of(**SIZE | more, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, pad_token_id=0))
+    model = AutoModelForCausalLM.from_config(
+        of(**SIZE | more, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    )
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     rows = [tokenizer.encode(text, add_special_tokens=False)[:64] for text in texts]
@@ -108,7 +122,9 @@ def prove(config: RunConfig, samples: list[EncodedSample], threads: tuple[int, .
     for count in threads:
         torch.set_num_threads(count)
         proofs = prove_packing(config, architecture, samples)
-        proofs += prove_noise(config.model.neftune, samples, architecture.get_text_config().hidden_size, config.run.seed)
+        proofs += prove_noise(
+            config.model.neftune, samples, architecture.get_text_config().hidden_size, config.run.seed
+        )
         for proof in proofs:
             if proof.figure is None or proof.limit is None:
                 print(f"  {proof.name}: {proof.detail}", flush=True)  # noqa: T201

@@ -139,9 +139,9 @@ def _samples(vocabulary: int) -> list[EncodedSample]:
 
 def _away(settings: ModelSection, architecture: PretrainedConfig, samples: list[EncodedSample]) -> float:
     """How far the gradient of a pack is from that which transformers' own loss gives, one sample after the other."""
-    oracle = auto_class(architecture).from_pretrained(
-        settings.path, dtype=torch.float64, attn_implementation="eager"
-    ).eval()
+    oracle = (
+        auto_class(architecture).from_pretrained(settings.path, dtype=torch.float64, attn_implementation="eager").eval()
+    )
     for sample in samples:
         ids = torch.from_numpy(sample.tokens).long()[None]
         logits = oracle(input_ids=ids, use_cache=False).logits[0, :-1]
@@ -172,7 +172,8 @@ def write(verdicts: list[Verdict]) -> None:
 
 What becomes of each of the {len(verdicts)} types that transformers {version} takes for causal language models, or for
 language models with towers for images or sound, on text: {count[TRAINS]} train, {count[REFUSED]} are refused, and
-{count[ABSENT]} need a real `config.json`. Written by `python -m tools.model_types --write`; `tests/model/test_types.py` holds it to be true.
+{count[ABSENT]} need a real `config.json`.
+Written by `python -m tools.model_types --write`; `tests/model/test_types.py` holds it to be true.
 
 *Trains*: on a copy with random weights, no later token changes an earlier logit, no sample of a pack changes another's
 logits or gradients, and the gradient of a pack is that of transformers' own model, one sample after the other; the

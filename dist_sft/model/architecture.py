@@ -65,7 +65,7 @@ def head_size(text: PretrainedConfig) -> int:
         size = getattr(text, "head_dim", None)
     except Exception:  # noqa: BLE001  # transformers' own, which is no AttributeError
         size = vars(text).get("head_dim")
-    return int(size or text.hidden_size // text.num_attention_heads)
+    return int(size or text.hidden_size // (getattr(text, "num_attention_heads", None) or 1))
 
 
 def _refuse_foreign_code(settings: ModelSection) -> None:

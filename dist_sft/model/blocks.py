@@ -15,7 +15,11 @@ def blocks_of(model: nn.Module) -> "list[GradientCheckpointingLayer]":
     """The decoder blocks, from the first to the last; not those of a tower that text never reaches."""
     from transformers.modeling_layers import GradientCheckpointingLayer  # 3 s, which no driver of a run should wait
 
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and not is_beside_text(module)]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and not is_beside_text(module)
+    ]
 
 
 def recompute_activations(model: Any, share: float, zero3: bool, frozen: bool) -> int:

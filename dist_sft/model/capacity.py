@@ -50,8 +50,7 @@ class Trained:
 def laid_out(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Any:
     """The model without weights: on the meta device. The config stays as it is, which transformers would write into."""
     with torch.device("meta"):
-        model = auto_class(config).from_config(copy.deepcopy(config), dtype=dtype or config.dtype)
-    return model
+        return auto_class(config).from_config(copy.deepcopy(config), dtype=dtype or config.dtype)
 
 
 def count_parameters(config: PretrainedConfig) -> int:

@@ -160,7 +160,7 @@ def save_random(config: PretrainedConfig, folder: Path, seed: int) -> int:
 
 
 def save_nudged(folder: Path, out: Path) -> None:
-    """The model of a folder in float32, with each weight off by one unit in the last place; and all that is beside it."""
+    """The model of a folder, float32, with each weight off by one unit in the last place; and all that is beside it."""
     shutil.copytree(folder, out)
     for file in out.glob("*.safetensors"):
         weights = {name: nudged(weight) for name, weight in load_file(file).items()}

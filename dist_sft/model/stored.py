@@ -31,9 +31,7 @@ def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor
     @functools.cache
     def loaded() -> dict[str, Tensor]:
         options: dict[str, Any] = {"revision": settings.revision, "dtype": dtype, "trust_remote_code": False}
-        state: dict[str, Tensor] = auto_class(model.config).from_pretrained(
-            settings.path, **options
-        ).state_dict()
+        state: dict[str, Tensor] = auto_class(model.config).from_pretrained(settings.path, **options).state_dict()
         return state
 
     return lambda name: loaded()[name].clone()

@@ -103,9 +103,7 @@ def _beside(key: _Key) -> frozenset[str]:
     context = PackContext()
     try:
         with device:
-            model = auto_class(config).from_config(
-                config, dtype=torch.float32, attn_implementation=attention.SEGMENTS
-            )
+            model = auto_class(config).from_config(config, dtype=torch.float32, attn_implementation=attention.SEGMENTS)
             context.attach(model)
             sample = EncodedSample(np.zeros(TOKENS, np.int32), np.zeros(TOKENS, np.float32))
             context.enter(build_pack([SampleId(0, 0, 0)], [sample]), device, 0, None)

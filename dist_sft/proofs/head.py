@@ -12,6 +12,7 @@ from dist_sft.data.pack import build_pack
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.rounding import allowed
 
+
 def check_head(model: PackedModel, call: nn.Module, vocabulary: int) -> float:
     """Compare scores with the model's own logits. Every rank must call this.
 

@@ -17,8 +17,8 @@ from dist_sft.model.architecture import load_architecture
 from dist_sft.model.blocks import blocks_of
 from dist_sft.model.capacity import count_trained, laid_out
 from dist_sft.model.text_path import beside_text, freeze_beside_text
-from dist_sft.proofs.proof import refuse
 from dist_sft.proofs.packing import prove_packing
+from dist_sft.proofs.proof import refuse
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import open_run
 from dist_sft.run.trainable import refuse_untrainable

@@ -11,9 +11,9 @@ from dist_sft.core.errors import SftError
 from dist_sft.model import head
 from dist_sft.model.attention import segments
 from dist_sft.model.context import PackContext
+from dist_sft.model.rounding import difference, largest
 from dist_sft.proofs import packing
 from dist_sft.proofs.packing import prove_packing
-from dist_sft.model.rounding import difference, largest
 from dist_sft.proofs.proof import Proof, refuse
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import open_run

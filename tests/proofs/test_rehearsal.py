@@ -120,7 +120,9 @@ def margin(proofs):
     return max(proof.figure / proof.limit if proof.limit else math.inf for proof in failed)
 
 
-@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.soak] * (each not in IN_SHORT)) for each in KEPT])
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.soak] * (each not in IN_SHORT)) for each in KEPT]
+)
 def test_a_trainers_old_mistake_is_ten_times_what_is_rounding_or_more(run, name, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(TRAINERS[name])
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")

@@ -213,7 +213,7 @@ sys.stdin.read()
 @pytest.mark.xdist_group("parity")
 @pytest.mark.timeout(300)
 def test_builds_of_another_program_stop_no_run_that_builds_nothing(tiny_run, sft, tmp_path, monkeypatch):
-    """`check --fast` and a run of two ranks under ZeRO-3, while a living process builds all of DeepSpeed's extensions."""
+    """`check --fast` and two ranks under ZeRO-3, while a living process builds all of DeepSpeed's extensions."""
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
     extensions = tmp_path / "extensions"

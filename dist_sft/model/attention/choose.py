@@ -37,7 +37,6 @@ def choose(wanted: str, device: str, dtype: str, config: PretrainedConfig, dropo
     dropout: on attention weights. Raises ModelError where the back end that is asked for cannot run.
     """
     text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None) or 1
     head = head_size(text)
     softcap = getattr(text, "attn_logit_softcapping", None) is not None
     wish = _Wish(device, dtype, head, getattr(text, "v_head_dim", head), softcap, dropout)
