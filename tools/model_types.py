@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.config.load import load_config
@@ -29,17 +32,17 @@ from dist_sft.estimate.memory import memory_of_a_rank
 from dist_sft.model.architecture import Architecture
 from dist_sft.model.capacity import count_trained
 from dist_sft.model.complete import refuse_incomplete
+from dist_sft.model.configuration import auto_class
 from dist_sft.model.load import load
 from dist_sft.model.miniature import save_random, smallest
+from dist_sft.model.rounding import EXACT, in_float64
 from dist_sft.model.supported import refuse_unsupported
-from dist_sft.model.trainable import refuse_architecture, refuse_experts, refuse_positions, refuse_trial
+from dist_sft.model.trainable import frozen_parts, refuse_architecture, refuse_experts, refuse_positions, refuse_trial
 from dist_sft.proofs.packing import prove_packing
 from dist_sft.run.opened import open_run
 
 TRAINS, REFUSED, ABSENT = "trains", "refused", "no copy"
 WRONG, CRASHES = "TRAINS WRONGLY", "CRASHES"
-ROUNDING = 1e-4
-"""Of gradients in float32, relative to the largest one of all."""
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "model_types.md"
 LENGTHS = (31, 17, 23)
 
@@ -54,8 +57,8 @@ class Verdict:
 
 
 def types() -> list[str]:
-    """All that transformers takes for causal, by name."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """All that transformers takes for causal, or for a language model with towers, by name."""
+    return sorted({**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES})
 
 
 def judge(name: str) -> Verdict:
@@ -89,6 +92,7 @@ def _judged(name: str, config: PretrainedConfig, small: PretrainedConfig | None,
     assert small is not None, "what cannot be tried is refused"
     save_random(small, Path(folder), 0)
     architecture = Architecture.load(settings, None)
+    frozen_parts(architecture)
     refuse_positions(architecture, sum(LENGTHS), folder)
     refuse_incomplete(settings, architecture)
     _estimates(architecture, folder)
@@ -98,8 +102,9 @@ def _judged(name: str, config: PretrainedConfig, small: PretrainedConfig | None,
             return Verdict(name, REFUSED, proof.detail)
         if proof.holds is False:
             return Verdict(name, WRONG, f"{proof.name}: {proof.figure} {proof.detail}")
-    away = _away(settings, architecture.configuration, samples)
-    return Verdict(name, TRAINS if away <= ROUNDING else WRONG, f"{away:.0e}")
+    with in_float64():
+        away = _away(settings, architecture.configuration, samples)
+    return Verdict(name, TRAINS if away <= EXACT else WRONG, f"{away:.0e}")
 
 
 def _run(folder: str):  # noqa: ANN202
@@ -136,14 +141,15 @@ def _samples(vocabulary: int) -> list[EncodedSample]:
 
 def _away(settings: ModelSection, architecture: PretrainedConfig, samples: list[EncodedSample]) -> float:
     """How far the gradient of a pack is from that which transformers' own loss gives, one sample after the other."""
-    oracle = AutoModelForCausalLM.from_pretrained(
-        settings.path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    oracle = (
+        auto_class(architecture).from_pretrained(settings.path, dtype=torch.float64, attn_implementation="eager").eval()
+    )
     for sample in samples:
         ids = torch.from_numpy(sample.tokens).long()[None]
         logits = oracle(input_ids=ids, use_cache=False).logits[0, :-1]
         torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
     packed = load(settings, architecture, {"zero_optimization": {"stage": 0}}, 0, torch.device("cpu"), 1)
+    packed.module.double()
     with packed.evaluating():
         pack = build_pack([SampleId(i, 0, i) for i in range(len(samples))], samples)
         scores, weights = packed.token_scores(packed.module, pack, None)
@@ -166,13 +172,14 @@ def write(verdicts: list[Verdict]) -> None:
     version = transformers.__version__
     head = f"""# Model types
 
-What becomes of each of the {len(verdicts)} types that transformers {version} takes for causal language models:
-{count[TRAINS]} train, {count[REFUSED]} are refused, and {count[ABSENT]} need a real `config.json`.
+What becomes of each of the {len(verdicts)} types that transformers {version} takes for causal language models, or for
+language models with towers for images or sound, on text: {count[TRAINS]} train, {count[REFUSED]} are refused, and
+{count[ABSENT]} need a real `config.json`.
 Written by `python -m tools.model_types --write`; `tests/model/test_types.py` holds it to be true.
 
 *Trains*: on a copy with random weights, no later token changes an earlier logit, no sample of a pack changes another's
 logits or gradients, and the gradient of a pack is that of transformers' own model, one sample after the other; the
-figure is the largest difference in float32, relative to the largest gradient.
+figure is the largest difference in float64, relative to the largest gradient.
 
 Refusals come before anything runs, from `check --fast`, `plan`, `submit` and `train`. What a type does is found out on
 a small copy, not looked up in a list: a type that is not in this table is judged in the same way. The default config of

@@ -1,10 +1,11 @@
-"""A rehearsal: the run's own settings and data on a small copy of its model, trained here on CPU ranks, three ways.
+"""A rehearsal: the run's own settings and data on a small copy of its model, trained here on CPU ranks, four ways.
 
     plain     one rank, no ZeRO, one sample after the other
+    nudged    the same, with each weight off by one unit in the last place: how much of a difference is rounding
     as asked  several ranks, with the run's ZeRO stage, offload, packing, accumulation and sequence parallelism
     resumed   the same, gone on from its checkpoint of the last step but one
 
-All three must learn the same.
+All must learn the same, up to what `model.rounding` allows for the distance between the first two.
 """
 
 import tempfile
@@ -12,16 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.chat.templates import ChatTemplate
 from dist_sft.config.deepspeed import transferable
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError, ConfigError
 from dist_sft.model.architecture import Architecture
-from dist_sft.model.miniature import miniature, save_random
+from dist_sft.model.miniature import miniature, save_nudged, save_random
+from dist_sft.model.rounding import allowed, largest
 from dist_sft.model.supported import splits
 from dist_sft.model.tokenizer import save_tokenizer
-from dist_sft.proofs.proof import Proof, largest
+from dist_sft.proofs.proof import Proof
 from dist_sft.run.local_ranks import LocalRanks, work_on_ranks
 from dist_sft.run.opened import OpenedRun, open_run
 from dist_sft.tracking.records import Step, read
@@ -33,8 +37,6 @@ MOST = 4
 TIMEOUT = 900.0
 EPSILON = 1e-3
 """Of AdamW, in place of 1e-8, which would magnify the rounding of gradients near 0 into whole updates."""
-LOSSES, NORMS = 1e-5, 1e-4
-"""Largest relative differences that are rounding, float32."""
 
 
 def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: ChatTemplate) -> list[Proof]:
@@ -55,29 +57,38 @@ def rehearse(run: OpenedRun, samples: Sequence[EncodedSample], template: ChatTem
             return [Proof(each, None, detail=f"not on CPU: {error.what}") for each in names]
         parameters = save_random(small, folder / "model", config.run.seed)
         save_tokenizer(run.model.tokenizer, template, folder / "model")
-        kinds = {"plain": _plain(asked), "asked": asked, "resumed": asked}
+        save_nudged(folder / "model", folder / "nudged_model")
+        plain = _plain(asked)
+        off = plain | {"model": plain["model"] | {"path": str(folder / "nudged_model")}}
+        kinds = {"plain": plain, "nudged": off, "asked": asked, "resumed": asked}
         settings = {each: kind | {"run": kind["run"] | {"dir": str(folder / each)}} for each, kind in kinds.items()}
         both = [settings["asked"], settings["resumed"]]
         try:
             with LocalRanks() as ranks:
-                ended = work_on_ranks(ranks, [settings["plain"]], 1, TIMEOUT)
+                ended = work_on_ranks(ranks, [settings["plain"], settings["nudged"]], 1, TIMEOUT)
                 ended += work_on_ranks(ranks, both, world, TIMEOUT, str(folder / "asked"))
         except ClusterError as error:
             return [Proof.refuted(each, error) for each in names]
         if failed := [error for error in ended if error]:
             return [Proof(each, False, detail=failed[0]) for each in names]
-        plain, wanted, resumed = (read(folder / each / "metrics.jsonl", Step) for each in settings)
-        packs = max(record.micro_steps for record in wanted)
+        records = {each: read(folder / each / "metrics.jsonl", Step) for each in settings}
+        packs = max(record.micro_steps for record in records["asked"])
         stage = merged.get("zero_optimization", {}).get("stage", 0)
         detail = f"{STEPS} steps of {SAMPLES} samples, {world} ranks, {packs} micro-steps, ZeRO-{stage}, "
         detail += f"{parameters / 1e6:.1f} M parameters{''.join(_replaced(config, near))}"
-        return [
-            Proof.measured(names[0], _difference(plain, wanted, lambda step: step.loss), LOSSES, f"loss; {detail}"),
-            Proof.measured(
-                names[0], _difference(plain, wanted, lambda step: step.grad_norm), NORMS, f"gradient norm; {detail}"
-            ),
-            Proof.measured(names[1], _difference(wanted, resumed, lambda step: step.loss), 0.0, f"loss; {detail}"),
-        ]
+        return list(_compared(names, records, detail))
+
+
+def _compared(names: tuple[str, str], records: dict[str, list[Step]], detail: str) -> Iterator[Proof]:
+    plain, nudged, wanted, resumed = (records[each] for each in ("plain", "nudged", "asked", "resumed"))
+    figures: dict[str, Callable[[Step], float | None]] = {
+        "loss": lambda step: step.loss,
+        "gradient norm": lambda step: step.grad_norm,
+    }
+    for what, figure in figures.items():
+        limit = allowed(torch.float32, _difference(plain, nudged, figure))
+        yield Proof.measured(names[0], _difference(plain, wanted, figure), limit, f"{what}; {detail}")
+    yield Proof.measured(names[1], _difference(wanted, resumed, figures["loss"]), 0.0, f"loss; {detail}")
 
 
 def _replaced(config: RunConfig, near: int) -> Iterator[str]:

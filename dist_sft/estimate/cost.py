@@ -6,7 +6,7 @@ matrices, plus 2 * layers * width per token and per token attended to (q k^T and
 
 from dataclasses import dataclass
 
-from dist_sft.model.architecture import Architecture
+from dist_sft.model.architecture import Architecture, Values, head_size
 
 BYTES = {"bfloat16": 2, "float32": 4}
 """Of a number, by its dtype."""
@@ -39,9 +39,15 @@ class Widths:
             text.num_hidden_layers,
             heads,
             getattr(text, "num_key_value_heads", None) or heads,
-            getattr(text, "head_dim", None) or hidden // heads,
-            getattr(text, "intermediate_size", None) or 4 * hidden,
+            head_size(text),
+            _inner(text),
         )
+
+
+def _inner(text: Values) -> int:
+    """Of the MLP; on average, where each block has its own."""
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return round(sum(inner) / len(inner)) if isinstance(inner, list | tuple) else inner
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def estimate(
         buckets=used if device == "cpu" else bucket * size,
         sending=used,
         activations=_activations(config, architecture, size),
-        head=_head(config, architecture, trained == parameters, size, device, supervised),
+        head=_head(config, architecture, config.model.tuning.kind == "full", size, device, supervised),
         update=0 if offloaded else _update(zero, trained / (ranks if stage else 1), stage, architecture, device),
         early=held if stage >= 2 or micro_steps > 1 else 0,
         host=offloaded + (weights if at_host["offload_param"] else 0),

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dist_sft.config.sections import LoraTuning
 from dist_sft.core import seeds
 from dist_sft.core.errors import ModelError
-from dist_sft.model.capacity import refuse_absent_targets
+from dist_sft.model.capacity import adapted_layers, refuse_absent_targets
 from dist_sft.model.meta import layers_of
+from dist_sft.model.text_path import has_parts_beside_text, is_beside_text
 
 NAME = "default"
 """What peft calls an adapter that nobody named."""
@@ -90,11 +91,19 @@ def _peft_config(model: Any, tuning: LoraTuning) -> Any:
         lora_dropout=tuning.dropout,
         use_rslora=tuning.scaling == "rslora",
         use_dora=tuning.dora,
-        target_modules=tuning.targets if isinstance(tuning.targets, str) else list(tuning.targets),
+        target_modules=_targets(model, tuning.targets),
         modules_to_save=whole or None,
         ensure_weight_tying=is_tied(model) and _ends(model, whole),
         task_type="CAUSAL_LM",
     )
+
+
+def _targets(model: Any, targets: str | tuple[str, ...]) -> str | list[str]:
+    """What peft is told: the targets; of a model with parts that text never reaches, full names of layers, for their
+    last parts may be those of layers there."""
+    if not has_parts_beside_text(model):
+        return targets if isinstance(targets, str) else list(targets)
+    return [layer.name for layer in adapted_layers(layers_of(model), targets)]
 
 
 def is_tied(model: Any) -> bool:
@@ -111,7 +120,8 @@ def _ends(model: Any, names: list[str]) -> bool:
 
 def _saved_modules(model: nn.Module, names: tuple[str, ...]) -> list[str]:
     """Full names of modules: to peft, norm would also mean input_layernorm. Raises ModelError for an unknown name."""
-    there = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    reached = [(name, module) for name, module in model.named_modules() if not is_beside_text(module)]
+    there = [name for name, module in reached if any(True for _ in module.parameters(recurse=False))]
     for name in names:
         if not any(_means(name, one) for one in there):
             raise ModelError(

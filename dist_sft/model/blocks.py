@@ -5,16 +5,21 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dist_sft.core.errors import ModelError
+from dist_sft.model.text_path import is_beside_text
 
 if TYPE_CHECKING:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def blocks_of(model: nn.Module) -> "list[GradientCheckpointingLayer]":
-    """The decoder blocks, from the first to the last."""
+    """The decoder blocks, from the first to the last; not those of a tower that text never reaches."""
     from transformers.modeling_layers import GradientCheckpointingLayer  # 3 s, which no driver of a run should wait
 
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and not is_beside_text(module)
+    ]
 
 
 def recompute_activations(model: Any, share: float, zero3: bool, frozen: bool) -> int:

@@ -20,7 +20,8 @@ class Trained:
     per_rank  that each rank of the adapter adds
     rank      of the adapter; 0 in full tuning
     norms     of DoRA
-    whole     of modules that are trained in full: all, in full tuning
+    whole     of modules that are trained in full: all but the frozen ones, in full tuning
+    frozen    of the model, that text never reaches
     covered   share of the linear layers' parameters, without the head, that have an adapter or are trained in full
     """
 
@@ -30,6 +31,7 @@ class Trained:
     norms: int
     whole: int
     covered: float
+    frozen: int = 0
 
     @property
     def total(self) -> int:
@@ -38,9 +40,9 @@ class Trained:
 
 def count_trained(layout: Layout, tuning: FullTuning | LoraTuning) -> Trained:
     """Exact. Raises ModelError."""
-    base = layout.size
+    base, frozen = layout.size, sum(layout.parameters[name] for name in layout.beside)
     if isinstance(tuning, FullTuning):
-        return Trained(base, 0, 0, 0, base, 1.0)
+        return Trained(base, 0, 0, 0, base - frozen, 1.0, frozen)
     refuse_absent_targets(layout.layers, tuning)
     whole = {
         layout.same.get(name, name)
@@ -59,8 +61,8 @@ def count_trained(layout: Layout, tuning: FullTuning | LoraTuning) -> Trained:
         if not layer.head and layer.kind != "embedding":
             linear += layer.into * layer.out
             covered += layer.into * layer.out * (adapted or inside)
-    trained_whole = sum(layout.parameters[name] for name in whole)
-    return Trained(base, per_rank, tuning.rank, norms, trained_whole, covered / max(linear, 1))
+    trained_whole = sum(layout.parameters[name] for name in whole - layout.beside)
+    return Trained(base, per_rank, tuning.rank, norms, trained_whole, covered / max(linear, 1), frozen)
 
 
 def refuse_absent_targets(layers: Iterable[Layer], tuning: LoraTuning) -> None:
@@ -82,10 +84,14 @@ def tensor_sizes(layout: Layout, tuning: FullTuning | LoraTuning) -> tuple[list[
     base, added = [*layout.parameters.values()], list[int]()
     if isinstance(tuning, FullTuning):
         return base, []
-    for layer in layout.layers:
-        if _is_target(layer, tuning.targets):
-            added += [layer.into * tuning.rank, layer.out * tuning.rank, *([layer.out] if tuning.dora else [])]
+    for layer in adapted_layers(layout.layers, tuning.targets):
+        added += [layer.into * tuning.rank, layer.out * tuning.rank, *([layer.out] if tuning.dora else [])]
     return base, added
+
+
+def adapted_layers(layers: Iterable[Layer], targets: str | tuple[str, ...]) -> list[Layer]:
+    """Those that an adapter is put around."""
+    return [layer for layer in layers if _is_target(layer, targets)]
 
 
 def _modules(parameter: str) -> Iterator[str]:
@@ -96,9 +102,9 @@ def _modules(parameter: str) -> Iterator[str]:
 
 
 def _is_target(layer: Layer, targets: str | tuple[str, ...]) -> bool:
-    """What peft would put an adapter around."""
+    """Whether an adapter is put around it."""
     if targets == "all-linear":
-        return not layer.head and layer.kind != "embedding"
+        return layer.usual
     if isinstance(targets, str):
         return re.fullmatch(targets, layer.name) is not None
     return any(_ends_in(layer.name, target) for target in targets)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from dist_sft.config.sections import ModelSection
@@ -37,13 +40,26 @@ def load_configuration(settings: ModelSection) -> PretrainedConfig:
             fix="check model.path: a folder with config.json and weights (there is none of this name here), or a hub "
             "id (and HF_TOKEN if it is gated)",
         ) from error
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if config.model_type not in {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}:
         raise ModelError(
             f"{config.model_type} is not a causal language model that transformers knows",
             where=settings.path,
             fix="choose a decoder-only model",
         )
     return config
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """transformers' class that makes a model of a config: of the same class as its checkpoint.
+
+    A type that is known with towers only, or whose checkpoint was saved with them, keeps them.
+    """
+    of_text = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    with_towers = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.get(config.model_type)
+    saved = getattr(config, "architectures", None) or ()
+    if of_text is None or (with_towers in saved and of_text not in saved):
+        return AutoModelForMultimodalLM
+    return AutoModelForCausalLM
 
 
 def _refuse_foreign_code(settings: ModelSection) -> None:
@@ -94,7 +110,10 @@ def _values(config: PretrainedConfig) -> dict[str, Any]:
     kind = type(config)
     worked_out = [name for name in dir(kind) if not name.startswith("_") and isinstance(getattr(kind, name), property)]
     for name in (*config.attribute_map, *worked_out, "_commit_hash"):
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except Exception:  # noqa: BLE001  # of a config that refuses to tell (Gemma 4 its head_dim)
+            continue
         if value is None or isinstance(value, bool | int | float | str | list):
             values.setdefault(name, value)
     return values

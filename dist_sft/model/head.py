@@ -77,7 +77,7 @@ def _take_transform(model: Any) -> LogitTransform:
     text = inner.config.get_text_config()
     cap, scale = getattr(text, "final_logit_softcapping", None), 1.0
     if cap is not None:  # Gemma 2 and later
-        text.final_logit_softcapping = None
+        vars(text)["final_logit_softcapping"] = None  # Gemma 3n's config refuses it
     if getattr(text, "logits_scaling", None) is not None:  # Granite
         scale = 1 / text.logits_scaling
         try:

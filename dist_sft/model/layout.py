@@ -5,13 +5,19 @@ from typing import Any, Literal, NamedTuple
 
 
 class Layer(NamedTuple):
-    """A layer that can have an adapter. into, out: sizes of what goes in and comes out; head: it gives the logits."""
+    """A layer that can have an adapter: text reaches it.
+
+    into, out  sizes of what goes in and comes out
+    head       it gives the logits
+    usual      all-linear means it, see `model.meta.layers_of`
+    """
 
     name: str
     kind: Literal["linear", "embedding"]
     into: int
     out: int
     head: bool
+    usual: bool
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Layout:
     parameters  numbers in each, by name
     same        other names of parameters, and the one above
     layers      in order
+    beside      names of parameters that text never reaches, see `model.text_path`
+    beside_parts  the outermost parts of the model that hold these, with their numbers of parameters
     """
 
     shapes: dict[str, list[int]]
@@ -36,11 +44,14 @@ class Layout:
     parameters: dict[str, int]
     same: dict[str, str]
     layers: tuple[Layer, ...]
+    beside: frozenset[str]
+    beside_parts: dict[str, int]
 
     @classmethod
     def of(cls, said: dict[str, Any]) -> "Layout":
         """From JSON values."""
-        return cls(**said | {"layers": tuple(Layer(*layer) for layer in said["layers"])})
+        layers = tuple(Layer(*layer) for layer in said["layers"])
+        return cls(**said | {"layers": layers, "beside": frozenset(said["beside"])})
 
     @property
     def size(self) -> int:

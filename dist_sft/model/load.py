@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
@@ -18,13 +18,14 @@ from dist_sft.model.adapters import with_adapters
 from dist_sft.model.architecture import Architecture
 from dist_sft.model.blocks import compile_blocks, recompute_activations
 from dist_sft.model.complete import compare, of_report
-from dist_sft.model.configuration import first_line
+from dist_sft.model.configuration import auto_class, first_line
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.headers import read_headers
 from dist_sft.model.packed import PackedModel
 from dist_sft.model.precision import multiply_without_emulation
 from dist_sft.model.stored import refuse_two_heads
+from dist_sft.model.text_path import beside_text, freeze_beside_text
 
 
 def load(
@@ -48,6 +49,7 @@ def load(
     if headers := read_headers(settings, ask=False):  # on each rank alike: under ZeRO-3 only the first one would see it
         compare(Architecture.of(config), headers).refuse(settings.path)
     refuse_two_heads(settings, config)
+    beside = beside_text(configuration)
     attention.register()
     attention_dropout = attention.dropout_of(settings.attention_dropout, config)
     _set_dropout(config, attention_dropout)
@@ -55,7 +57,7 @@ def load(
     partitioned = HfDeepSpeedConfig(deepspeed)  # transformers looks for a living one while it loads
     try:
         model: Any
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             settings.path,
             revision=settings.revision,
             config=config,
@@ -78,6 +80,7 @@ def load(
             fix="the folder needs config.json and weights of a causal language model that transformers knows",
         ) from error
     of_report(report, model).refuse(settings.path)
+    freeze_beside_text(model, beside)
     model.config.use_cache = False  # with a cache, samples of a pack see each other
     if isinstance(settings.tuning, LoraTuning):
         model = with_adapters(model, settings.tuning, seed, starts)

@@ -6,19 +6,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from dist_sft.core.errors import ModelError
-from dist_sft.model.configuration import quiet
+from dist_sft.model.blocks import blocks_of
+from dist_sft.model.configuration import auto_class, quiet
 from dist_sft.model.layout import Layer
+from dist_sft.model.text_path import (
+    beside_text,
+    freeze_beside_text,
+    has_parts_beside_text,
+    is_beside_text,
+    parts_beside_text,
+)
 
 
 def laid_out(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Any:
     """The model. The config stays as it is, which transformers would write into."""
     with torch.device("meta"), quiet():
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype or config.dtype)
+        return auto_class(config).from_config(copy.deepcopy(config), dtype=dtype or config.dtype)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
@@ -36,6 +44,7 @@ def lay_out(config: PretrainedConfig) -> dict[str, Any]:
             f"{(str(error).strip().splitlines() or [''])[0]}",
             fix="see that config.json is whole, and belongs to these weights; or choose another model",
         ) from error
+    freeze_beside_text(model, beside_text(config))
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
@@ -48,19 +57,26 @@ def lay_out(config: PretrainedConfig) -> dict[str, Any]:
         "parameters": {name: parameter.numel() for name, parameter in model.named_parameters()},
         "same": {name: names[id(parameter)] for name, parameter in every if names[id(parameter)] != name},
         "layers": list(layers_of(model)),
+        "beside": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "beside_parts": parts_beside_text(model) if has_parts_beside_text(model) else {},
     }
 
 
 def layers_of(model: Any) -> Iterator[Layer]:
-    """Layers that can have an adapter, in order."""
-    head = model.get_output_embeddings()
+    """Layers that can have an adapter, in order. all-linear means all linear ones but the head; of a model with parts
+    that text never reaches, those of its decoder blocks."""
+    head, anywhere = model.get_output_embeddings(), not has_parts_beside_text(model)
+    inside = {id(module) for block in blocks_of(model) for module in block.modules()}
     for name, module in model.named_modules():
+        if is_beside_text(module):
+            continue
+        usual = module is not head and (anywhere or id(module) in inside)
         if isinstance(module, nn.Linear):
-            yield Layer(name, "linear", module.in_features, module.out_features, module is head)
+            yield Layer(name, "linear", module.in_features, module.out_features, module is head, usual)
         elif isinstance(module, Conv1D):
-            yield Layer(name, "linear", module.nx, module.nf, module is head)
+            yield Layer(name, "linear", module.nx, module.nf, module is head, usual)
         elif isinstance(module, nn.Embedding):
-            yield Layer(name, "embedding", module.num_embeddings, module.embedding_dim, module is head)
+            yield Layer(name, "embedding", module.num_embeddings, module.embedding_dim, module is head, usual=False)
 
 
 def tied_names(model: Any) -> dict[str, str]:

@@ -1,15 +1,21 @@
 """A small copy of a model's architecture, with random weights: what its code does can be proved on any machine."""
 
 import copy
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from safetensors.torch import load_file, save_file
+from transformers import PretrainedConfig
 
-from dist_sft.model.meta import count_parameters
+from dist_sft.model.architecture import head_size
+from dist_sft.model.configuration import auto_class
+from dist_sft.model.meta import count_parameters, laid_out
+from dist_sft.model.rounding import nudged
+from dist_sft.model.text_path import beside_text, is_composite
 
 LARGEST = 200_000_000
 """Parameters up to which the copy keeps the width of the original."""
@@ -27,8 +33,9 @@ def miniature(config: PretrainedConfig) -> PretrainedConfig:
     proof are longer than it.
     """
     small = _shortened(config)
+    _fewer_layers_beside(small)
     if count_parameters(small) > LARGEST:
-        _narrow(small.get_text_config())
+        _narrow(small)
     return small
 
 
@@ -36,11 +43,20 @@ def _shortened(config: PretrainedConfig) -> PretrainedConfig:
     """A copy with few blocks."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
-    kept = _kept_blocks(getattr(text, "layer_types", None) or (), text.num_hidden_layers)
+    shared = getattr(text, "num_kv_shared_layers", None) or 0  # the last ones look at keys of earlier ones
+    own = text.num_hidden_layers - shared
+    kinds = getattr(text, "layer_types", None) or ()
+    kept = _kept_blocks(kinds[:own], own)
+    if shared:
+        last = [own + i for i in _kept_blocks(kinds[own:], shared)]
+        kept, text.num_kv_shared_layers = [*kept, *last], len(last)
     for name, value in vars(text).items():
         if isinstance(value, list | tuple) and len(value) == text.num_hidden_layers:
             setattr(text, name, type(value)(value[i] for i in kept))
+    differing = {int(number): of for number, of in (text.to_dict().get("per_layer_config") or {}).items()}
     text.num_hidden_layers = len(kept)
+    if differing:  # Gemma 4: sizes of heads by block
+        text.per_layer_config = {new: differing[old] for new, old in enumerate(kept) if old in differing}
     if getattr(text, "max_window_layers", None) is not None:  # Qwen2: blocks below it have no window
         text.max_window_layers = min(text.max_window_layers, len(kept) - 1)
     if slides(text):
@@ -62,15 +78,18 @@ def smallest(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
                 _fewer_tokens(text, vocabulary)
             if width:
                 _narrow_by_heads(text)
-            if count_parameters(small) <= LARGEST // 2:
+            beside = beside_text(small)
+            sizes = [(p.numel(), name in beside) for name, p in laid_out(small).named_parameters()]
+            if sum(n for n, aside in sizes if not aside) <= LARGEST // 2 and sum(n for n, _ in sizes) <= 2 * LARGEST:
                 yield small
         except Exception:  # noqa: BLE001  # of somebody else's model: then the next one is tried
             continue
 
 
 def _fewer_tokens(text: Any, count: int) -> None:
-    text.vocab_size = count
-    for name, value in vars(text).items():
+    for name, value in list(vars(text).items()):
+        if name.startswith("vocab_size") and isinstance(value, int):  # Gemma 4 has a second one, for each layer
+            setattr(text, name, min(value, count))
         if name.endswith("_token_id") and isinstance(value, int) and value >= count:
             setattr(text, name, 0)
 
@@ -78,16 +97,22 @@ def _fewer_tokens(text: Any, count: int) -> None:
 def _narrow_by_heads(text: Any) -> None:
     """Four heads at most, of the size that they have; the model as wide as all of them."""
     heads, grouped = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head = head_size(text)
     text.num_attention_heads = kept = min(heads, 4)
     if hasattr(text, "num_key_value_heads"):
         text.num_key_value_heads = kept if grouped in (None, heads) else 1 if grouped == 1 else max(1, kept // 2)
-    if hasattr(text, "head_dim"):
-        with suppress(AttributeError):  # Falcon computes it
+    with suppress(AttributeError):  # Falcon computes it
+        if "head_dim" in vars(text) or hasattr(text, "head_dim"):
             text.head_dim = head
     text.hidden_size = kept * head
-    if getattr(text, "intermediate_size", None):
-        text.intermediate_size = 2 * WIDTH
+    _narrow_inside(text)
+
+
+def _narrow_inside(text: Any) -> None:
+    """The MLPs, which Gemma 3n makes of another width in each block."""
+    inner = getattr(text, "intermediate_size", None)
+    if inner:
+        text.intermediate_size = [2 * WIDTH] * len(inner) if isinstance(inner, list | tuple) else 2 * WIDTH
 
 
 def _fewer_layers_beside(config: Any) -> None:
@@ -95,7 +120,7 @@ def _fewer_layers_beside(config: Any) -> None:
     text = config.get_text_config()
     for part in vars(config).values():
         if isinstance(part, PretrainedConfig) and part is not text:
-            for name in ("num_hidden_layers", "depth", "num_layers"):
+            for name in ("num_hidden_layers", "depth", "num_layers", "num_blocks"):
                 if isinstance(getattr(part, name, None), int):
                     setattr(part, name, 1)
 
@@ -112,21 +137,32 @@ def _kept_blocks(kinds: Sequence[str], count: int) -> list[int]:
     return sorted(first) if len(first) > 1 else list(range(min(2, count)))
 
 
-def _narrow(text: Any) -> None:
+def _narrow(small: PretrainedConfig) -> None:
     """Fewer heads of the same size, and all other widths in proportion."""
-    if not getattr(text, "head_dim", None):
-        text.head_dim = text.hidden_size // text.num_attention_heads
+    text: Any = small.get_text_config()
+    head, told = head_size(text), "head_dim" in vars(text) or not is_composite(small)
+    if told:
+        text.head_dim = head
     grouped = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     groups = text.num_attention_heads // grouped
     text.num_key_value_heads = min(grouped, 2)
     text.num_attention_heads = min(text.num_attention_heads, text.num_key_value_heads * groups, 4)
     text.num_key_value_heads = min(text.num_key_value_heads, text.num_attention_heads)
-    text.hidden_size, text.intermediate_size = WIDTH, 2 * WIDTH
+    text.hidden_size = WIDTH if told else head * text.num_attention_heads  # Qwen2.5-VL divides it by its heads
+    _narrow_inside(text)
 
 
 def save_random(config: PretrainedConfig, folder: Path, seed: int) -> int:
     """Write a model with random weights in float32, as transformers would start to train it; its parameters."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto_class(config).from_config(copy.deepcopy(config), dtype=torch.float32)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_nudged(folder: Path, out: Path) -> None:
+    """The model of a folder, float32, with each weight off by one unit in the last place; and all that is beside it."""
+    shutil.copytree(folder, out)
+    for file in out.glob("*.safetensors"):
+        weights = {name: nudged(weight) for name, weight in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from dist_sft.config.sections import LoraTuning, ModelSection
 from dist_sft.core.errors import CheckpointError
@@ -15,13 +16,15 @@ from dist_sft.model.generation import save_generation
 from dist_sft.model.meta import laid_out
 from dist_sft.model.stored import stored_weights
 from dist_sft.model.streamed import save_streamed
+from dist_sft.model.text_path import beside_text, freeze_beside_text
 
 
 def save_full(settings: ModelSection, weights: Mapping[str, Tensor], stop_ids: list[int], out: Path) -> None:
     """A folder that AutoModelForCausalLM loads, in the precision that was trained; one file's weights at a time."""
     dtype = getattr(torch, settings.dtype)
-    model = laid_out(load_configuration(settings), dtype)
-    save_streamed(model, lambda name: weights[name].to(dtype), out)
+    config = load_configuration(settings)
+    model = laid_out(config, dtype)
+    save_streamed(model, _with_frozen(settings, config, weights), out)
     save_generation(settings, stop_ids, out)
 
 
@@ -43,7 +46,9 @@ def save_adapter(
     if tuning.init == "pissa":
         weights, tuning = _from_zero(weights, starts or {}, tuning)
     with torch.device("meta"):
-        model = with_adapters(laid_out(config, dtype), tuning, seed=0)
+        base = laid_out(config, dtype)
+        freeze_beside_text(base, beside_text(config))
+        model = with_adapters(base, tuning, seed=0)
     _refuse_misfits(weights, trained_shapes(model))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False, assign=True)
     if not merge:
@@ -56,6 +61,18 @@ def save_adapter(
     merged = laid_out(config, dtype)
     save_streamed(merged, _merged(model, base_weight), out)
     save_generation(settings, stop_ids, out)
+
+
+def _with_frozen(
+    settings: ModelSection, config: PretrainedConfig, weights: Mapping[str, Tensor]
+) -> Callable[[str], Tensor]:
+    """A function: name in the model -> what was trained, or the base's where text never reaches it."""
+    dtype, frozen = getattr(torch, settings.dtype), beside_text(config)
+    if not frozen:
+        return lambda name: weights[name].to(dtype)
+    model = laid_out(config, dtype)
+    base, frozen = stored_weights(settings, model), frozen | dict(model.named_buffers()).keys()
+    return lambda name: base(name) if name in frozen and name not in weights else weights[name].to(dtype)
 
 
 def _merged(model: Any, base_weight: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

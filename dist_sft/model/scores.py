@@ -63,19 +63,20 @@ def token_scores(
     vocabulary = len(weights[0])
     width = max(2 * ALIGNED, BLOCK.get(targets.device.type, BLOCK["cuda"]) // len(targets) // ALIGNED * ALIGNED)
     blocks = [slice(at, min(at + width, vocabulary)) for at in range(0, vocabulary, width)]
-    walk = _Walk(transform, mean, blocks, len(factors))
+    walk = _Walk(transform, mean, blocks, len(factors), _wide(hidden[0].dtype))
     scores: Tensor = _Scores.apply(walk, targets, bias, *hidden, *weights)
     return scores
 
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """Through the vocabulary, block by block."""
+    """Through the vocabulary, block by block. wide: what logits, sums and gradients of hidden are held in."""
 
     transform: LogitTransform
     mean: bool
     blocks: list[slice]
     factors: int
+    wide: torch.dtype
 
     def logits(
         self, hidden: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, block: slice, room: Tensor
@@ -98,10 +99,10 @@ class _Walk:
         (v - (V - n)) P. That is no more than v H for every v <= V as soon as n P <= V H, which says that they fit.
         """
         count, vocabulary = len(targets), self.blocks[-1].stop
-        lent = [_as_float32(gradient) for gradient in gradients if gradient is not None]
+        lent = [_lent(gradient, self.wide) for gradient in gradients if gradient is not None]
         room, own = max(lent, key=len, default=None), min(KEPT, count * vocabulary)
         if room is None or len(room) < own:
-            room = torch.empty(own, device=targets.device)
+            room = torch.empty(own, dtype=self.wide, device=targets.device)
         fitting = [block.start for block in self.blocks if (vocabulary - block.start) * count <= len(room)]
         first = min(fitting, default=vocabulary)
         shifted = [slice(block.start - first, block.stop - first) for block in self.blocks]
@@ -114,7 +115,7 @@ class _Walk:
 
     def spare(self, targets: Tensor) -> list[Tensor]:
         """Memory for one block's numbers after another's, float32[P, B] for each."""
-        room = torch.empty(self.blocks[0].stop * len(targets), device=targets.device)
+        room = torch.empty(self.blocks[0].stop * len(targets), dtype=self.wide, device=targets.device)
         return [_place(room, slice(0, block.stop - block.start), len(targets)) for block in self.blocks]
 
 
@@ -125,7 +126,7 @@ class _Scores(torch.autograd.Function):
     def forward(ctx: Any, walk: _Walk, targets: Tensor, bias: Tensor | None, *tensors: Tensor) -> Tensor:
         given, weights = tensors[: walk.factors], tensors[walk.factors :]
         hidden = [h.to(matmul_dtype(h.device, h.dtype)) for h in given]
-        partition = targets.new_full(targets.shape, -torch.inf, dtype=torch.float32)
+        partition = targets.new_full(targets.shape, -torch.inf, dtype=walk.wide)
         target, total = torch.zeros_like(partition), torch.zeros_like(partition)
         ctx.of_weights = _like(weights, ctx.needs_input_grad[-walk.factors :])
         ctx.kept = walk.rooms(targets, ctx.of_weights) if any(ctx.needs_input_grad) else [None] * len(walk.blocks)
@@ -154,7 +155,7 @@ class _Scores(torch.autograd.Function):
         of_partition, of_target, of_mean = gradient.unbind(1)
         _, _, bias_wanted, *wanted = ctx.needs_input_grad
         of_bias = torch.empty_like(bias) if bias_wanted else None
-        of_hidden = [torch.zeros_like(h, dtype=torch.float32) for h in given]
+        of_hidden = [torch.zeros_like(h, dtype=walk.wide) for h in given]
         of_weights = ctx.of_weights or _like(weights, wanted[walk.factors :])
         walked = list(zip(walk.blocks, ctx.kept, ctx.most, walk.spare(targets), walk.spare(targets), strict=True))
         ctx.of_weights, ctx.kept = None, [None] * len(walk.blocks)  # given away, and used up
@@ -187,10 +188,15 @@ def _like(weights: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | No
     ]
 
 
-def _as_float32(tensor: Tensor) -> Tensor:
-    """The memory of a contiguous tensor, as float32[N]."""
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What logits are held in: float32; float64 where the model is in float64, as proofs compute it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _lent(tensor: Tensor, wide: torch.dtype) -> Tensor:
+    """The memory of a contiguous tensor, as wide[N]."""
     numbers = tensor.view(-1)
-    return numbers[: tensor.nbytes // 4 * 4 // tensor.itemsize].view(torch.float32)
+    return numbers[: tensor.nbytes // wide.itemsize * wide.itemsize // tensor.itemsize].view(wide)
 
 
 def _place(room: Tensor, words: slice, count: int) -> Tensor:
@@ -199,14 +205,14 @@ def _place(room: Tensor, words: slice, count: int) -> Tensor:
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """float32, where the device can not rounded in between; or in the place and dtype of `out`."""
+    """float32 or float64, where the device can not rounded in between; or in the place and dtype of `out`."""
     if a.dtype != torch.float32 and a.device.type == "cuda":
         direct = out is not None and out.dtype == torch.float32
         product = torch.mm(a, b, out_dtype=torch.float32, out=out if direct else None)
         return product if direct or out is None else out.copy_(product)
     if out is not None and a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
-    product = torch.mm(a, b).float()
+    product = torch.mm(a, b).to(_wide(a.dtype))
     return product if out is None else out.copy_(product)
 
 

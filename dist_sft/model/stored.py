@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
+from dist_sft.model.configuration import auto_class
 from dist_sft.model.meta import laid_out, tied_names
 
 
@@ -31,7 +31,7 @@ def stored_weights(settings: ModelSection, model: Any) -> Callable[[str], Tensor
     @functools.cache
     def loaded() -> dict[str, Tensor]:
         options: dict[str, Any] = {"revision": settings.revision, "dtype": dtype, "trust_remote_code": False}
-        state: dict[str, Tensor] = AutoModelForCausalLM.from_pretrained(settings.path, **options).state_dict()
+        state: dict[str, Tensor] = auto_class(model.config).from_pretrained(settings.path, **options).state_dict()
         return state
 
     return lambda name: loaded()[name].clone()

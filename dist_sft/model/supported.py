@@ -6,7 +6,7 @@ Each rule here is a way in which a model leaves something out that the rest of t
 from typing import NoReturn
 
 from dist_sft.core.errors import ModelError
-from dist_sft.model.architecture import Architecture, Values
+from dist_sft.model.architecture import Architecture, Values, head_size
 
 DROPOUTS = ("attention_probs_dropout_prob", "dropout", "activation_dropout")
 """Dropout that models apply in functions, from a generator. That of nn.Dropout modules is replaced instead, and that on
@@ -60,7 +60,7 @@ def refuse_split(config: Architecture, neighbours: int, where: str) -> None:
             where=f"{where}/config.json",
             fix=f"set train.sequence_parallel to one of {', '.join(map(str, possible))}",
         )
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head = head_size(text)
     if getattr(text, "v_head_dim", head) != head:
         raise ModelError(
             "keys and values of different sizes cannot be split between ranks",

@@ -64,6 +64,14 @@ def refuse_trial(config: Architecture, where: str) -> None:
         raise ModelError(found["what"], where=where, fix=found["fix"])
 
 
+def frozen_parts(config: Architecture) -> tuple[str, ...]:
+    """A note on what text never reaches, see `model.text_path`; none for a model of text alone. Raises ModelError."""
+    if not (frozen := config.layout.beside_parts):
+        return ()
+    count = f"{sum(frozen.values()):,} parameters that text never reaches"
+    return (f"{count} stay as they are, and are in the export: {', '.join(frozen)}",)
+
+
 def refuse_positions(config: Architecture, context_length: int, where: str) -> None:
     """Raise ModelError where samples may be longer than a table of positions."""
     rows = config.layout.positions

@@ -8,7 +8,6 @@ token, a look ahead) shows as a difference, whatever it is called.
 """
 
 import copy
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.core import seeds
@@ -24,24 +23,22 @@ from dist_sft.core.errors import ModelError
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.model import attention, dropout
-from dist_sft.model.configuration import quiet
+from dist_sft.model.configuration import auto_class, quiet
 from dist_sft.model.context import PackContext
 from dist_sft.model.head import attach_head
 from dist_sft.model.miniature import smallest
 from dist_sft.model.packed import PackedModel
+from dist_sft.model.rounding import EXACT, difference, in_float64
 
 LENGTHS = (13, 11)
 """Tokens of the samples of the pack: more than a window of `miniature.WINDOW` holds."""
-ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
-"""Largest difference of logits, relative to the largest one, that is rounding: far more than there is in float64. In
-float32 what cannot be computed in float64 is tried."""
 DEVICE = torch.device("cpu")
 
 
 def try_architecture(config: PretrainedConfig) -> dict[str, Any]:
     """As JSON values: {} where it is trained as transformers runs it; else what is wrong, and its fix."""
     try:
-        with _quiet():
+        with _quiet(), in_float64():
             _try(config)
     except ModelError as error:
         return {"what": error.what, "fix": error.fix}
@@ -67,9 +64,9 @@ OTHER = "choose another model: a decoder whose layers mix tokens by causal atten
 def _try(config: PretrainedConfig) -> None:
     """Raise ModelError, or what the last and largest copy raised."""
     failed: Exception | None = None
-    for small, dtype in itertools.product(smallest(config), ROUNDING):
+    for small in smallest(config):
         try:
-            plain, samples, expected = _plain(small, dtype)
+            plain, samples, expected = _plain(small)
         except Exception as error:  # noqa: BLE001  # of somebody else's model: a larger copy may run
             failed = error
             continue
@@ -80,10 +77,10 @@ def _try(config: PretrainedConfig) -> None:
     )
 
 
-def _plain(small: PretrainedConfig, dtype: torch.dtype) -> tuple[Any, list[np.ndarray], list[Tensor]]:
+def _plain(small: PretrainedConfig) -> tuple[Any, list[np.ndarray], list[Tensor]]:
     """The copy as transformers runs it, two samples, and their logits."""
     torch.manual_seed(0)
-    plain = _laid(small, "eager", dtype)
+    plain = _laid(small, "eager")
     samples = _samples(plain.get_input_embeddings().num_embeddings)
     with torch.no_grad():
         return plain, samples, [_alone(plain, sample) for sample in samples]
@@ -112,8 +109,8 @@ def _refuse_foresight(config: PretrainedConfig, plain: Any, sample: np.ndarray, 
     """Whether transformers lets a token see those behind it."""
     changed = sample.copy()
     changed[-1] = sample[0]
-    moved = _moved(_alone(plain, changed)[:-1], expected[:-1])
-    if not moved <= ROUNDING[expected.dtype]:
+    moved = difference([_alone(plain, changed)[:-1]], [expected[:-1]])
+    if not moved <= EXACT:
         raise ModelError(
             f"{config.model_type} looks ahead in transformers: a token's logits change by {moved:.2g} of the largest "
             "one with a later token, so that it cannot learn to write",
@@ -122,8 +119,8 @@ def _refuse_foresight(config: PretrainedConfig, plain: Any, sample: np.ndarray, 
 
 
 def _refuse_difference(config: PretrainedConfig, found: Any, expected: list[Tensor]) -> None:
-    moved = max(_moved(one, other) for one, other in zip(found, expected, strict=True))
-    if not moved <= ROUNDING[expected[0].dtype]:
+    moved = difference(found, expected)
+    if not moved <= EXACT:
         raise ModelError(
             f"{config.model_type} would be trained as another model than transformers runs: logits differ by "
             f"{moved:.2g} of the largest one (its layers use more than transformers' attention interface is told)",
@@ -131,10 +128,10 @@ def _refuse_difference(config: PretrainedConfig, found: Any, expected: list[Tens
         )
 
 
-def _laid(small: PretrainedConfig, implementation: str, dtype: torch.dtype) -> Any:
+def _laid(small: PretrainedConfig, implementation: str) -> Any:
     config = copy.deepcopy(small)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=implementation)
-    model = model.to(dtype).eval()
+    model: Any = auto_class(config).from_config(config, dtype=torch.float64, attn_implementation=implementation)
+    model.eval()
     model.config.use_cache = False
     return model
 
@@ -142,7 +139,7 @@ def _laid(small: PretrainedConfig, implementation: str, dtype: torch.dtype) -> A
 def _prepared(small: PretrainedConfig, plain: Any) -> PackedModel:
     """The same weights, as `model.load` would prepare them."""
     attention.register()
-    model = _laid(small, attention.SEGMENTS, plain.dtype)
+    model = _laid(small, attention.SEGMENTS)
     model.load_state_dict(plain.state_dict())
     pack = PackContext()
     dropout.replace_dropout(model, pack)
@@ -164,10 +161,6 @@ def _alone(model: Any, sample: np.ndarray) -> Tensor:
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the logits of a small copy are not finite", fix=OTHER)
     return logits
-
-
-def _moved(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def _line(error: BaseException) -> str:

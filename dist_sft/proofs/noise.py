@@ -11,7 +11,8 @@ from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack
 from dist_sft.model.context import PackContext
 from dist_sft.model.neftune import noise
-from dist_sft.proofs.proof import Proof, largest
+from dist_sft.model.rounding import largest
+from dist_sft.proofs.proof import Proof
 
 SAMPLES, TOKENS, ALPHA = 4, 2048, 5.0
 """Samples in the pack, the most tokens that are taken of one, and the strength."""

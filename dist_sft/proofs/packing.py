@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,35 +20,34 @@ from dist_sft.model.load import load
 from dist_sft.model.meta import count_parameters
 from dist_sft.model.miniature import LARGEST, WINDOW, miniature, save_random, slides
 from dist_sft.model.packed import PackedModel
+from dist_sft.model.rounding import EXACT, difference, in_float64, largest
 from dist_sft.proofs.head import check_head
-from dist_sft.proofs.isolation import Isolation, prove_isolation
-from dist_sft.proofs.proof import Proof, largest
+from dist_sft.proofs.isolation import prove_isolation
+from dist_sft.proofs.proof import Proof
 
 SAMPLES, TOKENS = 4, 64
 """Of the pack that is looked at."""
-ROUNDING = 1e-5
-"""Largest difference, relative to the largest value, that is rounding in float32."""
 CHANGE = "choose another model or another model.attention, and report this one"
 
 
 def prove_packing(config: RunConfig, architecture: PretrainedConfig, samples: Sequence[EncodedSample]) -> list[Proof]:
     """Isolation, the head, and packs against samples alone. samples: some of the run's.
 
-    On the run's model in float32 on the CPU, or on a small copy of it where it is too large. Where it has a sliding
-    window, isolation also on a copy in which it slides.
+    On the run's model in float64 on the CPU, or on a small copy of it where it is too large: there, what differs is no
+    rounding. Where it has a sliding window, isolation also on a copy in which it slides.
     """
     whole = count_parameters(architecture) <= LARGEST
-    with _loaded(config, architecture, copied=not whole) as (model, which):
+    with _loaded(config, architecture, copied=not whole) as (model, which), in_float64():
         proofs = [_isolation(config, model, which), *_of_packs(model, samples, which)]
     if whole and slides(architecture):
-        with _loaded(config, architecture, copied=True) as (model, which):
+        with _loaded(config, architecture, copied=True) as (model, which), in_float64():
             proofs.insert(1, _isolation(config, model, f"{which}, windows of {WINDOW} tokens"))
     return proofs
 
 
 @contextmanager
 def _loaded(config: RunConfig, architecture: PretrainedConfig, copied: bool) -> Iterator[tuple[PackedModel, str]]:
-    """The run's model, or a miniature of it; and which it is, with the attention that computes it here."""
+    """The run's model in float64, or a miniature of it; and which it is, with the attention that computes it here."""
     settings, which = config.model.model_copy(update={"dtype": "float32", "compile": False}), "the model"
     if settings.attention in ("flash", "varlen"):
         which += f" (segments in place of {settings.attention})"
@@ -60,16 +58,16 @@ def _loaded(config: RunConfig, architecture: PretrainedConfig, copied: bool) -> 
             settings = settings.model_copy(update={"path": folder, "revision": None})
             architecture = load_configuration(settings)
             which = which.replace("the model", f"a copy of {small / 1e6:.1f} M parameters")
-        yield (
-            load(settings, architecture, {"zero_optimization": {"stage": 0}}, config.run.seed, torch.device("cpu"), 1),
-            which,
-        )
+        stage, device = {"zero_optimization": {"stage": 0}}, torch.device("cpu")
+        model = load(settings, architecture, stage, config.run.seed, device, 1)
+        model.module.double()
+        yield model, which
 
 
 def _isolation(config: RunConfig, model: PackedModel, which: str) -> Proof:
     return _tried(
         "no sample sees another, no token the future",
-        lambda: _largest(prove_isolation(model, _vocabulary(model), config.data.context_length)),
+        lambda: prove_isolation(model, _vocabulary(model), config.data.context_length).largest,
         which,
     )
 
@@ -87,10 +85,10 @@ def _of_packs(model: PackedModel, samples: Sequence[EncodedSample], which: str) 
         poisoned = _logits(model, _pack([_poisoned(parts[0], vocabulary), *parts[1:]])).split([len(p) for p in parts])
     return [
         head,
-        Proof.measured("packed as alone: logits", _difference(packed, alone), ROUNDING, detail, CHANGE),
-        Proof.measured("packed as alone: gradients", _gradients(model, parts), ROUNDING, detail, CHANGE),
+        Proof.measured("packed as alone: logits", difference(packed, alone), EXACT, detail, CHANGE),
+        Proof.measured("packed as alone: gradients", _gradients(model, parts), EXACT, detail, CHANGE),
         Proof.measured(
-            "poisoning a sample moves no other", _difference(packed[1:], poisoned[1:]), 1e-6, detail, CHANGE
+            "poisoning a sample moves no other", difference(packed[1:], poisoned[1:]), EXACT, detail, CHANGE
         ),
     ]
 
@@ -102,13 +100,9 @@ def _vocabulary(model: PackedModel) -> int:
 
 def _tried(name: str, proof: Callable[[], float], which: str) -> Proof:
     try:
-        return Proof.measured(name, proof(), ROUNDING, which, CHANGE)
+        return Proof.measured(name, proof(), EXACT, which, CHANGE)
     except ModelError as error:
         return Proof.refuted(name, error)
-
-
-def _largest(found: Isolation) -> float:
-    return largest(value for value in astuple(found) if value is not None)
 
 
 def _shortened(sample: EncodedSample) -> EncodedSample:
@@ -131,24 +125,20 @@ def _logits(model: PackedModel, pack: Pack) -> Tensor:
 
 
 def _gradients(model: PackedModel, parts: Sequence[EncodedSample]) -> float:
-    """Of the summed loss, packed and alone: the difference over the largest, by parameter; the largest of these."""
+    """Of the summed loss, packed less alone: the largest over all parameters, relative to the largest gradient."""
     trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
 
-    def gradient(packs: Sequence[Pack]) -> list[Tensor]:
-        for parameter in trained:
-            parameter.grad = None
-        for pack in packs:
-            scores, weights = model.token_scores(model.module, pack, 0)  # with noise and dropout, where there are any
-            ((scores[:, 0] - scores[:, 1]) * weights).sum().backward()
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    def add(pack: Pack, sign: int) -> None:
+        scores, weights = model.token_scores(model.module, pack, 0)  # with noise and dropout, where there are any
+        ((scores[:, 0] - scores[:, 1]) * weights * sign).sum().backward()
 
-    together = gradient([_pack(parts)])
-    packs = [build_pack([SampleId(i, 0, i)], [part]) for i, part in enumerate(parts)]
-    return _difference(together, gradient(packs))
+    def most() -> float:
+        return largest(float(p.grad.abs().max()) for p in trained if p.grad is not None)
 
-
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference, over the largest value that was expected."""
-    size = largest(float(tensor.abs().max()) for tensor in expected)
-    pairs = zip(found, expected, strict=True)
-    return largest(float((a - b).abs().max()) for a, b in pairs) / max(size, 1e-12)
+    for parameter in trained:
+        parameter.grad = None
+    add(_pack(parts), 1)
+    size = most()
+    for i, part in enumerate(parts):  # on top of it: a second copy of all gradients would cost as much as the model
+        add(build_pack([SampleId(i, 0, i)], [part]), -1)
+    return most() / max(size, 1e-12)

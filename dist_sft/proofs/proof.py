@@ -1,9 +1,7 @@
 """One thing that was proved, or was found not to hold."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from dist_sft.core.errors import SftError
 
@@ -32,11 +30,6 @@ class Proof:
         """It does not hold, as an error says."""
         place = f"{error.where}: " if error.where else ""
         return cls(name, False, detail=f"{place}{error.what}", fix=error.fix)
-
-
-def largest(figures: Iterable[float]) -> float:
-    """Of figures >= 0; 0 where there are none. Not a number where one is none: Python's max would lose it."""
-    return float(np.max([0.0, *figures]))
 
 
 def refuse(proofs: Sequence[Proof]) -> None:

@@ -12,7 +12,14 @@ from dist_sft.core.errors import ConfigError
 from dist_sft.model.complete import refuse_incomplete
 from dist_sft.model.headers import config_file
 from dist_sft.model.supported import refuse_split, refuse_unsupported
-from dist_sft.model.trainable import refuse_architecture, refuse_experts, refuse_positions, refuse_tokens, refuse_trial
+from dist_sft.model.trainable import (
+    frozen_parts,
+    refuse_architecture,
+    refuse_experts,
+    refuse_positions,
+    refuse_tokens,
+    refuse_trial,
+)
 from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import is_local
 
@@ -39,7 +46,7 @@ def refuse_untrainable(run: OpenedRun) -> tuple[str, ...]:
     refuse_unsupported(architecture, length, config.train.packing, settings.path)
     refuse_split(architecture, config.train.sequence_parallel, settings.path)
     refuse_positions(architecture, length, settings.path)
-    notes = refuse_incomplete(settings, architecture)
+    notes = frozen_parts(architecture) + refuse_incomplete(settings, architecture)
     return notes + refuse_tokens(run.vocabulary, architecture, settings.path)
 
 

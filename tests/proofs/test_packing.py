@@ -11,9 +11,10 @@ from dist_sft.core.errors import SftError
 from dist_sft.model import head
 from dist_sft.model.attention import segments
 from dist_sft.model.context import PackContext
+from dist_sft.model.rounding import difference, largest
 from dist_sft.proofs import packing
 from dist_sft.proofs.packing import prove_packing
-from dist_sft.proofs.proof import Proof, largest, refuse
+from dist_sft.proofs.proof import Proof, refuse
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import open_run
 
@@ -43,7 +44,10 @@ def test_a_model_that_is_too_large_is_proved_on_a_copy(config, monkeypatch):
 
 
 def failing(proofs):
-    return {proof.name for proof in proofs if not proof.holds}
+    """Names of the proofs that do not hold, each by ten times its limit or more."""
+    wrong = [proof for proof in proofs if not proof.holds]
+    assert all(proof.figure is None or proof.figure >= 10 * proof.limit for proof in wrong), wrong
+    return {proof.name for proof in wrong}
 
 
 def test_a_pack_that_leaks_fails_every_proof_of_isolation(config, monkeypatch):
@@ -88,7 +92,7 @@ def test_a_figure_that_is_no_number_does_not_hold():
 def test_a_difference_that_is_no_number_is_not_lost():
     one, none = torch.ones(2), torch.full((2,), torch.nan)
     for found in ([one, none], [none, one]):
-        assert math.isnan(packing._difference(found, [one, one])) and math.isnan(packing._difference([one, one], found))
+        assert math.isnan(difference(found, [one, one])) and math.isnan(difference([one, one], found))
     assert math.isnan(largest([1.0, math.nan])) and largest([]) == 0
 
 

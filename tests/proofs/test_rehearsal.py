@@ -1,7 +1,9 @@
 """The rehearsal of `check`: it holds for a sound run, and finds what would make ranks or packs learn otherwise."""
 
 import json
+import math
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,9 @@ from dist_sft.core.errors import SftError
 from dist_sft.proofs.proof import refuse
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import open_run
+from tests.mutants import UPDATES
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("rehearsal")
 
 MUTANTS = {
@@ -47,6 +51,19 @@ def damaged(self, engine):
     return progress
 CheckpointStore.load = damaged
 """,
+}
+
+
+KEPT = [fault.__name__ for fault in UPDATES if fault.__name__ != "no_loss_weights"]
+"""Faults that make ranks, packs or micro-steps matter; without weights, each of a rehearsal's runs learns the same."""
+IN_SHORT = ("mean_of_packs",)
+TRAINERS = {
+    name: f"""
+from tests.mutants import mutated
+fault = mutated({name!r})
+fault.__enter__()
+"""
+    for name in KEPT
 }
 
 
@@ -93,7 +110,25 @@ def test_a_run_that_would_learn_otherwise_is_refused(run, name, tmp_path, monkey
     with pytest.raises(SftError, match="this does not hold"):
         refuse(proofs)
     failed = [proof.name for proof in proofs if proof.holds is False]
+    assert margin(proofs) >= 10
     assert any(each.startswith("resumed" if "checkpoint" in name else "ranks, ZeRO and packing") for each in failed)
+
+
+def margin(proofs):
+    """By how many times the figure that is furthest off exceeds its limit."""
+    failed = [proof for proof in proofs if proof.holds is False and proof.figure is not None]
+    return max(proof.figure / proof.limit if proof.limit else math.inf for proof in failed)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.soak] * (each not in IN_SHORT)) for each in KEPT]
+)
+def test_a_trainers_old_mistake_is_ten_times_what_is_rounding_or_more(run, name, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(TRAINERS[name])
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    proofs = proofs_of(run)
+    print({proof.name: (proof.figure, proof.limit) for proof in proofs})
+    assert margin(proofs) >= 10
 
 
 def test_what_the_run_decides_for_gpus_is_decided_anew(run):

@@ -8,11 +8,12 @@ import threading
 import time
 
 import pytest
+import yaml
 from torch.utils import cpp_extension
 
 from dist_sft.run import extension_builds
 from dist_sft.run.extension_builds import guard_builds
-from tests.ranks import ROOT
+from tests.ranks import ROOT, losses, train_on_ranks
 
 BUILD = """
 import ctypes, sys
@@ -199,3 +200,41 @@ def test_after_a_build_that_was_killed_the_next_two_build_it(folder):
 def test_torch_alone_would_wait_for_ever_for_such_a_lock(raw, folder):
     (folder / "lock").touch()
     assert not raw.try_acquire(), "then torch waits until somebody removes it: the reason for this guard"
+
+
+HOLD = """
+import sys
+held = [open(name, "w") for name in sys.argv[1:]]
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.xdist_group("parity")
+@pytest.mark.timeout(300)
+def test_builds_of_another_program_stop_no_run_that_builds_nothing(tiny_run, sft, tmp_path, monkeypatch):
+    """`check --fast` and two ranks under ZeRO-3, while a living process builds all of DeepSpeed's extensions."""
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+    extensions = tmp_path / "extensions"
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
+    locks = [extensions / name / "lock" for name in {*ALL_OPS, "deepspeed_shm_comm"}]
+    for lock in locks:
+        lock.parent.mkdir(parents=True)
+    settings = tiny_run | {
+        "run": {"name": "locked", "dir": str(tmp_path / "run")},
+        "train": tiny_run["train"] | {"steps": 1},
+        "cluster": {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 0.5},
+        "deepspeed": {"zero_optimization": {"stage": 3}},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLD, *map(str, locks)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as builder:
+        assert builder.stdout.readline() == b"held\n"
+        ended = sft("check", tmp_path / "run.yaml", "--fast")
+        assert ended.code == 0, ended
+        train_on_ranks([settings], 2, 200)
+        assert all(lock.exists() for lock in locks)
+        builder.stdin.close()
+    assert len(losses(tmp_path / "run")) == 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from dist_sft.core.errors import ModelError
+from dist_sft.model.architecture import head_size
 from dist_sft.model.attention import flash
 
 SEGMENTS, VARLEN, FLASH, FLEX = "dist_sft_segments", "dist_sft_varlen", "dist_sft_fa", "dist_sft_flex"
@@ -36,8 +37,7 @@ def choose(wanted: str, device: str, dtype: str, config: PretrainedConfig, dropo
     dropout: on attention weights. Raises ModelError where the back end that is asked for cannot run.
     """
     text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None) or 1
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head = head_size(text)
     softcap = getattr(text, "attn_logit_softcapping", None) is not None
     wish = _Wish(device, dtype, head, getattr(text, "v_head_dim", head), softcap, dropout)
     if wanted == "auto":
