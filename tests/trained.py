@@ -75,7 +75,7 @@ def content(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "run.json", "run.yaml")
+        if path.is_file() and path.name not in (".lock", ".dist-sft", "run.json", "run.yaml", "resolved.yaml")
     }
 
 

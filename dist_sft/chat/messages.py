@@ -12,6 +12,7 @@ from typing import Any
 from dist_sft.chat.conversation import Message, Role, ToolCall
 from dist_sft.chat.fields import CHANGES_LEARNING, KNOWN, Fields, listed
 from dist_sft.chat.layouts import CALLING, turns_of
+from dist_sft.config.section import HEAVIEST
 from dist_sft.core.errors import RowError
 
 ROLES: dict[str, Role] = {
@@ -29,7 +30,6 @@ _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _WEIGHT_KEYS = ("loss_weight", "weight")
 _TRAINED_KEYS = ("loss", "train", "training", "trainable", "learn")
-_HEAVIEST = 1e6
 _NAME = re.compile(r"[\w .:/@+=#-]+")
 
 
@@ -161,8 +161,8 @@ def weight_of(fields: Fields, role: Role) -> float | None:
         value = fields.take(key)
         if value is None or weight is not None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _HEAVIEST:
-            raise bad_row(f"{fields.place(key)} is {value!r}", f"use a number, at least 0 and below {_HEAVIEST:g}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < HEAVIEST:
+            raise bad_row(f"{fields.place(key)} is {value!r}", f"use a number, at least 0 and below {HEAVIEST:g}")
         weight = float(value)
     for key in _TRAINED_KEYS:
         value = fields.take(key)

@@ -1,6 +1,7 @@
 """Where checkpoints live, and what makes one whole.
 
 RUN_DIR/checkpoints/, or checkpoint.url
+    .dist-sft                      the folder is ours, see core.ownership
     writer                         which start of the run may write here
     step_00000100/
         manifest.json              written last: with it the checkpoint is whole, without it nothing
@@ -11,22 +12,33 @@ RUN_DIR/checkpoints/, or checkpoint.url
 
 A manifest is put in place by one rename, behind a URL by one request, and names every other file with its size and
 SHA-256. It has a SHA-256 of its own: of its content without it, as `stable_hash` takes it.
+
+A checkpoint is removed file by file, those with these names: what somebody else has put there stays.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import reading, sha256, stable_hash, write_json
-from dist_sft.core.storage import failures, listed, move_tree, remove_file, remove_tree
+from dist_sft.core.errors import CheckpointError, StorageError
+from dist_sft.core.files import PARTIAL, reading, sha256, stable_hash, write_json
+from dist_sft.core.ownership import claim, remove_ours
+from dist_sft.core.storage import failures, is_remote, listed, move_tree, remove_file
 
 MANIFEST, WRITER = "manifest.json", "writer"
 QUARANTINED = ".bad"
 _NAME = re.compile(r"step_[0-9]{8,}")
+_START = re.compile(r"[0-9]+-[\w.-]+")
+_OURS = re.compile(
+    rf"(manifest\.json|reason\.txt|{_START.pattern}/(rank[0-9]{{5,}}\.(safetensors|json)|adapter_starts\.safetensors))"
+    rf"({PARTIAL})?"
+)
 FORMAT = 3
+_DAMAGE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What says that a file is not there, or none; all else says nothing about it."""
 
 
 class UnknownFormat(CheckpointError):
@@ -103,8 +115,9 @@ class Manifest:
             if outside := [name for name in shards if name.startswith("/") or ".." in Path(name).parts]:
                 raise ValueError(f"it names a file outside of the checkpoint, {outside[0]}")
             return cls(shards=shards, **fields)
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"the manifest cannot be read: {error}", where=str(path)) from error
+        except (*_DAMAGE, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            fix = "export another step: --step N; a run goes on from the checkpoint before it"
+            raise CheckpointError(f"the manifest cannot be read: {error}", where=str(path), fix=fix) from error
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -145,22 +158,75 @@ def verify_shard(folder: Path, name: str, shard: Shard) -> str | None:
 
 
 def remove(checkpoint: Path) -> str | None:
-    """Remove a checkpoint, whole or not; what went wrong, or None."""
+    """Remove what is ours of a checkpoint, whole or not; what went wrong, or None."""
     try:
-        remove_file(checkpoint / MANIFEST)  # from here on it is not there
-        remove_tree(checkpoint)
+        with contextlib.suppress(IsADirectoryError):
+            remove_file(checkpoint / MANIFEST)  # from here on it is not there
+        remove_ours(checkpoint, is_ours)
     except failures(checkpoint) as error:
         return f"{checkpoint.name} cannot be removed, the next save tries again: {error}"
     return None
 
 
+def is_ours(name: str) -> bool:
+    """Whether a file of a checkpoint is one that we wrote, by its path in it."""
+    return _OURS.fullmatch(name) is not None
+
+
 def quarantine(folder: Path, reason: str) -> Path:
     """Rename a checkpoint that cannot be trusted, so that nobody finds it again."""
     quarantined = folder.with_name(f"{folder.name}{QUARANTINED}")
-    remove_tree(quarantined)
+    remove_ours(quarantined, is_ours)
+    if quarantined.exists():
+        raise StorageError("somebody else's files are in it", where=str(quarantined), fix="move it away")
     move_tree(folder, quarantined)
     (quarantined / "reason.txt").write_text(reason + "\n")
     return quarantined
+
+
+def claim_checkpoints(checkpoints: Path) -> None:
+    """Make the folder of checkpoints ours. Raises StorageError where it holds something else under our names."""
+    fix = "set run.dir (or checkpoint.url) to another folder, or move it away"
+    claim(checkpoints, "checkpoints", is_wanted, has_checkpoints, fix)
+    for path in listed(checkpoints, "step_"):
+        if (step_of(path) is not None or is_quarantined(path)) and _is_foreign(path):
+            raise StorageError("this is no checkpoint, and has the name of one", where=str(path), fix="move it away")
+
+
+def is_wanted(name: str) -> bool:
+    """Whether we write something of this name beside checkpoints."""
+    return name == WRITER or _NAME.fullmatch(name.removesuffix(QUARANTINED)) is not None
+
+
+def has_checkpoints(checkpoints: Path) -> bool:
+    """Whether a run of any version has written checkpoints here."""
+    with contextlib.suppress(OSError, ValueError):
+        if _START.fullmatch((checkpoints / WRITER).read_text()):
+            return True
+    steps = [path for path in listed(checkpoints, "step_") if step_of(path) is not None]
+    return any(_has_start(path) or (is_whole(path) and not _is_foreign(path)) for path in steps)
+
+
+def _has_start(checkpoint: Path) -> bool:
+    """Whether a start of a run has written something of a checkpoint."""
+    if not is_remote(checkpoint) and not checkpoint.is_dir():
+        return False
+    folders = [path for path in listed(checkpoint, "") if is_remote(path) or path.is_dir()]
+    starts = [path for path in folders if _START.fullmatch(path.name)]
+    return any(is_ours(f"{start.name}/{path.name}") for start in starts for path in listed(start, ""))
+
+
+def _is_foreign(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be none of ours: no folder, or with a manifest that is not, and nothing else that is."""
+    if not is_remote(checkpoint) and not checkpoint.is_dir():
+        return True
+    try:
+        Manifest.read(checkpoint)
+    except UnknownFormat:
+        return False
+    except CheckpointError:
+        return (checkpoint / MANIFEST).exists() and not _has_start(checkpoint)
+    return False
 
 
 def newest(run_dir: Path, step: int | None = None) -> Path:

@@ -24,6 +24,7 @@ from dist_sft.checkpoint.layout import (
     WRITER,
     Manifest,
     UnknownFormat,
+    claim_checkpoints,
     folder_of,
     is_whole,
     quarantine,
@@ -161,8 +162,7 @@ class CheckpointStore:
         """From here on, no other start of the run can finish a checkpoint."""
         if is_remote(self.folder):
             self._refuse_others()
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        claim_checkpoints(self.folder)
         with atomic(self.folder / WRITER) as file:
             file.write(self.attempt.encode())
 

@@ -5,11 +5,13 @@ rank 0:                     waits for all records ─> sizes are right ─> nobo
 
 What fails in the retention is tried again after the next save: the new checkpoint is whole all the same.
 
-Ranks tell rank 0 by files beside their shards, for the process group is busy with training.
+Ranks tell rank 0 by files beside their shards, for the process group is busy with training. Such a file may be late on
+shared storage, but not for ever: where somebody removes the folder under a save, it never comes.
 """
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from dist_sft.checkpoint.layout import (
     Manifest,
     Shard,
     folder_of,
+    is_ours,
     is_quarantined,
     is_whole,
     remove,
@@ -34,10 +37,13 @@ from dist_sft.checkpoint.shards import describe, write_shard
 from dist_sft.checkpoint.starts import STARTS
 from dist_sft.core.errors import CheckpointError, SftError, StorageOutage
 from dist_sft.core.files import sync_folder, write_json
-from dist_sft.core.storage import cure, failures, is_remote, lasts, listed, remove_tree, retried
+from dist_sft.core.ownership import remove_ours
+from dist_sft.core.storage import cure, failures, is_remote, lasts, listed, retried
 
 POLL, REMOTE_POLL = 0.1, 1.0
 """Seconds between two looks of rank 0 at what has been written; behind a URL each is a request."""
+LATE = 180.0
+"""Seconds that rank 0 waits for a record after its rank has written it: NFS shows some files a minute later."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class Writing:
         self.stall: float | None = None
         self.stayed: list[str] = []
         self._abandoned = threading.Event()
+        self._due = math.inf
         self._write_error: SftError | None = None
         self._commit_error: SftError | None = None
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
@@ -114,8 +121,9 @@ class Writing:
         return self._write_error
 
     def committed(self) -> SftError | None:
-        """On rank 0: wait until the checkpoint is whole; what went wrong, or None."""
+        """On rank 0, when all ranks have written: wait until the checkpoint is whole; what went wrong, or None."""
         assert self._committer is not None
+        self._due = time.monotonic() + LATE
         self._committer.join()
         return self._commit_error
 
@@ -131,19 +139,18 @@ class Writing:
             self._committer.join()
             with contextlib.suppress(failures(self.final)):  # else the next save does it
                 if not is_whole(self.final):
-                    remove_tree(self.final)
+                    remove_ours(self.final, is_ours)
 
     def _write(self) -> None:
         folder = self.final / self._attempt
         try:
             shards = {}
-            name = f"rank{self._rank:05d}"
-            path = folder / f"{name}.safetensors"
+            path = folder / f"rank{self._rank:05d}.safetensors"
             shards[path.name] = retried(path, lambda: write_shard(path, self._tensors, self._pieces, self._rank))
             if self._starts and self._rank == 0:
                 shards[STARTS] = retried(path, lambda: write_shard(folder / STARTS, self._starts, {}, 0))
             record = {file: asdict(shard) for file, shard in shards.items()}
-            retried(path, lambda: write_json(folder / f"{name}.json", record, indent=None))
+            retried(path, lambda: write_json(self._record(self._rank), record, indent=None))
         except Exception as error:  # noqa: BLE001  # a thread that dies tells nobody; `written` does
             self._write_error = _cannot_save(error, self.final, f"rank {self._rank}: ")
 
@@ -163,13 +170,20 @@ class Writing:
         self.seconds = time.monotonic() - self._began
 
     def _awaited(self, rank: int) -> dict[str, dict[str, Any]] | None:
-        """What a rank has written; None if that is never going to be whole."""
-        path = self.final / self._attempt / f"rank{rank:05d}.json"
+        """What a rank has written; None if that is never going to be whole. Raises OSError where it is gone."""
+        path, own = self._record(rank), self._record(self._rank)
         while not retried(path, path.exists):
             if self._abandoned.wait(REMOTE_POLL if is_remote(path) else POLL):
                 return None
+            done = not self._writer.is_alive() and self._write_error is None
+            if (done and not retried(own, own.exists)) or time.monotonic() > self._due:
+                raise OSError(f"{self._attempt}/{path.name} is gone: somebody has removed what was written")
         record: dict[str, dict[str, Any]] = json.loads(retried(path, path.read_bytes))
         return record
+
+    def _record(self, rank: int) -> Path:
+        """What a rank tells rank 0 by."""
+        return self.final / self._attempt / f"rank{rank:05d}.json"
 
     def _put(self, manifest: Manifest) -> None:
         """The moment at which the checkpoint is there."""

@@ -76,9 +76,11 @@ def stats(
     """Rows, tokens, lengths by source, the mixture as it comes about, how steps pack, and what is not learned."""
     run = open_run(run_file, overrides or [])
     with working(as_json):
-        from dist_sft.cli.show.stats import draw, show
+        from dist_sft.cli.show.stats import draw, refuse_other_picture, show
         from dist_sft.commands.stats import stats as look
 
+        if png:
+            refuse_other_picture(png)
         progress = partial(track, description="encoding", console=Console(stderr=True), transient=True)
         found = look(run, count or None, world or run.config.cluster.most, progress)
         if png:

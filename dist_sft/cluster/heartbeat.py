@@ -52,7 +52,8 @@ class Watchdog(Heartbeat):
         while time.monotonic() < self._due:
             time.sleep(min(1.0, self.limit / 10))
         self.stacks.mkdir(parents=True, exist_ok=True)
-        with (self.stacks / f"rank{self.rank:05d}-{time.strftime('%Y%m%dT%H%M%S')}.txt").open("w") as file:
+        name = f"rank{self.rank:05d}-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.txt"
+        with (self.stacks / name).open("x") as file:
             file.write(f"rank {self.rank} on {os.uname().nodename}: no step for {self.limit:g} s\n")
             file.flush()
             faulthandler.dump_traceback(file)

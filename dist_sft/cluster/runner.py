@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import re
-import shutil
 import sys
 import time
 import uuid
@@ -22,6 +21,7 @@ from dist_sft.cluster.progress import Follower
 from dist_sft.cluster.session import connect, quiet
 from dist_sft.cluster.worker import train_loop_per_worker
 from dist_sft.core.errors import ClusterError, SftError, StorageError
+from dist_sft.core.ownership import scratch
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import OpenedRun
@@ -77,8 +77,10 @@ def train(run: OpenedRun) -> RunResult:
     run_dir = run_folder.locate(run.config)
     run = run.changed(run=run.config.run.model_copy(update={"dir": str(run_dir)}))
     config = run.config
+    kept = run_folder.kept_text(run)
+    run_folder.refuse_collisions(run_dir, config, kept)
     _look_at_model(run)
-    with _lock(run_dir):
+    with _lock(run, kept):
         started = not ray.is_initialized()
         if started:
             connect(config)
@@ -88,7 +90,7 @@ def train(run: OpenedRun) -> RunResult:
             if ray_address(config) is not None and config.cluster.preflight:
                 preflight(run, run_dir, short=True).refuse()
             with data_service(run, nodes) as offer:
-                return _fit(run, run_dir, offer)
+                return _fit(run, run_dir, offer, kept)
         finally:
             if started:
                 ray.shutdown()
@@ -133,7 +135,13 @@ def data_service(run: OpenedRun, nodes: Sequence[str]) -> Iterator[Offer | None]
         service.stop()
 
 
-def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
+def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None, kept: str | None) -> RunResult:
+    """kept: of the run file, see `run_folder.kept_text`."""
+    with scratch(run_dir, "ray") as records:  # Ray Train's own; the checkpoints are ours
+        return _trained(run, run_dir, records, offer, kept)
+
+
+def _trained(run: OpenedRun, run_dir: Path, records: Path, offer: Offer | None, kept: str | None) -> RunResult:
     import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
@@ -158,7 +166,7 @@ def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
     trainer = Trainer(
         train_loop_per_worker,  # type: ignore[arg-type]  # what rank 0 returns is result.return_value
         train_loop_config={
-            "given": ray.put((run.portable.model_dump(mode="json"), offer)),
+            "given": ray.put((run.portable.model_dump(mode="json"), offer, kept)),
             "attempt": attempt,
             "folder": str(Path.cwd()),
             "hang": wanted.hang,
@@ -168,7 +176,7 @@ def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(wanted.hang) + PATIENCE),
         run_config=RayRunConfig(
             name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', config.run.name)}-{attempt}",  # of a folder
-            storage_path=str(run_dir / "ray"),
+            storage_path=str(records),
             failure_config=FailureConfig(max_failures=wanted.max_failures),
             callbacks=[EndOnErrors()],  # type: ignore[list-item]  # of Ray Train v2
             worker_runtime_env={"env_vars": worker_environment(config)},  # type: ignore[call-arg]  # of Ray Train v2
@@ -179,8 +187,6 @@ def _fit(run: OpenedRun, run_dir: Path, offer: Offer | None) -> RunResult:
             result = trainer.fit()
         except Exception as error:
             raise as_sft_error(error, _stepped(run_dir, begin)) from error
-        finally:
-            shutil.rmtree(run_dir / "ray", ignore_errors=True)  # Ray Train's own records; the checkpoints are ours
     returned: dict[str, Any] = result.return_value or {}  # type: ignore[attr-defined]
     return RunResult(run_dir=run_dir, **returned)
 
@@ -193,13 +199,14 @@ def _stepped(run_dir: Path, begin: float) -> bool:
         return True
 
 
-def _lock(run_dir: Path) -> Any:
+def _lock(run: OpenedRun, kept: str | None) -> Any:
     """One driver per run folder: two would write the same checkpoints. The kernel drops the lock with the process."""
     import filelock
 
+    run_dir = run.folder
     lock, wait = filelock.FileLock(run_dir / ".lock"), LEASE if JOB in os.environ else 0.0
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        run_folder.begin(run_dir, run.config, kept)
         try:
             return lock.acquire(timeout=0)
         except filelock.Timeout:

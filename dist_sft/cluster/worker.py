@@ -31,5 +31,5 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         )
     os.chdir(folder)
     watchdog = Watchdog(loop_config["hang"], Path(loop_config["stacks"]), get_context().get_world_rank())
-    settings, offer = ray.get(loop_config["given"])
-    return work(settings, loop_config["attempt"], offer, watchdog)
+    settings, offer, kept = ray.get(loop_config["given"])
+    return work(settings, loop_config["attempt"], offer, watchdog, kept)

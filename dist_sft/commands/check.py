@@ -121,6 +121,7 @@ def check_run(run: OpenedRun, fast: bool = False, rows: int = PROBE) -> CheckRep
 
     config, merged = run.config, run.resolved_deepspeed
     run_dir = run_folder.locate(config)
+    run_folder.refuse_collisions(run_dir, config, run_folder.kept_text(run))
     _check_machine(config)
     notes = refuse_untrainable(run)
     data = RunData.of(run)

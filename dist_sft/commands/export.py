@@ -9,7 +9,8 @@ from dist_sft.checkpoint.starts import starts_in
 from dist_sft.config.advice import template_settings
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import CheckpointError
-from dist_sft.core.files import writing
+from dist_sft.core.files import reading, writing
+from dist_sft.core.ownership import MARK, publish, scratch
 from dist_sft.model.weights import check_weights
 from dist_sft.run import folder as run_folder
 
@@ -31,16 +32,9 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = Fals
     run_folder.refuse_unwritable(out, "give another output folder")
     if config.model.tuning.kind == "lora":
         check_weights(config.model)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing(partial):
-            _write(run_dir, checkpoint, config.model, partial, merge)
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with writing(out), scratch(out.parent, out.name) as made:
+        _write(run_dir, checkpoint, config.model, made, merge)
+        publish(made, out)
     return out
 
 
@@ -66,8 +60,9 @@ def _write(run_dir: Path, checkpoint: Path, model: ModelSection, out: Path, merg
     from dist_sft.model.saved import save_adapter, save_full
 
     disable_progress_bar()
-    shutil.copytree(run_dir / "tokenizer", out)
-    stop_ids = run_folder.read_facts(run_dir)["stop_ids"]
+    with reading(run_dir / "tokenizer"):
+        shutil.copytree(run_dir / "tokenizer", out, ignore=shutil.ignore_patterns(MARK), dirs_exist_ok=True)
+    stop_ids = run_folder.read_stop_ids(run_dir)
     weights = consolidated(checkpoint)
     if model.tuning.kind == "lora":
         save_adapter(model, weights, stop_ids, out, merge, starts_in(checkpoint))

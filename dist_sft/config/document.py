@@ -29,6 +29,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 MOST_BYTES = 256 << 10
 """Of a file of settings."""
+BOM = "\ufeff"
 MOST_VALUES = 20_000
 """Values and keys of a file, with aliases (*) written out."""
 MOST_DIGITS = 100
@@ -62,8 +63,16 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
     Raises:
         ConfigError: not YAML, or a key that stands twice, or an anchor that contains itself.
     """
+    node = compose(text, name, lines=lines)
+    locations: dict[Path, str] = {}
+    return Document(None if node is None else _Builder(name, lines, locations).build(node, (), ()), locations)
+
+
+def compose(text: str, name: str, *, lines: bool = True) -> yaml.Node | None:
+    """The nodes of one YAML document, which know their places in the text. Arguments and errors: see `parse_yaml`."""
     try:
-        node = _Loader(text, name, lines).get_single_node()
+        node: yaml.Node | None = _Loader(text, name, lines).get_single_node()
+        return node
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, text, name, lines) from None
     except yaml.reader.ReaderError as error:
@@ -72,11 +81,14 @@ def parse_yaml(text: str, name: str, *, lines: bool = True) -> Document:
         raise ConfigError(what, where=f"{name}:{line}" if lines else name, fix="remove it") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as "\UFFFFFFFF", a character beyond Unicode
         raise ConfigError(f"not YAML: {error}", where=name, fix="check what follows a backslash in quotes") from None
-    locations: dict[Path, str] = {}
-    return Document(None if node is None else _Builder(name, lines, locations).build(node, (), ()), locations)
 
 
 def read_settings(path: FilePath, kind: str) -> str:
+    """The text of a file of settings, without a byte order mark. Raises what `read_whole` raises."""
+    return read_whole(path, kind).removeprefix(BOM)
+
+
+def read_whole(path: FilePath, kind: str) -> str:
     """The text of a file of settings.
 
     Args:
@@ -98,7 +110,7 @@ def read_settings(path: FilePath, kind: str) -> str:
             f"{kind} is longer than {MOST_BYTES >> 10} KiB", where=str(path), fix="name a file of settings, not of data"
         )
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode()
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigError("not UTF-8", where=f"{path}:{line}", fix="save the file as UTF-8") from None

@@ -3,13 +3,15 @@
 run.yaml ─ document ─> values and lines ─ overrides ─> values ─ `Root.of` ─> RunConfig
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dist_sft.config.deepspeed_file import find_deepspeed
-from dist_sft.config.document import Document, parse_yaml, read_settings
+from dist_sft.config.document import BOM, Document, parse_yaml, read_whole
+from dist_sft.config.kept import RunFile, unfilled
 from dist_sft.config.overrides import apply_overrides
+from dist_sft.config.problems import as_error
 from dist_sft.config.root import Root, from_values
 from dist_sft.config.run_config import RunConfig, with_shorthand
 from dist_sft.core.errors import ConfigError
@@ -28,36 +30,42 @@ def load_config(run: Source, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with every problem found, each at file:line, at its override, or at "values".
     """
-    document = read(run, overrides, RunConfig, with_shorthand)
+    return load_run(run, overrides)[0]
+
+
+def load_run(run: Source, overrides: Sequence[str] = ()) -> tuple[RunConfig, RunFile | None]:
+    """As `load_config`, with the run file as it was written; None for a mapping."""
+    document, written = _opened(run, RunConfig)
+    document = apply_overrides(document, overrides, with_shorthand)
+    if hidden := unfilled(document):
+        raise as_error(hidden, document, RunConfig.file)
     config = RunConfig.of(document)
     if isinstance(config.deepspeed, str):
         beside = Path() if isinstance(run, Mapping) else Path(run).parent
         found = find_deepspeed(config.deepspeed, beside, document.where(("deepspeed",)))
         config = config.model_copy(update={"deepspeed": str(found)})
-    return config
+    return config, written
 
 
 def load(root: type[RootT], source: Source, overrides: Sequence[str] = ()) -> RootT:
     """Any kind of file of settings, with the errors of a run file. Raises ConfigError."""
-    return root.of(read(source, overrides, root))
+    return root.of(apply_overrides(_opened(source, root)[0], overrides))
 
 
-def read(
-    source: Source,
-    overrides: Sequence[str],
-    root: type[Root],
-    written_out: Callable[[Any], Any] = lambda value: value,
-) -> Document:
-    """The values of a file or mapping, with overrides in them. Raises ConfigError where it holds no settings."""
-    document = from_values(dict(source)) if isinstance(source, Mapping) else _read(Path(source), root)
-    return apply_overrides(document, overrides, written_out)
-
-
-def _read(path: Path, root: type[Root]) -> Document:
+def _opened(source: Source, root: type[Root]) -> tuple[Document, RunFile | None]:
+    """The values of a file or mapping, and the file. Raises ConfigError where it holds no settings."""
+    if isinstance(source, Mapping):
+        return from_values(dict(source)), None
+    path = Path(source)
     try:
-        text = read_settings(path, root.file)
+        text = read_whole(path, root.file)
     except FileNotFoundError:
         raise ConfigError(f"no such {root.file.removeprefix('the ')}", where=str(path), fix=_others(path)) from None
+    document = _parsed(text.removeprefix(BOM), path, root)
+    return document, RunFile(path.absolute(), text, document.value)
+
+
+def _parsed(text: str, path: Path, root: type[Root]) -> Document:
     document = parse_yaml(text, str(path))
     needed = [name for name, field in root.model_fields.items() if field.is_required()]
     if document.value is None:

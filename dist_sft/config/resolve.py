@@ -14,5 +14,10 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 
 def resolved_yaml(config: RunConfig) -> str:
     """All settings as YAML text, in the order of the sections."""
-    text: str = yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True, width=120)
+    return yaml_of(resolved(config))
+
+
+def yaml_of(settings: dict[str, Any]) -> str:
+    """JSON values as YAML text, in their order."""
+    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
     return text

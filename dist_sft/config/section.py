@@ -15,6 +15,9 @@ ADDED: JsonDict = {"added": True}
 
 Role = Literal["system", "user", "assistant", "tool"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+HEAVIEST = 1e6
+"""A loss weight is below: sums of larger ones are more than float32 can hold."""
+LossWeight = Annotated[float, Field(ge=0, lt=HEAVIEST)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a running average: 1 would never forget. Or a share that may be nothing, and never all."""
 Share = Annotated[float, Field(gt=0, le=1)]

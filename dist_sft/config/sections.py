@@ -16,7 +16,18 @@ from dist_sft.config.cluster import ClusterSection, ServiceSection
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
 from dist_sft.config.redact import redact_urls
-from dist_sft.config.section import ADDED, EXECUTION, Decay, Fraction, Role, Section, Share, TemplateKwargs, matching
+from dist_sft.config.section import (
+    ADDED,
+    EXECUTION,
+    Decay,
+    Fraction,
+    LossWeight,
+    Role,
+    Section,
+    Share,
+    TemplateKwargs,
+    matching,
+)
 
 
 class RunSection(Section):
@@ -211,7 +222,7 @@ class OrderSection(Section):
 class LossWeights(Section):
     """data.loss: which tokens are learned, and how much each counts."""
 
-    roles: dict[Role, NonNegativeFloat] = Field(
+    roles: dict[Role, LossWeight] = Field(
         default={"assistant": 1.0}, description="weight by role; roles not named get 0"
     )
     turns: Literal["all", "last"] = Field(default="all", description="last: only messages after the last user message")

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dist_sft.core.errors import StorageError, StorageOutage
-from dist_sft.core.storage import MISTAKES, cure, failures, is_remote, lasts
+from dist_sft.core.storage import IN_THE_WAY, MISTAKES, cure, failures, is_remote, lasts
+
+PARTIAL = r"\.[0-9]+-[0-9a-f]+\.partial"
+"""What follows a file's name, as a pattern, until it has its content. Nobody else has a file of such a name."""
 
 
 @contextlib.contextmanager
@@ -37,9 +40,10 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         yield content
         path.write_bytes(content.getvalue())
         return
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(8)}.partial")  # see PARTIAL
+    written = partial.open("xb")
     try:
-        with partial.open("wb") as file:
+        with written as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -74,7 +78,8 @@ def reading(path: Path, who: str = "") -> Iterator[None]:
         raise
     except failures(path) as error:
         kind = StorageError if lasts(error) or isinstance(error, FileNotFoundError) else StorageOutage
-        raise kind(f"{who}cannot be read: {error}", where=str(path), fix="see that the storage works") from error
+        fix = cure(path, error) if isinstance(error, IN_THE_WAY) else "see that the storage works"
+        raise kind(f"{who}cannot be read: {error}", where=str(path), fix=fix) from error
 
 
 def room(folder: Path) -> str:

@@ -25,6 +25,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 LASTING = (*FULL, errno.EROFS)
 """What somebody must mend, of what storage raises; so is a PermissionError."""
 
+IN_THE_WAY = (IsADirectoryError, NotADirectoryError, FileExistsError)
+"""What storage raises where a folder stands in the place of a file, or the other way round."""
+
 Returned = TypeVar("Returned")
 
 
@@ -62,7 +65,7 @@ def failures(path: Path) -> type[Exception]:
 
 def lasts(error: BaseException) -> bool:
     """Whether a failure of storage comes again until somebody mends it; another may pass."""
-    if isinstance(error, (PermissionError, *MISTAKES)) or getattr(error, "errno", None) in LASTING:
+    if isinstance(error, (PermissionError, *IN_THE_WAY, *MISTAKES)) or getattr(error, "errno", None) in LASTING:
         return True
     return error.__cause__ is not None and lasts(error.__cause__)
 
@@ -71,6 +74,8 @@ def cure(path: Path, error: Exception) -> str:
     """What to do where storage cannot be written, for a message."""
     if is_remote(path):
         return "see that the storage works, and what the credentials may do"
+    if isinstance(error, IN_THE_WAY):
+        return f"move {error.filename2 or error.filename or path} away: something else is wanted there"
     full = getattr(error, "errno", None) in FULL
     return "make room" if full else "see that the storage works, and that you may write there"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_sft.core.errors import DataError
-from dist_sft.core.files import atomic, json_lines, missing_lines, writing
+from dist_sft.core.files import atomic, json_lines, missing_lines, reading, writing
 
 HELD_OUT = "held_out"
 """Reason of the rows that eval.share keeps out of training."""
@@ -97,9 +97,10 @@ class Ledger:
 def read(path: Path) -> tuple[list[Entry], str | None]:
     """The entries of a ledger file, and what to tell of lines that a crash has damaged; none if there is no file.
 
-    Raises DataError at file:line for JSON that is no entry.
+    Raises DataError at file:line for JSON that is no entry, StorageError where it cannot be read.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    with reading(path):
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     whole = list(json_lines(lines))
     return [_entry(value, path, number) for number, _, value in whole], missing_lines(
         path, (number for number, _, _ in whole), len(lines)

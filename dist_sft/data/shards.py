@@ -1,19 +1,20 @@
-"""Files of encoded samples: append-only, memory-mapped, each record with a checksum.
+"""Files of encoded samples: append-only, each record with a checksum.
 
 A shard is <id>.tokens, written by one process, and <id>.index once that process is done with it.
 
 A record is 48 bytes of header, then its payload in units of 8 bytes: int32 tokens and float32 weights of a sample, or
 the text of an error. The checksum is looked at whenever a record is read, so that a byte which has changed on the disk
-is never learned. Nobody changes a shard after it is written; eviction removes it whole, and who has it mapped keeps it.
+is never learned. Nobody changes a shard after it is written; eviction removes it whole. Records are read by calls, and
+never mapped: where a file has been cut off, a page that is gone would end the process.
 """
 
 import contextlib
 import fcntl
 import json
-import mmap
 import os
 import secrets
 import struct
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.core.errors import RowError
+from dist_sft.core.files import atomic
 
 Outcome = EncodedSample | RowError
 
@@ -46,40 +48,47 @@ def half(digest: bytes) -> int:
 
 
 class ShardReader:
-    """One shard, mapped as far as it reached when it was opened."""
+    """One shard, as far as it reached when it was opened. The file stays open as long as this lives."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self.path = path
-        with path.open("rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
-            with contextlib.suppress(OSError):  # of another user
-                os.utime(file.fileno())  # the shard that was used longest ago is evicted first
-        self._view = memoryview(self._map)
-        self._tokens = np.frombuffer(self._map, np.int32, self.size // 4)
-        self._weights = np.frombuffer(self._map, np.float32, self.size // 4)
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        self.size = os.fstat(self._file).st_size
+        with contextlib.suppress(OSError):  # of another user
+            os.utime(self._file)  # the shard that was used longest ago is evicted first
 
     def read(self, offset: int, units: int, digest: int) -> Outcome | None:
         """The record at an offset; None if another one stands there. Raises Damaged: its checksum is wrong."""
         end = offset + HEADER.size + 8 * units
         if offset % 8 or end > self.size:
             return None
-        magic, checksum, kind, stored, cut, lost, stands, _ = HEADER.unpack_from(self._view, offset)
+        record = self._bytes(offset, end)
+        magic, checksum, kind, stored, cut, lost, stands, _ = HEADER.unpack_from(record)
         if magic != MAGIC or stored != units or stands != digest:
             return None
-        if xxh3_64_intdigest(self._view[offset + CHECKED : end]) != checksum:
+        if xxh3_64_intdigest(memoryview(record)[CHECKED:]) != checksum:
             raise Damaged(f"{self.path}: the checksum of the record at byte {offset} is wrong")
-        begin = offset + HEADER.size
         if kind == ERROR:
-            return RowError(**json.loads(bytes(self._view[begin:end]).rstrip(b"\0")))
-        at = begin // 4
-        return EncodedSample(self._tokens[at : at + units], self._weights[at + units : at + 2 * units], cut, lost)
+            return RowError(**json.loads(record[HEADER.size :].rstrip(b"\0")))
+        tokens = np.frombuffer(record, np.int32, units, HEADER.size)
+        return EncodedSample(tokens, np.frombuffer(record, np.float32, units, HEADER.size + 4 * units), cut, lost)
+
+    def _bytes(self, begin: int, end: int) -> bytes:
+        """Raises Damaged: cut off since it was opened, or not readable."""
+        try:
+            found = os.pread(self._file, end - begin, begin)
+        except OSError as error:
+            raise Damaged(f"{self.path}: {error.strerror}") from None
+        if len(found) < end - begin:
+            raise Damaged(f"{self.path}: cut off at byte {begin + len(found)}")
+        return found
 
     def find(self, offset: int, digest: bytes) -> tuple[Outcome, int]:
         """The record that the index says is there, and its units. Raises Damaged."""
         if offset + HEADER.size <= self.size:
-            *_, units, _, _, stands, rest = HEADER.unpack_from(self._view, offset)
+            *_, units, _, _, stands, rest = HEADER.unpack(self._bytes(offset, offset + HEADER.size))
             found = self.read(offset, units, stands) if (stands, rest) == (half(digest), digest[8:]) else None
             if found is not None:
                 return found, units
@@ -89,8 +98,8 @@ class ShardReader:
         """(digest, offset) of each whole record, up to the first that is torn or broken."""
         offset = 0
         while offset + HEADER.size <= self.size:
-            *_, units, _, _, digest, _ = HEADER.unpack_from(self._view, offset)
             try:
+                *_, units, _, _, digest, _ = HEADER.unpack(self._bytes(offset, offset + HEADER.size))
                 if self.read(offset, units, digest) is None:
                     return
             except Damaged:
@@ -172,9 +181,8 @@ def write_index(shard: Path, offsets: dict[int, int]) -> None:
     """Raises OSError."""
     entries = np.array(sorted(offsets.items()), dtype=INDEX_ENTRY) if offsets else np.zeros(0, INDEX_ENTRY)
     raw = entries.tobytes()
-    partial = shard.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(xxh3_64_digest(raw) + raw)
-    partial.replace(shard.with_suffix(".index"))
+    with atomic(shard.with_suffix(".index")) as file:
+        file.write(xxh3_64_digest(raw) + raw)
 
 
 def recover(shard: Path) -> bool:

@@ -13,7 +13,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
+import struct
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +29,13 @@ from dist_sft.data.shards import HEADER, Damaged, Outcome, ShardIndex, ShardRead
 
 SHARD = 64 << 20
 """Bytes after which a process begins a new shard."""
+OPEN = 256
+"""Shards that a store holds open at most."""
+_SHARD = re.compile(r"[0-9a-f]{8}\.tokens")
 HINT = np.dtype([("digest", "<u8"), ("offset", "<u8"), ("shard", "<u4"), ("units", "<u4")])
+
+
+_HINT = struct.Struct("<QQII")
 
 
 class Place(NamedTuple):
@@ -48,7 +57,7 @@ class TokenStore:
         self.root, self.namespace, self.limit = folder, namespace, limit
         self.folder = folder / namespace
         self.damaged: list[str] = []
-        self._readers: dict[int, ShardReader | None] = {}
+        self._readers: OrderedDict[int, ShardReader | None] = OrderedDict()
         self._indexes: dict[int, ShardIndex] = {}
         self._writing: list[ShardWriter] = []  # none or one
         self._writable = True
@@ -127,7 +136,7 @@ class TokenStore:
             found[i] = outcome, Place(shard, int(offsets[i]), units)
 
     def _reader(self, shard: int, upto: int) -> ShardReader | None:
-        """A shard, mapped at least so far if it is that long; None if it is gone."""
+        """A shard, opened at least so far if it is that long; None if it is gone."""
         reader = self._readers.get(shard)
         if shard in self._readers and (reader is None or reader.size >= upto):
             return reader
@@ -139,10 +148,13 @@ class TokenStore:
         except (OSError, ValueError):
             reader = None
         self._readers[shard] = reader
+        self._readers.move_to_end(shard)
+        if sum(map(bool, self._readers.values())) > OPEN:  # each has its file open
+            del self._readers[next(shard for shard, opened in self._readers.items() if opened)]
         return reader
 
     def _index_all(self) -> None:
-        for path in sorted(self.folder.glob("*.tokens")):
+        for path in sorted(path for path in self.folder.glob("*.tokens") if _is_shard(path)):
             shard, index = int(path.stem, 16), path.with_suffix(".index")
             try:
                 if index.exists() or recover(path):
@@ -164,9 +176,9 @@ class TokenStore:
 
     def _evict(self) -> None:
         """Remove the shards that were used longest ago, of any namespace, until the rest is within the limit."""
-        with (self.root / ".lock").open("wb") as lock:
+        with (self.root / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for path in beyond(self.root.glob("*/*.tokens"), self.limit, _sealed):
+            for path in beyond(filter(_is_shard, self.root.glob("*/*.tokens")), self.limit, _sealed):
                 path.with_suffix(".index").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
                 if path.parent == self.folder:
@@ -186,18 +198,16 @@ class TokenStore:
 class RowMap:
     """Where the record of each row of a file is; hints that are right, or lead nowhere.
 
-    All of the file has its blocks on the disk before it is mapped, and it is written by calls: so a full disk is an
-    error here, and not the end of the process.
+    The file is read and written by calls: where it is cut off, or the disk is full, a row is looked up by its content.
     """
 
     def __init__(self, store: TokenStore, path: Path, count: int) -> None:
         self.store = store
-        self._file, self._hints = -1, np.zeros(count, HINT)
+        self._file = -1
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             weakref.finalize(self, os.close, self._file)
-            os.posix_fallocate(self._file, 0, count * HINT.itemsize)
-            self._hints = np.memmap(path, HINT, "r", shape=(count,))
+            os.posix_fallocate(self._file, 0, max(1, count * HINT.itemsize))
         except (OSError, ValueError) as error:
             self._file = -1
             why = getattr(error, "strerror", None) or error
@@ -208,8 +218,17 @@ class RowMap:
         read = self.store.read
         return [
             read(shard, offset, units, digest) if shard else None
-            for digest, offset, shard, units in self._hints[np.asarray(rows)].tolist()
+            for digest, offset, shard, units in map(self._hint, rows)
         ]
+
+    def _hint(self, row: int) -> tuple[int, int, int, int]:
+        """digest, offset, shard and units; of zeros where there is none."""
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                found = os.pread(self._file, HINT.itemsize, HINT.itemsize * int(row))
+                if len(found) == HINT.itemsize:
+                    return _HINT.unpack(found)
+        return 0, 0, 0, 0
 
     def find(self, rows: Sequence[int], digests: Sequence[bytes]) -> list[Outcome | None]:
         """What rows with this content became, wherever they were met before. digests: see `digest_of`."""
@@ -239,6 +258,11 @@ class RowMap:
 def digest_of(content: bytes) -> bytes:
     """16 bytes that stand for a row's content."""
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a file in a cache has the name of a shard: nothing else is read or removed."""
+    return _SHARD.fullmatch(path.name) is not None
 
 
 def _sealed(shard: Path) -> bool:

@@ -6,7 +6,6 @@ folder/
   export/                                           what transformers loads
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +18,15 @@ from transformers.utils.logging import disable_progress_bar
 from dist_sft.cluster.runner import train
 from dist_sft.commands.export import export
 from dist_sft.core.errors import ConfigError, TrainingError
+from dist_sft.core.ownership import mark, marked_facts, remove_ours
 from dist_sft.demo import dataset, model, run_file
 from dist_sft.demo.answers import Answer, ask, score, score_by_kind
 from dist_sft.demo.dataset import Row
 from dist_sft.run.opened import open_run
 
 TRAINING_ROWS, HELD_OUT_ROWS = 12_000, 256
+MADE = ("train.jsonl", "held_out.jsonl", "model", "run.yaml", "run", "export")
+"""What is in the folder afterwards."""
 LEARNED = 0.6
 """Share of exact matches below which the demo has failed."""
 
@@ -40,7 +42,15 @@ def run(folder: Path, seed: int = 0) -> None:
     disable_progress_bar()  # of transformers: a bar for each loading of a small model
     folder = folder.resolve()
     _start_afresh(folder)
+    try:
+        _run(folder, seed, console, begin)
+    finally:
+        _record(folder, running=False)
+
+
+def _run(folder: Path, seed: int, console: Console, begin: float) -> None:
     held_out = _make(folder, seed)
+    _record(folder, running=True)
     console.print(f"made {TRAINING_ROWS} chats, {len(held_out)} held-out ones and a small model in {folder}")
     before = ask(folder / "model", held_out)
     console.print(f"before training: {score(before):.0%} of the held-out answers are exactly right")
@@ -92,12 +102,40 @@ def _plain(text: str, longest: int = 24) -> str:
 
 
 def _start_afresh(folder: Path) -> None:
-    """Empty the folder of an earlier demo; refuse any other that is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / "run.yaml").is_file() or not (folder / "held_out.jsonl").is_file():
-            raise ConfigError("this holds something else than a demo", where=str(folder), fix="name a new folder")
-        shutil.rmtree(folder)
+    """Remove what an earlier demo made in a folder; refuse one that holds something else under these names."""
+    facts = marked_facts(folder)
+    if facts.get("kind") != "demo" and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        fix = "name a new folder, or remove this one"
+        raise ConfigError("this holds something else than a demo", where=str(folder), fix=fix)
+    known = facts.get("files", {})
+    made = ("run/", "export/") if facts.get("running") else ()  # a demo that was killed kept no record of these
+    for name, file in (present := _files(folder)).items():
+        if known.get(name) != file and not name.startswith(made):
+            raise ConfigError(
+                "the demo has not left it so", where=str(folder / name), fix="move it, or name a new folder"
+            )
+    for name in MADE:
+        if name in present:
+            (folder / name).unlink()
+        else:
+            remove_ours(folder / name, lambda inner, name=name: f"{name}/{inner}" in present)  # type: ignore[misc]
     folder.mkdir(parents=True, exist_ok=True)
+    mark(folder, {"kind": "demo"})
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and date of each file under a name that the demo makes."""
+    paths = [path for name in MADE for path in (folder / name, *(folder / name).rglob("*"))]
+    return {
+        str(path.relative_to(folder)): [(stat := path.lstat()).st_size, stat.st_mtime_ns]
+        for path in paths
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def _record(folder: Path, running: bool) -> None:
+    """Keep what the demo has made, so that the next one removes that and nothing else."""
+    mark(folder, {"kind": "demo", "running": running, "files": _files(folder)})
 
 
 def _make(folder: Path, seed: int) -> list[Row]:

@@ -22,6 +22,7 @@ from dist_sft.checkpoint.writing import Retention
 from dist_sft.config.redact import redacted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.sections import FullTuning, LoraTuning
+from dist_sft.core.ownership import replace_files, scratch
 from dist_sft.data.groups import Groups
 from dist_sft.data.ledger import Ledger
 from dist_sft.estimate.cost import peak_flops
@@ -65,13 +66,15 @@ def work(
     attempt: str,
     offer: Offer | None = None,
     heartbeat: Heartbeat | None = None,
+    run_file: str | None = None,
 ) -> dict[str, Any]:
     """One rank of a run, from start to end; what rank 0 returns reaches the driver.
 
     settings: of `OpenedRun.portable`, as JSON values. attempt: names this start of the run. offer: of a data service;
-    without one the rank reads the data itself. heartbeat: who watches it. The process group is already there.
+    without one the rank reads the data itself. heartbeat: who watches it. run_file: what is kept of it, see
+    `run_folder.kept_text`. The process group is already there.
     """
-    rank = assemble(open_run(settings), attempt, offer)
+    rank = assemble(open_run(settings), attempt, offer, run_file)
     rank.run.heartbeat = heartbeat or Heartbeat()
     failed = True
     try:
@@ -86,16 +89,16 @@ def work(
     return {"outcome": outcome, "ledger": dropped, "steps": last, "resumed_at": rank.done, "goodput": good}
 
 
-def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None) -> Rank:
+def assemble(opened: OpenedRun, attempt: str, offer: Offer | None = None, run_file: str | None = None) -> Rank:
     """Build everything that this rank needs. A collective: all ranks call it. Raises SftError."""
     config, folder, rank, world = opened.config, opened.folder, dist.get_rank(), dist.get_world_size()
     device = _prepare_process()
-    session: int = on_rank_0(folder, lambda: run_folder.next_session(folder))
+    session: int = on_rank_0(folder, lambda: _begin(folder, config, run_file))
     supply = connect(offer, opened, world, rank, session)
     brief = supply.brief
     held_out, left_out = supply.held_out()
     sinks: list[Sink] = []
-    on_rank_0(folder, lambda: _open_folder(folder, brief, opened))
+    on_rank_0(folder, lambda: _open_folder(folder, brief, opened, run_file))
     on_rank_0(folder, lambda: sinks.extend(_wandb(folder, brief.facts, config)))
 
     merged = opened.deepspeed_for(world, "cuda" if device.type == "cuda" else "cpu")
@@ -185,14 +188,26 @@ def _kept_starts(checkpoints: Path, tuning: FullTuning | LoraTuning) -> dict[str
     return starts_in(newest) if newest else None
 
 
-def _open_folder(folder: Path, brief: Brief, opened: OpenedRun) -> None:
-    run_folder.prepare(folder, brief.facts, opened.config)
-    save_tokenizer(opened.model.tokenizer, brief.template, folder / "tokenizer")
+def _begin(folder: Path, config: RunConfig, run_file: str | None) -> int:
+    run_folder.begin(folder, config, run_file)
+    return run_folder.next_session(folder)
+
+
+def _open_folder(folder: Path, brief: Brief, opened: OpenedRun, run_file: str | None) -> None:
+    run_folder.prepare(folder, brief.facts, opened.config, run_file)
+    place = run_folder.own(folder, "tokenizer")
+    with scratch(folder, "tokenizer") as made:
+        save_tokenizer(opened.model.tokenizer, brief.template, made)
+        replace_files(made, place)
 
 
 def _wandb(folder: Path, facts: dict[str, Any], config: RunConfig) -> list[Sink]:
     wandb = config.tracking.wandb
-    return [Wandb(wandb, config.run, folder / "wandb", redacted(facts))] if wandb and wandb.mode != "disabled" else []
+    return (
+        [Wandb(wandb, config.run, run_folder.own(folder, "wandb"), redacted(facts))]
+        if wandb and wandb.mode != "disabled"
+        else []
+    )
 
 
 def _peak(device: torch.device) -> float | None:

@@ -1,16 +1,22 @@
 """The folder of a run, and whether a run may go on in it.
 
 RUN_DIR/
+    .dist-sft        the folder is ours, see core.ownership; which copies of a run file we have written
     run.json         facts: resolved config, package versions, git state, data fingerprints
-    run.yaml         the resolved config, to run again
+    run.yaml         the run file as it was written, without secrets; not there where the settings are from no file
+    resolved.yaml    every setting of the run; in folders of earlier versions run.yaml is that
     metrics.jsonl    a line per step and evaluation
     ledger.jsonl     a line per row that was dropped or cut
     session          how often ranks were started
     checkpoints/     see checkpoint.layout; elsewhere with checkpoint.url
     tokenizer/       with the template that was trained; exports copy it
     wandb/
+    stacks/          of ranks that hung
+
+Files of somebody else may lie in it under other names, as in `run.dir: .`. They are never touched.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,16 +26,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dist_sft.checkpoint.layout import whole_steps
+from dist_sft.checkpoint.layout import has_checkpoints, whole_steps
+from dist_sft.config.document import parse_yaml
+from dist_sft.config.kept import masked
 from dist_sft.config.learned import changed_keys, learned
 from dist_sft.config.redact import redacted
-from dist_sft.config.resolve import resolved, resolved_yaml
+from dist_sft.config.resolve import resolved, yaml_of
 from dist_sft.config.run_config import RunConfig
-from dist_sft.core.errors import CheckpointError, ConfigError, StorageError
-from dist_sft.core.files import atomic, reading, stable_hash, write_json, writing
+from dist_sft.core.errors import CheckpointError, ConfigError, SftError, StorageError
+from dist_sft.core.files import atomic, reading, sha256, stable_hash, write_json, writing
+from dist_sft.core.ownership import claim, mark, marked_facts, refuse_foreign
 from dist_sft.core.storage import is_remote, storage_path
 from dist_sft.run.opened import OpenedRun
+from dist_sft.tracking.records import Start, read
 
+RUN_FILE, RESOLVED = "run.yaml", "resolved.yaml"
+NAMES = frozenset({RESOLVED, "run.json", "metrics.jsonl", "ledger.jsonl", "session", ".lock", "tokenizer", "stacks"})
+"""What every run writes into its folder; see `wanted` for the rest."""
+ELSEWHERE = "set run.dir to another folder, or move what is there"
+END = "...\n"
+"""Last line of a resolved.yaml that is whole: YAML's end of a document."""
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "peft", "ray", "datasets", "numpy", "dist-sft")
 
 
@@ -91,18 +107,127 @@ def refuse_unwritable(folder: Path, fix: str) -> None:
         raise StorageError("no right to write here", where=str(there), fix=fix)
 
 
-def prepare(folder: Path, now: dict[str, Any], config: RunConfig) -> None:
+def kept_text(run: OpenedRun) -> str | None:
+    """What the run folder keeps of the run file; None where that is itself the file there, or there is none."""
+    if run.file is None or any(_is_same(run.folder / name, run.file.path) for name in (RUN_FILE, RESOLVED)):
+        return None
+    return run.file.without_secrets()
+
+
+def wanted(config: RunConfig, kept: str | None) -> frozenset[str]:
+    """The names that a run writes to in its folder. kept: of the run file, see `kept_text`."""
+    places = {"checkpoints": config.checkpoint.url is None, "wandb": _uses_wandb(config), RUN_FILE: kept is not None}
+    return NAMES | {name for name, used in places.items() if used}
+
+
+def refuse_collisions(folder: Path, config: RunConfig, kept: str | None) -> None:
+    """Raise StorageError where a run would overwrite what is not its own. Changes nothing."""
+    refuse_foreign(folder, wanted(config, kept).__contains__, is_earlier, ELSEWHERE)
+    path = folder / RUN_FILE
+    if kept is not None and os.path.lexists(path) and not _is_kept(folder, kept):
+        raise StorageError("it is not the copy of a run file that was kept here", where=str(path), fix=ELSEWHERE)
+
+
+def begin(folder: Path, config: RunConfig, kept: str | None) -> None:
+    """Make the folder that of a run. Raises what `refuse_collisions` raises, and what storage raises."""
+    refuse_collisions(folder, config, kept)
+    before = {}
+    if is_earlier(folder) and not marked_facts(folder):
+        before = {RUN_FILE: [sha256(folder / RUN_FILE)]} if _is_resolved(folder) else {}
+        for name, made in (("checkpoints", has_checkpoints), ("tokenizer", Path.is_dir), ("wandb", _has_run_id)):
+            if made(folder / name):
+                mark(folder / name, {"kind": name})
+    claim(folder, "run", wanted(config, kept).__contains__, is_earlier, ELSEWHERE)
+    if before:
+        mark(folder, {"kind": "run", **before})
+
+
+def is_earlier(folder: Path) -> bool:
+    """Whether a version that left no mark has run in a folder."""
+    try:
+        _learned(json.loads((folder / "run.json").read_bytes()))
+        return True
+    except (OSError, ValueError, RecursionError):
+        pass
+    try:
+        return bool(read(folder / "metrics.jsonl", Start))
+    except (OSError, SftError):
+        return False
+
+
+def prepare(folder: Path, now: dict[str, Any], config: RunConfig, kept: str | None = None) -> None:
     """Write the facts of a run, after refusing to resume one that would learn something else.
 
-    Raises ConfigError with the keys that differ, CheckpointError where the folder's facts cannot be read.
+    kept: of the run file, see `kept_text`.
+    Raises ConfigError with the keys that differ, CheckpointError where the folder's facts cannot be read, StorageError
+    where something else is there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    begin(folder, config, kept)
     checkpoints = checkpoints_of(config, folder)
     _refuse_another_place(folder, checkpoints)
     refuse_changes(folder, now, checkpoints)
+    if kept is not None:
+        _keep(folder, kept.encode())
     write_json(folder / "run.json", redacted(now))
-    with atomic(folder / "run.yaml") as file:
-        file.write(resolved_yaml(config).encode())
+    with atomic(folder / RESOLVED) as file:
+        file.write(f"{yaml_of(masked(resolved(config)))}{END}".encode())
+
+
+def _keep(folder: Path, content: bytes) -> None:
+    """Put the copy of a run file in place; the mark knows it before it is there."""
+    path = folder / RUN_FILE
+    if path.is_file() and path.read_bytes() == content:
+        return
+    digests = [sha256(path)] if path.is_file() else []
+    digests.append(hashlib.sha256(content).hexdigest())
+    mark(folder, {**marked_facts(folder), RUN_FILE: digests})
+    with atomic(path) as file:
+        file.write(content)
+
+
+def _is_kept(folder: Path, kept: str) -> bool:
+    """Whether run.yaml is a copy that we wrote, or what we would write."""
+    path = folder / RUN_FILE
+    if path.is_symlink() or not path.is_file():
+        return False
+    known = marked_facts(folder).get(RUN_FILE)
+    return (
+        path.read_bytes() == kept.encode()
+        or sha256(path) in (known if isinstance(known, list) else ())
+        or (not known and _is_resolved(folder))
+    )
+
+
+def _is_resolved(folder: Path) -> bool:
+    """Whether run.yaml is what an earlier version wrote: all settings that run.json has, and nothing else."""
+    try:
+        text = (folder / RUN_FILE).read_text()
+        settings = {**parse_yaml(text, RUN_FILE).value, "deepspeed": None}
+        facts = {**json.loads((folder / "run.json").read_bytes())["config"], "deepspeed": None}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, SftError):
+        return False
+    return redacted(settings) == redacted(facts) and not any(line.lstrip().startswith("#") for line in text.split("\n"))
+
+
+def own(folder: Path, name: str) -> Path:
+    """A folder in that of a run, made and marked. Raises StorageError where somebody else's is there."""
+    claim(folder / name, name, lambda _: True, lambda _: False, ELSEWHERE)
+    return folder / name
+
+
+def _has_run_id(wandb: Path) -> bool:
+    return (wandb / "run_id").is_file()
+
+
+def _uses_wandb(config: RunConfig) -> bool:
+    return config.tracking.wandb is not None and config.tracking.wandb.mode != "disabled"
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def next_session(folder: Path) -> int:
@@ -147,8 +272,13 @@ def _refuse_another_place(folder: Path, checkpoints: Path) -> None:
     """Raise ConfigError where a run that has checkpoints elsewhere would begin again, and forget its records."""
     if not (folder / "run.json").exists() or whole_steps(checkpoints):
         return
-    url = read_facts(folder).get("config", {}).get("checkpoint", {}).get("url")
-    earlier = storage_path(url) if url else folder / "checkpoints"
+    try:
+        settings = _settings(folder)
+    except CheckpointError:  # nobody knows where they were
+        return
+    section = settings.get("checkpoint")
+    url = section.get("url") if isinstance(section, dict) else None
+    earlier = storage_path(url) if isinstance(url, str) else folder / "checkpoints"
     if str(earlier) != str(checkpoints) and whole_steps(earlier):
         raise ConfigError(
             f"this run has checkpoints at {earlier}, and none at {checkpoints}: it would begin again",
@@ -159,27 +289,74 @@ def _refuse_another_place(folder: Path, checkpoints: Path) -> None:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What `facts` wrote. Raises CheckpointError."""
+    path = folder / "run.json"
     try:
-        found: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
-        return found
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no facts of a run")
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             "this is not the folder of a run: run.json is not there or not readable",
             where=str(folder),
             fix="give the run.dir of a run file that was trained",
         ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"it cannot be read: {error}", where=str(path), fix="bring it back from a copy"
+        ) from error
+    return found
+
+
+def read_stop_ids(folder: Path) -> list[int]:
+    """The tokens that end an answer of a run. Raises CheckpointError."""
+    ids = read_facts(folder).get("stop_ids")
+    if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids):
+        where = str(folder / "run.json")
+        raise CheckpointError(
+            "it does not say which tokens end an answer", where=where, fix="bring it back from a copy"
+        )
+    return ids
 
 
 def read_config(folder: Path) -> RunConfig:
     """The config that a run folder was trained with. Raises CheckpointError."""
     try:
-        return RunConfig.model_validate(read_facts(folder)["config"])
-    except (KeyError, ConfigError) as error:
+        return RunConfig.model_validate(_settings(folder))
+    except ConfigError as error:
         raise CheckpointError(
             f"run.json holds no config of this version of dist-sft: {error}",
             where=str(folder / "run.json"),
             fix="use the version that its key `versions` names",
         ) from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The settings that a run folder was trained with: of resolved.yaml; where that is not whole, or an earlier version
+    left none, of run.json, which holds them, too. Raises CheckpointError.
+    """
+    try:
+        text = (folder / RESOLVED).read_text()
+        found = parse_yaml(text, RESOLVED).value
+        if text.endswith(END) and isinstance(found, dict):
+            return found
+    except (OSError, ValueError, SftError):
+        pass
+    try:
+        settings = read_facts(folder).get("config")
+    except CheckpointError:
+        if (settings := _earlier_settings(folder)) is None:
+            raise
+    return settings if isinstance(settings, dict) else {}
+
+
+def _earlier_settings(folder: Path) -> dict[str, Any] | None:
+    """Of the run.yaml of an earlier version, which holds every section."""
+    try:
+        found = parse_yaml((folder / RUN_FILE).read_text(), RUN_FILE).value
+    except (OSError, ValueError, SftError):
+        return None
+    whole = isinstance(found, dict) and {"run", "model", "data", "train", "checkpoint", "tracking"} <= found.keys()
+    return found if whole and not os.path.lexists(folder / RESOLVED) else None
 
 
 def _learned(facts: Any) -> dict[str, Any]:

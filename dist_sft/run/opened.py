@@ -13,7 +13,8 @@ from typing import Any
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.config.deepspeed import Device, deepspeed_config, deepspeed_document
 from dist_sft.config.document import Document
-from dist_sft.config.load import Source, load_config
+from dist_sft.config.kept import RunFile
+from dist_sft.config.load import Source, load_run
 from dist_sft.config.run_config import RunConfig
 from dist_sft.model.architecture import Architecture
 from dist_sft.model.pretrained import Pretrained
@@ -26,11 +27,13 @@ class OpenedRun:
     config     checked settings
     deepspeed  content of the DeepSpeed JSON, and the line of each key
     model      what the model is without its weights, loaded on first use and kept
+    file       the run file; None where the settings are from nowhere else
     """
 
     config: RunConfig
     deepspeed: Document
     model: Pretrained
+    file: RunFile | None = None
 
     @property
     def folder(self) -> Path:
@@ -80,8 +83,8 @@ def open_run(run: Source | RunConfig, overrides: Sequence[str] = ()) -> OpenedRu
     Raises:
         ConfigError: with every problem of the file; of the DeepSpeed JSON where it cannot be read.
     """
-    config = run if isinstance(run, RunConfig) else load_config(run, overrides)
-    return OpenedRun(config, deepspeed_document(config), _pretrained(config))
+    config, file = (run, None) if isinstance(run, RunConfig) else load_run(run, overrides)
+    return OpenedRun(config, deepspeed_document(config), _pretrained(config), file)
 
 
 def _pretrained(config: RunConfig) -> Pretrained:

@@ -24,7 +24,7 @@ class JsonLines:
     A run that resumes at `step` first forgets what it will do again, so that every step stands there once. When it was
     started it never forgets.
 
-    damaged  what to tell of lines that could not be read; None where all could
+    damaged  what to tell of lines that could not be read, and of checkpoints that are gone; None where there are none
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -34,6 +34,10 @@ class JsonLines:
         with writing(path), atomic(path) as file:
             file.writelines(text for _, text, record in whole if _stays(record, step))
         self.damaged = missing_lines(path, (number for number, _, _ in whole), len(lines))
+        saved = [record.step for _, _, record in whole if isinstance(record, Checkpoint)]
+        if saved and not step:
+            gone = f"the checkpoint of step {max(saved)} is gone: the run begins again"
+            self.damaged = f"{self.damaged}; {gone}" if self.damaged else gone
         self.path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:

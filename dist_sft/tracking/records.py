@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from dist_sft.core.errors import TrackingError
-from dist_sft.core.files import json_lines
+from dist_sft.core.files import json_lines, reading
 from dist_sft.core.results import HeldOut, StepResult
 
 
@@ -134,8 +134,9 @@ def read(path: Path, kind: type[R]) -> list[R]:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """Without a last line that a crash has torn; none where there is no file."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    """Without a last line that a crash has torn; none where there is no file. Raises StorageError."""
+    with reading(path):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith(b"\n")]
 
 

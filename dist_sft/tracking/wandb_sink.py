@@ -23,7 +23,6 @@ class Wandb:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
                 project=settings.project,

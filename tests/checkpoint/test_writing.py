@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from dist_sft.checkpoint.partition import Piece
 from dist_sft.checkpoint.shards import Pieces, write_shard
 from dist_sft.checkpoint.store import CheckpointStore
 from dist_sft.checkpoint.writing import Retention, Writing
-from dist_sft.core.errors import CheckpointError, StorageOutage
+from dist_sft.core.errors import CheckpointError, StorageError, StorageOutage
 from dist_sft.core.files import sha256, stable_hash
 
 
@@ -169,6 +170,54 @@ def test_without_the_record_of_every_rank_there_is_no_checkpoint(tmp_path, alone
     assert whole_steps(tmp_path / "c") == [] and any(t.name == "checkpoint" for t in threading.enumerate())
     waiting.abandon()
     assert not folder_of(tmp_path / "c", 3).exists()
+
+
+@pytest.mark.parametrize("removed", [".", "step_00000003/1-a/rank00000.json"])
+def test_a_folder_that_is_removed_under_a_save_ends_it(tmp_path, alone, monkeypatch, removed):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)  # the other one has not written yet
+    waiting = begun(tmp_path / "c")
+    assert waiting.written() is None
+    path = tmp_path / "c" / removed
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    waiting._committer.join(20)
+    assert not waiting._committer.is_alive() and "somebody has removed what was written" in waiting.committed().what
+
+
+def test_a_record_that_stays_away_ends_a_save(tmp_path, alone, monkeypatch):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(writing, "LATE", 0.5)
+    waiting = begun(tmp_path / "c")
+    assert waiting.written() is None and "rank00001.json is gone" in waiting.committed().what
+
+
+def test_what_somebody_else_has_put_into_a_checkpoint_stays(tmp_path, alone):
+    for step in (1, 2, 3):
+        on_its_way = begun(tmp_path / "c", step=step)
+        assert on_its_way.written() is on_its_way.committed() is None
+        (folder_of(tmp_path / "c", step) / "notes.txt").write_text("mine")
+        (folder_of(tmp_path / "c", step) / "1-a" / "mine.safetensors").write_text("mine")
+    folder_of(tmp_path / "c", 3).rename(tmp_path / "c" / "step_00000003.bad")
+    for step in (1, 2):
+        assert layout.remove(folder_of(tmp_path / "c", step)) is None
+    left = sorted(str(path.relative_to(tmp_path / "c")) for path in (tmp_path / "c").rglob("*") if path.is_file())
+    assert [name for name in left if name.startswith(("step_00000001", "step_00000002"))] == [
+        f"step_0000000{step}/{name}" for step in (1, 2) for name in ("1-a/mine.safetensors", "notes.txt")
+    ]
+
+
+def test_what_has_the_name_of_a_checkpoint_and_is_none_is_refused_and_left(tmp_path):
+    layout.claim_checkpoints(tmp_path / "c")
+    foreign = {"step_00000004/manifest.json": "mine", "step_00000005": "mine", "step_00000006.bad/manifest.json": "{}"}
+    for name, text in foreign.items():
+        path = tmp_path / "c" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        with pytest.raises(StorageError, match="has the name of one") as refused:
+            layout.claim_checkpoints(tmp_path / "c")
+        assert refused.value.where == str(tmp_path / "c" / name.partition("/")[0]) and path.read_text() == text
+        path.unlink()
+        if path.parent != tmp_path / "c":
+            path.parent.rmdir()
 
 
 def test_a_file_that_arrives_shorter_than_it_was_written_is_not_committed(tmp_path, alone, monkeypatch):

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from dist_sft.cli.show.stats import refuse_other_picture
+from dist_sft.core.errors import StorageError
 from tests.command import chat
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one worker makes the run of the fixture
@@ -49,6 +51,7 @@ def test_a_person_gets_tables_bars_and_a_picture(sft, mixed, tmp_path):
     assert ended.code == 0, ended.error
     for word in ("steps 1 to 30 of 30", "packs for 2 ranks", "balance", "not learned or cut", "█", "stats.png"):
         assert word in ended.out
+    refuse_other_picture(tmp_path / "stats.png")
     with Image.open(tmp_path / "stats.png") as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 10
 
@@ -97,3 +100,10 @@ def test_a_run_without_a_step_is_refused(refused, run, tmp_path):
     sources = json.dumps([{"path": str(tmp_path / "rows.jsonl"), "max_epochs": 1, "weight": 1}])
     error = refused("data", "stats", run.file, f"data.sources={sources}", "train.steps=9")
     assert "every source has ended after 1 samples" in error
+
+
+def test_a_picture_of_somebody_else_is_not_drawn_over(tmp_path):
+    refuse_other_picture(tmp_path / "new.png")
+    (tmp_path / "mine.png").write_bytes(b"\x89PNG mine")
+    with pytest.raises(StorageError, match="is there already, and no picture of this command"):
+        refuse_other_picture(tmp_path / "mine.png")

@@ -132,6 +132,34 @@ def test_a_shard_that_was_cut_off_gives_what_is_whole(tmp_path, kept):
     assert (len(whole) >= ROWS - 2) == (kept < 0)
 
 
+def test_files_that_are_cut_off_while_they_are_open_cost_only_what_is_gone(tmp_path):
+    filled(tmp_path)
+    (path,) = shards(tmp_path)
+    store = TokenStore(tmp_path, "n", 1 << 30)
+    rows = store.rows("f", 800)
+    assert same(rows.read([0])[0], sample(0))
+    os.truncate(path, 100)
+    os.truncate(next(path.parent.glob("*.rows")), 30)
+    assert rows.read([ROWS - 1]) == [None], "it is looked up by its content"
+    assert rows.find([ROWS - 1], digests([ROWS - 1])) == [None] and "cut off at byte" in store.damaged[0]
+    rows.add([ROWS - 1], digests([ROWS - 1]), [sample(ROWS - 1)])
+    assert same(rows.find([ROWS - 1], digests([ROWS - 1]))[0], sample(ROWS - 1))
+
+
+def test_a_file_of_somebody_else_in_a_cache_stays(tmp_path):
+    for folder in ("n", "theirs"):
+        (tmp_path / folder).mkdir()
+        for name in ("mine.tokens", "mine.index", "notes.txt"):
+            (tmp_path / folder / name).write_text("mine")
+    (tmp_path / ".lock").write_text("mine")
+    filled(tmp_path, limit=1)
+    store = TokenStore(tmp_path, "n", 1)
+    store.rows("f", 800)
+    store._evict()
+    assert not shards(tmp_path / "n") and not list(tmp_path.glob("n/????????.tokens"))
+    assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".rows"} == {"mine"}
+
+
 def test_only_the_shard_that_is_damaged_is_written_again(tmp_path):
     filled(tmp_path, range(20))
     (first,) = shards(tmp_path)

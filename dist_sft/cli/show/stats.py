@@ -9,9 +9,13 @@ from rich.table import Table
 
 from dist_sft.chat.fields import told
 from dist_sft.commands.stats import Stats
+from dist_sft.core.errors import StorageError
 
 BARS = " ▁▂▃▄▅▆▇█"
 BINS = 24
+MAKER = "dist-sft data stats"
+"""What a picture says of where it is from: such a one may be drawn anew."""
+_KEY_OF_MAKER = {".png": "Software"}
 
 
 def show(found: Stats, console: Console) -> None:
@@ -64,6 +68,14 @@ def length_bins(found: Stats) -> NDArray[np.float64]:
     return np.geomspace(max(shortest, 1), longest + 1, BINS + 1)
 
 
+def refuse_other_picture(path: Path) -> None:
+    """Raise StorageError where a file stands that `draw` has not drawn: it would be overwritten."""
+    if path.exists() and (not path.is_file() or MAKER.encode() not in path.read_bytes()):
+        raise StorageError(
+            "it is there already, and no picture of this command", where=str(path), fix="give a new file"
+        )
+
+
 def draw(found: Stats, path: Path) -> None:
     """The same as a picture: lengths, the mixture as it comes about, packs. The suffix decides its format."""
     import matplotlib as mpl
@@ -85,5 +97,6 @@ def draw(found: Stats, path: Path) -> None:
     packs.plot(steps, found.fill, label="fill: tokens over room")
     packs.set(xlabel="step", ylim=(0, max(1.1, *found.balance) * 1.02), title=f"packs for {found.world} ranks")
     packs.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    refuse_other_picture(path)
+    figure.savefig(path, dpi=120, metadata={_KEY_OF_MAKER.get(path.suffix.lower(), "Creator"): MAKER})
     pyplot.close(figure)

@@ -5,7 +5,6 @@ be unpacked, which travels as it is, they pickle small.
 """
 
 import io
-import mmap
 import os
 import time
 from collections.abc import Sequence
@@ -58,11 +57,6 @@ class Content(Protocol):
         """A copy of all bytes."""
         ...
 
-    def mapped(self) -> Buffer:
-        """All bytes, mapped where the file is on this machine. `check` it before each access: where it has been cut
-        off since, touching what is gone ends the process."""
-        ...
-
     def read(self, begin: int, end: int) -> Buffer: ...
 
     def ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -87,7 +81,6 @@ class Local:
     mtime: int
     identity: str
     digest: None = None
-    _map: memoryview | None = field(default=None, repr=False)
     _file: io.FileIO | None = field(default=None, repr=False)
 
     @classmethod
@@ -110,20 +103,12 @@ class Local:
             raise _changed(str(self.path))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None, "_file": None}
+        return {**self.__dict__, "_file": None}
 
     def whole(self) -> Buffer:
         """Raises OSError; DataError: the file is not the one that the run began with."""
         self.check()
         return self.read(0, self.size)
-
-    def mapped(self) -> Buffer:
-        """Raises as `whole` does."""
-        if self._map is None:
-            self.check()
-            data = mmap.mmap(self._opened().fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
-            self._map = memoryview(data)
-        return self._map
 
     def read(self, begin: int, end: int) -> Buffer:
         """By a call: a page that is touched for the first time in a mapping costs ten times as much, and one that is
@@ -208,9 +193,6 @@ class Remote:
             self._whole = memoryview(self._call(lambda fs: fs.cat_file(self.name)))
         return self._whole
 
-    def mapped(self) -> Buffer:
-        return self.whole()
-
     def read(self, begin: int, end: int) -> Buffer:
         return memoryview(self.ranges([(begin, end)])[0])
 
@@ -255,9 +237,6 @@ class Memory:
     def whole(self) -> Buffer:
         return memoryview(self.data)
 
-    def mapped(self) -> Buffer:
-        return self.whole()
-
     def read(self, begin: int, end: int) -> Buffer:
         return self.whole()[begin:end]
 
@@ -294,11 +273,6 @@ class Part:
     def whole(self) -> Buffer:
         return self.read(0, self.size)
 
-    def mapped(self) -> Buffer:
-        if isinstance(self.of, Remote):
-            return self.whole()  # and not the whole archive
-        return self.of.mapped()[self.begin : self.begin + self.size]
-
     def read(self, begin: int, end: int) -> Buffer:
         return self.of.read(self.begin + begin, self.begin + end)
 
@@ -310,6 +284,11 @@ class Part:
 
     def _here(self, known: str | None) -> str | None:
         return None if known is None else f"{known} {self.begin}+{self.size}"
+
+
+def is_local(content: Content) -> bool:
+    """Whether the bytes lie in a file on this machine."""
+    return is_local(content.of) if isinstance(content, Part) else isinstance(content, Local)
 
 
 def opened(content: Content) -> io.BufferedReader:
