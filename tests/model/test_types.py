@@ -4,7 +4,7 @@ import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tools import model_types
-from tools.model_types import ABSENT, REFUSED, TRAINS, judge
+from tools.model_types import REFUSED, TRAINS, judge
 
 ORDINARY = {
     "llama": TRAINS, "qwen3": TRAINS, "gpt2": TRAINS, "gemma2": TRAINS, "ctrl": TRAINS,
