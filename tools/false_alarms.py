@@ -97,7 +97,7 @@ def trained(kind: str, folder: Path, steps: int) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"{kind}: loss {float(loss):.2f} after {steps} steps", flush=True)  # noqa: T201
+    print(f"{kind}: loss {loss.item():.2f} after {steps} steps", flush=True)  # noqa: T201
     model.save_pretrained(folder)
     return folder
 

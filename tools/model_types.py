@@ -3,13 +3,15 @@
     python -m tools.model_types                 all of them, a line each
     python -m tools.model_types llama bert      these
     python -m tools.model_types --write         all, and docs/model_types.md anew
+    python -m tools.model_types --write llava   this one, and its row in docs/model_types.md
 
 CONFIG_MAPPING[type]() ─ the doors of a run ─ a copy on disk ─ proofs, and transformers' own gradients as the oracle
 """
 
+import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -166,8 +168,17 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def write(verdicts: list[Verdict]) -> None:
-    """docs/model_types.md."""
+def rows() -> list[Verdict]:
+    """Of docs/model_types.md."""
+    found = re.findall(r"^\| (\S+) \| ([^|]+) \| (.*) \|$", TABLE.read_text(), re.MULTILINE)
+    return [Verdict(*row) for row in found if row[1] in (TRAINS, REFUSED, ABSENT)]
+
+
+def write(judged: list[Verdict]) -> None:
+    """docs/model_types.md, in which rows of types that were not judged stay."""
+    again = {one.type for one in judged}
+    kept = [replace(row, why=row.why.replace("\\|", "|")) for row in rows() if row.type not in again]
+    verdicts = sorted([*judged, *kept], key=lambda one: one.type)
     count = {word: sum(one.verdict == word for one in verdicts) for word in (TRAINS, REFUSED, ABSENT)}
     version = transformers.__version__
     head = f"""# Model types
@@ -179,11 +190,13 @@ Written by `python -m tools.model_types --write`; `tests/model/test_types.py` ho
 
 *Trains*: on a copy with random weights, no later token changes an earlier logit, no sample of a pack changes another's
 logits or gradients, and the gradient of a pack is that of transformers' own model, one sample after the other; the
-figure is the largest difference in float64, relative to the largest gradient.
+figure is the largest difference, relative to the largest gradient: in float64, or in float32 where it is above 1e-9
+(from before proofs were computed in float64).
 
 Refusals come before anything runs, from `check --fast`, `plan`, `submit` and `train`. What a type does is found out on
 a small copy, not looked up in a list: a type that is not in this table is judged in the same way. The default config of
-each type was tried; a checkpoint's own may be refused for what it sets (experts, dropout, quantised weights).
+each type was tried; a checkpoint's own may be refused for what it sets (experts, dropout, quantised weights), and
+trained where only the size of the default one's towers stood against it.
 
 | type | verdict | gradient's distance, or why |
 |---|---|---|

@@ -78,6 +78,7 @@ def smallest(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
                 _fewer_tokens(text, vocabulary)
             if width:
                 _narrow_by_heads(text)
+            small.validate()  # as saving it would
             beside = beside_text(small)
             sizes = [(p.numel(), name in beside) for name, p in laid_out(small).named_parameters()]
             if sum(n for n, aside in sizes if not aside) <= LARGEST // 2 and sum(n for n, _ in sizes) <= 2 * LARGEST:

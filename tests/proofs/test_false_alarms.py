@@ -15,9 +15,9 @@ def threads():
 
 def test_a_trained_model_passes_every_proof_with_one_thread_and_with_two(tmp_path):
     """Gemma 3 has windows and soft caps, and norms on queries and keys."""
-    found = soak(["gemma3"], 2, (1, 2), tmp_path, steps=60)
+    found = soak(["gemma3"], 1, (1, 2), tmp_path, steps=60)
     assert not alarms(found), found
-    assert len(found["gemma3"]) == 7 + 2 * 3 and all(len(pairs) >= 4 for pairs in found["gemma3"].values())
+    assert len(found["gemma3"]) == 7 + 2 * 3 and all(len(pairs) >= 2 for pairs in found["gemma3"].values())
 
 
 @pytest.mark.soak
