@@ -68,9 +68,10 @@ def test_a_pickle_in_the_place_of_a_shard_is_refused_and_runs_no_code(tmp_path):
     assert ran.exists()  # it would have
 
 
-def test_nothing_in_the_package_unpickles_a_file():
+def test_nothing_in_the_package_runs_code_of_a_file():
+    """A base's files of torch.save are read as tensors alone, as transformers reads them."""
     loads = re.compile(
-        r"torch\.load\(|pickle\.loads?\(|yaml\.(unsafe_)?load\(|weights_only=False|trust_remote_code=True"
+        r"torch\.load\((?![^()]*weights_only=True)|pickle\.loads?\(|yaml\.(unsafe_)?load\(|weights_only=False|trust_remote_code=True"
     )
     assert not [path for path in (ROOT / "dist_sft").rglob("*.py") if loads.search(path.read_text())]
 

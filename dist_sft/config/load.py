@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from dist_sft.config.deepspeed_file import find_deepspeed
 from dist_sft.config.document import Document, parse_yaml, read_settings
 from dist_sft.config.overrides import apply_overrides
+from dist_sft.config.redact import remember_secrets
 from dist_sft.config.root import Root, from_values
 from dist_sft.config.run_config import RunConfig, with_shorthand
 from dist_sft.core.errors import ConfigError
@@ -50,7 +51,9 @@ def read(
 ) -> Document:
     """The values of a file or mapping, with overrides in them. Raises ConfigError where it holds no settings."""
     document = from_values(dict(source)) if isinstance(source, Mapping) else _read(Path(source), root)
-    return apply_overrides(document, overrides, written_out)
+    document = apply_overrides(document, overrides, root, written_out)
+    remember_secrets(document.value)
+    return document
 
 
 def _read(path: Path, root: type[Root]) -> Document:

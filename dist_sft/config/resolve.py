@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from dist_sft.config.redact import redacted
 from dist_sft.config.run_config import RunConfig
 
 
@@ -13,6 +14,6 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 
 
 def resolved_yaml(config: RunConfig) -> str:
-    """All settings as YAML text, in the order of the sections."""
-    text: str = yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True, width=120)
+    """All settings as YAML text without secrets, in the order of the sections."""
+    text: str = yaml.safe_dump(redacted(resolved(config)), sort_keys=False, allow_unicode=True, width=120)
     return text

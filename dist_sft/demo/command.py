@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from dist_sft.cluster.runner import train
 from dist_sft.commands.export import export
 from dist_sft.core.errors import ConfigError, TrainingError
+from dist_sft.core.terminal import Terminal
 from dist_sft.demo import dataset, model, run_file
 from dist_sft.demo.answers import Answer, ask, score, score_by_kind
 from dist_sft.demo.dataset import Row
@@ -36,7 +36,7 @@ def run(folder: Path, seed: int = 0) -> None:
         ConfigError: the folder holds something else than an earlier demo.
         TrainingError: the model learned too little.
     """
-    console, begin = Console(), time.monotonic()
+    console, begin = Terminal(), time.monotonic()
     disable_progress_bar()  # of transformers: a bar for each loading of a small model
     folder = folder.resolve()
     _start_afresh(folder)

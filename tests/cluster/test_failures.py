@@ -80,5 +80,5 @@ def test_what_fails_before_the_first_step_is_not_to_be_tried_again(error):
 
 def test_without_a_record_no_step_was_done(tmp_path):
     assert not _stepped(tmp_path, 50.0)
-    (tmp_path / "metrics.jsonl").write_text("no record\n")
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step"}\n')
     assert _stepped(tmp_path, 50.0), "what cannot be read says nothing of the fault"
