@@ -155,8 +155,8 @@ class Line:
         for each in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        self._sockets.clear()
+        self._listener.close()
+        self._sockets.clear()  # and closed when its threads are through: one could read from a new one of its number
 
     def die(self):
         """What is sent by those who are connected now arrives nowhere. New connections are as before."""

@@ -1,38 +1,54 @@
 """One command for each thing a user does. Heavy libraries are imported by the commands that need them.
 
-Exit codes: 0 done, 1 an SftError, 2 a command that was typed wrongly, 130 Ctrl-C.
+Exit codes: 0 done, 1 an SftError, 2 a command that was typed wrongly; 128 + the number of a signal that ended it: 130
+Ctrl-C, 143 SIGTERM, 129 SIGHUP. A followed job ends with its own.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import sys
+import traceback
 import warnings
+from pathlib import Path
 from typing import Annotated
+
+from dist_sft.core import signals
+
+if Path(sys.argv[0]).name == "dist-sft":
+    signals.arm()  # what follows takes a second, in which a signal is told in one line, too
 
 import typer
 
 from dist_sft.cli import basics, clusters, looking
 from dist_sft.cli.app import app, say
 from dist_sft.core.errors import SftError
+from dist_sft.core.signals import stopping
+from dist_sft.core.terminal import ScrubbedStream
 
 __all__ = ["basics", "clusters", "looking", "main"]
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 def main() -> None:
     """The `dist-sft` command: an error of the user's is one clear message and exit code 1."""
     _quiet()
-    try:
-        app()
-    except SftError as error:
-        say(f"error: {error}", "red")
-        sys.exit(1)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            say("interrupted", "yellow")
-        raise
+    with contextlib.redirect_stderr(ScrubbedStream(sys.stderr)), stopping() as stop:
+        try:
+            app()
+        except SftError as error:
+            if stop.first is None:
+                say(f"error: {error}", "red")
+                sys.exit(1)
+        except (SystemExit, KeyboardInterrupt):
+            if stop.first is None:
+                raise
+        except Exception:  # noqa: BLE001  # a fault of ours, or what a signal made of a library
+            if stop.first is None:
+                traceback.print_exc()
+                sys.exit(1)
+        if stop.first is not None:
+            say(stop.line, "yellow")
+            sys.exit(128 + stop.first)
 
 
 class _Said(logging.Handler):

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from dist_sft.core.errors import printable
+from dist_sft.core.redact import scrubbed
+from dist_sft.core.terminal import Terminal
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,  # they would show what variables hold
     rich_markup_mode="markdown",
     help="Supervised fine-tuning that people can trust: a step is a set of conversations, all else is execution.",
     epilog="Start with `dist-sft demo`, then `dist-sft check run.yaml`, `dist-sft preview run.yaml --row 0`, "
@@ -49,9 +53,16 @@ def working(as_json: bool) -> contextlib.AbstractContextManager[Any]:
 
 
 def say(text: str, style: str) -> None:
-    """A message on standard error, never wrapped: a path in it can be copied."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style=style, markup=False)
+    """A message on standard error, without secrets, never wrapped: a path in it can be copied."""
+    Terminal(stderr=True, highlight=False, soft_wrap=True).print(scrubbed(text), style=style, markup=False)
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    """On one line of standard output. What would steer a terminal is written as JSON's escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    print(text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
+
+
+def told(text: str) -> str:
+    """What a cluster says, as a terminal may show it."""
+    return printable(text, kept="\n\r\t")

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dist_sft.cli.app import AsJson, Overrides, RunFile, Secrets, app, print_json, say, working
 from dist_sft.config import advice
+from dist_sft.core.terminal import Terminal
 from dist_sft.run.opened import open_run
 
 
@@ -30,7 +30,7 @@ def check(
     if as_json:
         print_json(report.as_dict())
     else:
-        show(report, Console())
+        show(report, Terminal())
     report.refuse()
     if not as_json:
         print("ok")

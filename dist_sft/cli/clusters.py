@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from dist_sft.cli.app import (
     Address,
@@ -19,8 +18,10 @@ from dist_sft.cli.app import (
     job,
     print_json,
     say,
+    told,
     working,
 )
+from dist_sft.core.terminal import Terminal
 from dist_sft.run.opened import open_run
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def plan(
     if as_json:
         print_json(planned.as_dict())
     else:
-        show(planned.plan, planned.changes, Console())
+        show(planned.plan, planned.changes, Terminal())
         for note in planned.notes:
             say(f"warning: {note}", "yellow")
     planned.refuse()
@@ -76,7 +77,7 @@ def preflight(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = 
     if as_json:
         print_json(report.as_dict())
     else:
-        show(report, Console())
+        show(report, Terminal())
     report.refuse()
     if not as_json:
         print("ok")
@@ -116,9 +117,10 @@ def submit(
         submission = commands.prepare(
             run_file, run, overrides or [], include=include or [], secrets=secret or [], runtime_env=runtime_env
         )
+        files = submission.package
+        say("\n".join([f"to be uploaded, {megabytes(files.size)}:", *files.listing]), "green")
         jobs = jobs_at(address)
         job_id = commands.submit(jobs, submission)
-    files = submission.package
     say(f"job {job_id}: {len(files.files)} files, {megabytes(files.size)}: {submission.command}", "green")
     if wait:
         _follow(jobs, job_id, patience, as_json)
@@ -139,7 +141,7 @@ def status(job_id: JobId, address: Address = None, as_json: AsJson = False) -> N
     if as_json:
         print_json(found.as_dict())
     else:
-        print(f"{found.id}  {found.status}  {found.reason}")
+        print(told(f"{found.id}  {found.status}  {found.reason}"))
 
 
 @job.command(
@@ -162,7 +164,7 @@ def logs(
     elif as_json:
         print_json({"id": job_id, "log": jobs.log(job_id)})
     else:
-        print(jobs.log(job_id), end="")
+        print(told(jobs.log(job_id)), end="")
 
 
 @job.command(epilog="Example: `dist-sft job stop gsm8k-1 --address http://HEAD:8265`")
@@ -186,7 +188,7 @@ def _follow(jobs: "Jobs", job_id: str, patience: float, as_json: bool) -> None:
     out = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:
-        print(text, end="", file=out, flush=True)
+        print(told(text), end="", file=out, flush=True)
 
     try:
         ended = LogFollower(jobs, job_id, write, lambda text: say(text, "yellow"), patience).follow()

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import track
 
 from dist_sft.cli.app import AsJson, Overrides, RunFile, app, data, print_json, working
+from dist_sft.core.terminal import Terminal
 from dist_sft.run.opened import open_run
 
 
@@ -33,7 +33,7 @@ def preview(
     if as_json:
         print_json(view.as_dict())
     else:
-        show(view, Console())
+        show(view, Terminal())
 
 
 @app.command(
@@ -58,7 +58,7 @@ def steps(
         for step in dealt:
             print_json(step.as_dict())
     else:
-        show(dealt, Console())
+        show(dealt, Terminal())
 
 
 @data.command(
@@ -81,13 +81,13 @@ def stats(
 
         if png:
             refuse_other_picture(png)
-        progress = partial(track, description="encoding", console=Console(stderr=True), transient=True)
+        progress = partial(track, description="encoding", console=Terminal(stderr=True), transient=True)
         found = look(run, count or None, world or run.config.cluster.most, progress)
         if png:
             draw(found, png)
     if as_json:
         print_json(found.as_dict())
     else:
-        show(found, Console())
+        show(found, Terminal())
         if png:
             print(f"drawn: {png}")

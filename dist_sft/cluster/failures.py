@@ -9,7 +9,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
-from dist_sft.core.errors import ClusterError, SftError, StorageOutage
+from dist_sft.core.errors import ClusterError, Lines, SftError, StorageOutage
 
 
 class EndOnErrors(UserCallback):
@@ -50,7 +50,7 @@ def as_sft_error(error: BaseException, stepped: bool = True) -> SftError:
             return inner
     again = stepped or any(isinstance(inner, RayActorError) for inner in found)
     return ClusterError(
-        f"a worker failed: {error}",
+        Lines(f"a worker failed: {error}"),
         fix="the newest whole checkpoint is untouched: run the same command again to go on from it"
         if again
         else "no step was done since this start, so that another start would most likely end here, too: look for the "

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dist_sft.core.errors import TrackingError
+from dist_sft.core.terminal import Terminal
 from dist_sft.tracking.console import Console
 from dist_sft.tracking.json_lines import Goodput
 from dist_sft.tracking.records import Record, Start, Step, parsed
@@ -47,6 +47,10 @@ class Follower:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Show what is there by now, and no more."""
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(OSError):  # where storage fails, that is what the block ended with

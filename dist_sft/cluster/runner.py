@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import sys
 import time
 import uuid
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_sft.cluster.head import watched_head
 from dist_sft.cluster.placement import place_encoders
 from dist_sft.cluster.preflight.run import preflight
 from dist_sft.cluster.progress import Follower
@@ -22,6 +24,8 @@ from dist_sft.cluster.session import connect, quiet
 from dist_sft.cluster.worker import train_loop_per_worker
 from dist_sft.core.errors import ClusterError, SftError, StorageError
 from dist_sft.core.ownership import scratch
+from dist_sft.core.redact import scrubbed
+from dist_sft.core.signals import whole
 from dist_sft.run import folder as run_folder
 from dist_sft.run.data import RunData
 from dist_sft.run.opened import OpenedRun
@@ -82,9 +86,9 @@ def train(run: OpenedRun) -> RunResult:
     _look_at_model(run)
     with _lock(run, kept):
         started = not ray.is_initialized()
-        if started:
-            connect(config)
         try:
+            if started:
+                connect(config)
             check_resources(config, ray.cluster_resources(), "Ray")
             nodes = place_encoders(config, ray.nodes())
             if ray_address(config) is not None and config.cluster.preflight:
@@ -93,7 +97,8 @@ def train(run: OpenedRun) -> RunResult:
                 return _fit(run, run_dir, offer, kept)
         finally:
             if started:
-                ray.shutdown()
+                with whole():
+                    ray.shutdown()
 
 
 def _look_at_model(run: OpenedRun) -> None:
@@ -175,16 +180,21 @@ def _trained(run: OpenedRun, run_dir: Path, records: Path, offer: Offer | None, 
         scaling_config=ScalingConfig(**scaling),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(wanted.hang) + PATIENCE),
         run_config=RayRunConfig(
-            name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', config.run.name)}-{attempt}",  # of a folder
+            name=f"{re.sub(r'[^A-Za-z0-9_-]+', '_', scrubbed(config.run.name))}-{attempt}",  # of a folder
             storage_path=str(records),
             failure_config=FailureConfig(max_failures=wanted.max_failures),
             callbacks=[EndOnErrors()],  # type: ignore[list-item]  # of Ray Train v2
             worker_runtime_env={"env_vars": worker_environment(config)},  # type: ignore[call-arg]  # of Ray Train v2
         ),
     )
-    with Follower(run_dir / "metrics.jsonl", attempt, config.tracking.log_every):
+    with Follower(run_dir / "metrics.jsonl", attempt, config.tracking.log_every) as follower:
+
+        def forget() -> None:
+            shutil.rmtree(records, ignore_errors=True)
+
         try:
-            result = trainer.fit()
+            with watched_head(ray_address(config), (follower.stop, forget)):
+                result = trainer.fit()
         except Exception as error:
             raise as_sft_error(error, _stepped(run_dir, begin)) from error
     returned: dict[str, Any] = result.return_value or {}  # type: ignore[attr-defined]

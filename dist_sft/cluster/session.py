@@ -4,9 +4,12 @@ import logging
 import os
 import socket
 
+from dist_sft.cluster.local_ray import apart
+from dist_sft.cluster.ownership import started_here
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
-from dist_sft.run.resources import is_local, ray_address
+from dist_sft.core.signals import whole
+from dist_sft.run.resources import ray_address
 
 
 def connect(config: RunConfig) -> None:
@@ -14,23 +17,37 @@ def connect(config: RunConfig) -> None:
     import ray
 
     address = ray_address(config)
+    if address == "auto" and (address := os.environ.get("RAY_ADDRESS") or "auto") == "auto":
+        address = started_here()
     if address is not None:
         _knock(address)
     try:
-        ray.init(
-            address=address or "local",  # not whichever cluster `ray start` has left its address of on this machine
-            num_cpus=os.cpu_count() if is_local(config) else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address is None else None,
+        with whole(), apart():  # a signal that cut it in two would leave processes behind
+            ray.init(
+                address=address or "local",  # not whichever cluster `ray start` has left its address of here
+                num_cpus=os.cpu_count() if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if address is None else None,
+            )
+    except Exception as error:  # Ray raises a plain Exception where its processes are late
+        raise _not_reached(address, (str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def _not_reached(address: str | None, said: str) -> ClusterError:
+    if address is None:
+        return ClusterError(
+            f"Ray did not start on this machine: {said}",
+            where="local Ray",
+            fix="run the same command again when the machine is less busy; if it stays so, look at the newest session "
+            "in /tmp/ray (or RAY_TMPDIR), at free memory and at the room on that disk",
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"Ray cannot be reached: {str(error).splitlines()[0]}",
-            where=address or "local Ray",
-            fix="check cluster.address and RAY_ADDRESS, and RAY_AUTH_MODE=token with the cluster's token where it asks "
-            "for one; or unset the address to start a local Ray",
-        ) from error
+    return ClusterError(
+        f"Ray cannot be reached: {said}",
+        where=address,
+        fix="check cluster.address and RAY_ADDRESS, and RAY_AUTH_MODE=token with the cluster's token where it asks "
+        "for one; or unset the address to start a local Ray",
+    )
 
 
 def _knock(address: str) -> None:

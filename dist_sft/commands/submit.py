@@ -10,15 +10,16 @@ import importlib.metadata
 import re
 import shlex
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ray.runtime_env import RuntimeEnv
 
 from dist_sft.cluster.secrets import secret_names
-from dist_sft.config.document import parse_yaml, read_settings
+from dist_sft.config.document import Document, parse_yaml, read_settings
+from dist_sft.config.overrides import apply_overrides
 from dist_sft.config.redact import redact_urls, secret_keys
 from dist_sft.config.resolve import resolved
 from dist_sft.core.errors import ClusterError, ConfigError
@@ -59,15 +60,18 @@ def prepare(
     """
     config, secrets = run.config, secret_names(secrets)
     environment = _read_runtime_env(runtime_env) if runtime_env else {}
-    for where, values in ((str(run_file), resolved(config)), (str(runtime_env), environment)):
+    for where, values in ((str(run_file), resolved(run.portable)), (str(runtime_env), environment)):
         _refuse_secrets(where, values)
+    for number, override in enumerate(overrides, 1):  # what a later one replaces stands in the command, too
+        _refuse_secrets(f"override {number}", apply_overrides(Document({}, {}), [override]).value)
+    _refuse_secret_text(run_file)
     _ = run.resolved_deepspeed  # its contradictions are said here, not by the job
     files = package(run_file, config, include)
     if is_here(run):
         refuse_untrainable(run)
     if config.cluster.address:
         overrides = [*overrides, "cluster.address=null"]  # the job's own cluster, by the name it has inside
-    words = ["dist-sft", "train", files.run_file, *overrides, *(f"--secret={name}" for name in secrets)]
+    words = ["dist-sft", "train", _as_path(files.run_file), *overrides, *(f"--secret={name}" for name in secrets)]
     return Submission(
         run=config.run.name,
         command=shlex.join(words),
@@ -131,14 +135,47 @@ def _read_runtime_env(path: Path) -> dict[str, Any]:
         RuntimeEnv(**value)
     except (TypeError, ValueError) as error:
         fix = "see Ray's documentation of runtime environments"
-        raise ConfigError(f"not what Ray takes: {str(error).splitlines()[0]}", where=str(path), fix=fix) from None
+        raise ConfigError(f"not what Ray takes: {_without(value, str(error))}", where=str(path), fix=fix) from None
     return value
+
+
+def _without(value: Any, said: str) -> str:
+    """The first line of what Ray says of some values, without the values."""
+    for text in sorted({str(one) for one in _single(value)}, key=len, reverse=True):
+        said = said.replace(repr(text), "...").replace(text, "...") if len(text) > 1 else said
+    return said.splitlines()[0]
+
+
+def _single(value: Any) -> Iterator[Any]:
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _single(inner)
+    else:
+        yield value
+
+
+def _as_path(name: str) -> str:
+    """A run file as a command takes it: "--help.yaml" would be an option of its."""
+    return f"./{name}" if name.startswith("-") else name
+
+
+def _refuse_secret_text(run_file: Path) -> None:
+    """The file is sent as it is: also what overrides replace in it, and its comments."""
+    text = read_settings(run_file, "the run file")
+    _refuse_secrets(str(run_file), parse_yaml(text, str(run_file)).value)
+    for number, line in enumerate(text.splitlines(), 1):
+        if redact_urls(line) != line:
+            _refuse(f"{run_file}:{number}", "this line")
 
 
 def _refuse_secrets(where: str, values: dict[str, Any]) -> None:
     if keys := secret_keys(values):
-        raise ConfigError(
-            f"{', '.join(keys)} looks like a secret, and whoever may list the cluster's jobs could read it",
-            where=where,
-            fix="set it as a variable where the cluster's nodes are started, and name it: --secret NAME",
-        )
+        _refuse(where, ", ".join(keys))
+
+
+def _refuse(where: str, what: str) -> NoReturn:
+    raise ConfigError(
+        f"{what} looks like a secret, and whoever may list the cluster's jobs could read it",
+        where=where,
+        fix="set it as a variable where the cluster's nodes are started, and name it: --secret NAME",
+    )

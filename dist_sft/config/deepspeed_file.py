@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from dist_sft.config.document import MOST_DEPTH, Document, parse_yaml, read_settings, shortened
+from dist_sft.config.document import MOST_DEPTH, Document, parse_yaml, read_settings
 from dist_sft.core.errors import ConfigError
 
 
@@ -68,5 +68,5 @@ def _refused(name: str) -> float:
 
 def _whole(digits: str) -> int:
     if len(digits) > 20:
-        raise ValueError(f"{shortened(digits)} is a whole number beyond 64 bits")
+        raise ValueError("a whole number beyond 64 bits")
     return int(digits)

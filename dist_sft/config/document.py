@@ -25,6 +25,7 @@ _HEX = re.compile(r"^0x[0-9a-fA-F][0-9a-fA-F_]*$")
 _FLOAT = re.compile(
     r"^[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
+_QUOTED = re.compile(r"'([^']*)'")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 MOST_BYTES = 256 << 10
@@ -142,8 +143,9 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         where = f"{self.file}:{event.start_mark.line + 1}" if self.lines else self.file
         if tag := getattr(event, "tag", None):
+            named = tag if tag.startswith("tag:yaml.org,") else "(!)"  # of the user's own it may be a secret
             raise ConfigError(
-                f"the tag {shortened(tag)} has no meaning here", where=where, fix="remove it; quotes make a value text"
+                f"the tag {named} has no meaning here", where=where, fix="remove it; quotes make a value text"
             )
         if self.depth == MOST_DEPTH:
             raise ConfigError(f"more than {MOST_DEPTH} levels within one another", where=where, fix="nest less")
@@ -227,7 +229,7 @@ class _Builder:
         if _INT.match(node.value) or _HEX.match(node.value):
             number = scalar(node.value) if len(node.value) < MOST_DIGITS else 1 << 64
             if not -(1 << 63) <= number < 1 << 64:
-                what = f"{shortened(node.value)} is a whole number beyond 64 bits"
+                what = "a whole number beyond 64 bits"
                 raise ConfigError(what, where=self.location(node), fix="write a smaller one, or text in quotes")
             return number
         return scalar(self.text(node))
@@ -250,6 +252,11 @@ def shortened(text: str) -> str:
     return plainly(text, MOST_SHOWN)
 
 
+def _unnamed(quoted: re.Match[str]) -> str:
+    """What PyYAML quotes: its own words and single letters stay, names of the text may be secrets."""
+    return quoted[0] if len(quoted[1]) < 2 or re.fullmatch("<[a-z ]+>", quoted[1]) else "a name"
+
+
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str, lines: bool) -> ConfigError:
     mark = error.problem_mark or error.context_mark
     where = f"{name}:{mark.line + 1}" if mark and lines else name
@@ -257,5 +264,5 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str, lines: bool
     line = all_lines[mark.line] if mark and mark.line < len(all_lines) else ""
     if "\t" in line[: mark.column + 1 if mark else 0] or "\\t" in str(error.problem):
         return ConfigError("a tab where YAML wants spaces", where=where, fix="indent with spaces")
-    what = ", ".join(part for part in (error.context, error.problem) if part)
+    what = ", ".join(_QUOTED.sub(_unnamed, part) for part in (error.context, error.problem) if part)
     return ConfigError(f"not YAML: {what}", where=where, fix="check indentation, colons, quotes and brackets")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from dist_sft.config.document import Path, dotted
 from dist_sft.config.problems import Problem
-from dist_sft.config.redact import redacted
 from dist_sft.config.sections import RunSections
+from dist_sft.core.redact import is_secret_name, redact_value
 
 OURS = ("HOME", "HF_HOME", "DIST_SFT_CACHE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "PYTHONUNBUFFERED")
 """Variables that the manifest sets by itself."""
@@ -40,7 +40,7 @@ def _variables(config: RunSections) -> Iterator[Problem]:
         name, section = str(path[-1]), dotted(path[:-1])
         if name in origin:
             yield Problem(path, f"{dotted(path)} is set by {origin[name]}, too", "remove it" + _instead(name))
-        elif value is not None and redacted({name: value}) != {name: value}:
+        elif value and (is_secret_name(name) or redact_value(value) != value):
             what = f"{dotted(path)} looks like a secret, and everyone who may read the manifest could read it"
             fix = f"kubectl create secret, and set kubernetes.secrets.{name}: {{name: SECRET, key: KEY}}"
             yield Problem(path, what, fix)

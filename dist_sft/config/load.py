@@ -12,6 +12,7 @@ from dist_sft.config.document import BOM, Document, parse_yaml, read_whole
 from dist_sft.config.kept import RunFile, unfilled
 from dist_sft.config.overrides import apply_overrides
 from dist_sft.config.problems import as_error
+from dist_sft.config.redact import remember_secrets
 from dist_sft.config.root import Root, from_values
 from dist_sft.config.run_config import RunConfig, with_shorthand
 from dist_sft.core.errors import ConfigError
@@ -36,7 +37,8 @@ def load_config(run: Source, overrides: Sequence[str] = ()) -> RunConfig:
 def load_run(run: Source, overrides: Sequence[str] = ()) -> tuple[RunConfig, RunFile | None]:
     """As `load_config`, with the run file as it was written; None for a mapping."""
     document, written = _opened(run, RunConfig)
-    document = apply_overrides(document, overrides, with_shorthand)
+    document = apply_overrides(document, overrides, RunConfig, with_shorthand)
+    remember_secrets(document.value)
     if hidden := unfilled(document):
         raise as_error(hidden, document, RunConfig.file)
     config = RunConfig.of(document)
@@ -49,7 +51,9 @@ def load_run(run: Source, overrides: Sequence[str] = ()) -> tuple[RunConfig, Run
 
 def load(root: type[RootT], source: Source, overrides: Sequence[str] = ()) -> RootT:
     """Any kind of file of settings, with the errors of a run file. Raises ConfigError."""
-    return root.of(apply_overrides(_opened(source, root)[0], overrides))
+    document = apply_overrides(_opened(source, root)[0], overrides, root)
+    remember_secrets(document.value)
+    return root.of(document)
 
 
 def _opened(source: Source, root: type[Root]) -> tuple[Document, RunFile | None]:

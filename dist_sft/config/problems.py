@@ -12,10 +12,10 @@ from typing import Any, get_args
 from pydantic_core import ErrorDetails, ValidationError
 
 from dist_sft.config.document import Document, Path, dotted, shortened
-from dist_sft.config.redact import redact_urls
 from dist_sft.config.section import Section
-from dist_sft.config.settings import holds, nearest, section_at, sections_in, suggestion
-from dist_sft.core.errors import ConfigError
+from dist_sft.config.settings import holds, is_setting, nearest, section_at, sections_in, suggestion
+from dist_sft.core.errors import ConfigError, Lines
+from dist_sft.core.redact import redact_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def as_error(problems: Sequence[Problem], document: Document, of: str = "the run
     lines = [f"{len(problems):,} problems in {of}", *map(str, errors)]
     if told is not problems:
         lines.append(f"and {len(problems) - len(told):,} more")
-    return ConfigError("\n".join(lines))
+    return ConfigError(Lines("\n".join(lines)))
 
 
 def from_pydantic(error: ValidationError, document: Document, root: type[Section]) -> list[Problem]:
@@ -90,7 +90,18 @@ def _problem(root: type[Section], path: Path, errors: list[ErrorDetails], value:
     if kind in ("too_short", "string_too_short"):
         return Problem(path, f"{key} is empty", _describe(root, path, value))
     wanted = " or ".join(dict.fromkeys(_wanted(error) for error in errors))
-    return Problem(path, f"{key} is {show(first['input'])}, not {wanted}", _retype(errors, wanted))
+    if not is_setting(root, path, value):
+        return Problem(path, f"{key} is not {wanted}", 'write it with quotes: "..."' if wanted == "text" else "")
+    given = first["input"]
+    shown = _kind(given) if wanted == _KINDS["model"] else show(given)  # what stands for a section is no setting
+    return Problem(path, f"{key} is {shown}, not {wanted}", _retype(errors, wanted))
+
+
+def _kind(value: Any) -> str:
+    """What a value is, without saying it; a short number is shown."""
+    if isinstance(value, bool) or value is None or (isinstance(value, (int, float)) and abs(value) < 1000):
+        return show(value)
+    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a number"
 
 
 def _kinds(root: type[Section], path: Path, value: Any) -> list[str]:
@@ -173,7 +184,14 @@ def _describe(root: type[Section], path: Path, value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as a run file writes it, shortened, and without what is secret in a URL."""
-    text = redact_urls(value if isinstance(value, str) else json.dumps(value, default=str))
+    """A value as a run file writes it, shortened, and without what is secret in a URL.
+
+    Of a section, or a list of them, whose keys nobody has judged, no value is shown.
+    """
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
+        return "a list of sections"
+    text = redact_value(value if isinstance(value, str) else json.dumps(value, default=str))
     text = shortened(text if len(text) <= 60 else text[:57] + "...")
     return f"'{text}'" if isinstance(value, str) else text

@@ -1,49 +1,110 @@
-"""What of a configuration may leave the machine: no secret, in no key and in no URL.
+"""What of a configuration may leave the machine: what is known to be harmless is shown, and all else is hidden.
 
-Of a URL that is its scheme, host and path, and parameters that are known to be harmless; all else is hidden.
+Harmless are the settings of ours: each by its place in a run file. What stands under a name of the user's (a variable
+of pods, a key of another file) is shown where its name and its value say that it is no secret.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_origin
 
 from dist_sft.config.document import Path, dotted
+from dist_sft.config.run_config import RunConfig
+from dist_sft.config.section import Section
+from dist_sft.config.settings import chosen, sections_in
+from dist_sft.core.redact import HIDDEN, is_empty, is_secret_name, redact_urls, redact_value, remember, secrets_in
 
-HIDDEN = "<hidden>"
+__all__ = ["HIDDEN", "redact_urls", "redacted", "remember_secrets", "secret_keys"]
 
-_SECRET_WORDS = re.compile(
-    r"(^|[_\-.])(\w*key|tokens?|secrets?|\w*pass(word|wd|phrase)?s?|\w*pwd|pat|pin|otp|jwt|bearer|cookies?|sas|dsn|"
-    r"auth(orization)?|credentials?|creds?|signature|webhook|session_?id)($|[_\-.])"
+_VARIABLES = re.compile(
+    r"(NCCL|GLOO|UCX|UCC|FI|OMP|KMP|MKL|OPENBLAS|CUDA|NVIDIA|TORCH|PYTORCH|TORCHELASTIC|RAY|DS|TRITON|XDG|LC|MALLOC|PYTHON|OMPI)_"
+    r"\w+|PYTHON\w+|HF_(HOME|HUB_\w+|DATASETS_\w+|ENDPOINT)|TRANSFORMERS_\w+|TOKENIZERS_\w+|WANDB_(MODE|DIR|PROJECT|"
+    r"ENTITY|BASE_URL|SILENT|CACHE_DIR|DATA_DIR)|AWS_(REGION|DEFAULT_REGION|ENDPOINT_URL\w*|PROFILE)|DIST_SFT_\w+|"
+    r"PATH|LD_LIBRARY_PATH|LD_PRELOAD|HOME|USER|LANG|TZ|TMPDIR|[A-Za-z]+_PROXY|[a-z]+_proxy|RAYON_NUM_THREADS|\w+_(HOME|DIR)"
 )
-_OPEN = frozenset({"control_tokens"})
-"""Settings that only sound like secrets: each has a few words to choose from."""
-_WITHOUT_USERS = frozenset({"hf", "abfs", "abfss", "wasb", "wasbs"})
-"""Schemes whose `@` stands behind a container, or before a revision."""
-_HARMLESS = frozenset(
-    {"alt", "anon", "branch", "dl", "download", "endpoint", "format", "generation", "lfs", "raw", "ref", "region",
-     "revision", "split", "version", "versionid"}
-)  # fmt: skip
-"""Parameters of a URL that say which file is meant."""
-_WORD = re.compile(r"[\w.-]{1,64}", re.ASCII)
-_HOST = re.compile(r"([\w-]+\.[\w.-]+|localhost|\[[0-9a-fA-F:.]+\])(:\d{0,5})?", re.ASCII)
-"""A host that may have a port behind it."""
-_SHORT_HOST = re.compile(r"[\w-]+:\d{0,5}", re.ASCII)
-"""A host of one word with its port, `head:10001`; a user and a password of digits where a `@` follows."""
-_URL = re.compile(r"(?<![\w+.-])[A-Za-z][\w+.-]*://[^\s'\"<>]+")
+"""Variables of the libraries that a run uses, which hold no secret."""
+_PLAIN = re.compile(r"(?i)true|false|yes|no|on|off|none|auto|[-+]?\d{1,3}(\.\d{1,3})?|(/[\w@+,-]{1,40}(\.\w{1,8})*)+/?")
+"""Words, short numbers and paths, which are shown whatever their name."""
+_STRICT = "environment"
+"""Setting whose keys and values are the user's own."""
 
 
 def redacted(value: Any) -> Any:
-    """A copy that may leave the machine: values of keys that sound like secrets, and secrets in URLs, are hidden."""
-    if isinstance(value, dict):
-        return {key: HIDDEN if _is_secret(str(key), inner) else redacted(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(inner) for inner in value]
-    return redact_urls(value) if isinstance(value, str) else value
+    """A copy that may leave the machine: of a run file's settings, of a run's facts, or of any other mapping.
+
+    Hidden are values whose name sounds like a secret, variables that nothing here knows, and secrets in URLs.
+    """
+    return _shown(value, RunConfig, strict=True)
 
 
 def secret_keys(value: Any) -> list[str]:
-    """Dotted keys of what `redacted` hides, e.g. "deepspeed.api_key" or "sources.1.path"."""
-    return [dotted(path) for path in _differing(value, redacted(value), ())]
+    """Dotted keys of what looks like a secret, e.g. "deepspeed.api_key" or "data.sources.1.path".
+
+    Variables that nothing here knows are not among them: whoever sends them has said by that that they are none.
+    """
+    return [dotted(path) for path in _differing(value, _shown(value, RunConfig, strict=False), ())]
+
+
+def remember_secrets(value: Any) -> None:
+    """Let no text of this process show what is hidden of these settings from here on."""
+    for given, shown in _pairs(value, _shown(value, RunConfig, strict=False)):
+        if isinstance(given, str):
+            remember(secrets_in(given))
+        if given != shown and shown == HIDDEN:
+            remember([str(given)])
+
+
+def _shown(value: Any, section: type[Section] | None, strict: bool) -> Any:
+    """A copy of what stands where a section of this kind may stand; None: under a name that is none of ours."""
+    if isinstance(value, dict):
+        return {key: _entry(str(key), inner, section, strict) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shown(inner, section, strict) for inner in value]
+    return redact_value(value) if isinstance(value, str) else value
+
+
+def _entry(key: str, value: Any, section: type[Section] | None, strict: bool) -> Any:
+    field = section.model_fields.get(key) if section else None
+    if section and field:
+        inside = sections_in(field.annotation)
+        if isinstance(value, (dict, list, tuple)) and not inside:
+            return _of_user(value, strict and key == _STRICT)
+        if get_origin(field.annotation) is dict and isinstance(value, dict):  # each key is a user's, and no value
+            return {name: _shown(inner, inside[0], strict) if isinstance(inner, dict) else HIDDEN
+                    for name, inner in value.items()}  # fmt: skip
+        if isinstance(value, (list, tuple)):
+            return [_shown(inner, chosen(inside, inner), strict) for inner in value]
+        return _shown(value, chosen(inside, value) if inside else None, strict)
+    if section is RunConfig and key in ("config", "learned"):
+        return _shown(value, RunConfig, strict)
+    return _under(key, value, strict and section not in (None, RunConfig))
+
+
+def _of_user(value: Any, strict: bool) -> Any:
+    """What stands in a setting whose keys are the user's."""
+    if isinstance(value, dict):
+        return {key: _under(str(key), inner, strict) for key, inner in value.items()}
+    return (
+        [_of_user(inner, strict) for inner in value] if isinstance(value, (list, tuple)) else _shown(value, None, False)
+    )
+
+
+def _under(name: str, value: Any, strict: bool) -> Any:
+    """A value under a name that is no setting."""
+    if is_empty(value):
+        return value
+    if is_secret_name(name) and not _is_count(name, value):
+        return HIDDEN
+    if isinstance(value, (dict, list, tuple)):
+        return _of_user(value, strict)
+    if strict and not _VARIABLES.fullmatch(name) and not _PLAIN.fullmatch(str(value)):
+        return HIDDEN
+    return redact_value(value) if isinstance(value, str) else value
+
+
+def _is_count(name: str, value: Any) -> bool:
+    """Of tokens of a text, as in max_new_tokens: 512."""
+    return isinstance(value, (int, float)) and name.lower().endswith("tokens")
 
 
 def _differing(value: Any, other: Any, path: Path) -> Iterator[Path]:
@@ -59,46 +120,13 @@ def _differing(value: Any, other: Any, path: Path) -> Iterator[Path]:
         yield path
 
 
-def redact_urls(text: str) -> str:
-    """A text whose URLs carry neither user info, nor a fragment, nor parameters that may be secret."""
-    return _URL.sub(lambda match: _redact_url(match.group()), text)
-
-
-def _is_secret(key: str, value: Any) -> bool:
-    """Numbers are never secrets: `eval.every`, `tokens_per_pack` and the like stay readable."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
-    if value is None or isinstance(value, (bool, int, float)) or key in _OPEN:
-        return False
-    return bool(_SECRET_WORDS.search(words))
-
-
-def _redact_url(url: str) -> str:
-    """Each part of a chained URL (`zip://x.jsonl::s3://bucket/x.zip`) by itself."""
-    return "::".join(_redact_one(part) for part in re.split(r"::(?=[A-Za-z][\w+.-]*://)", url))
-
-
-def _redact_one(url: str) -> str:
-    """Scheme, host and path, and what of the query is known to be harmless."""
-    scheme, _, rest = url.partition("://")
-    if scheme.lower() not in _WITHOUT_USERS:
-        rest = _without_user(rest)
-    rest, hash_, _ = rest.partition("#")
-    path, mark, query = rest.partition("?")
-    pairs = (pair.partition("=") for pair in query.split("&"))
-    shown = (f"{key}{eq}{value if _is_harmless(key, value) else HIDDEN}" for key, eq, value in pairs)
-    return f"{scheme}://{path}{mark}{'&'.join(shown) if mark else ''}{hash_ and f'#{HIDDEN}'}"
-
-
-def _without_user(rest: str) -> str:
-    """A URL behind its scheme, without user and password. A password may hold `/`, `?`, `#` and `@`."""
-    authority, at = rest.partition("/")[0], rest.rfind("@")
-    host = authority.partition("?")[0].partition("#")[0]
-    is_host = _HOST.fullmatch(host) or (at < 0 and _SHORT_HOST.fullmatch(host))
-    has_password = ":" in host and not is_host
-    if at >= 0 and (at < len(authority) or has_password):
-        return f"{HIDDEN}@{rest[at + 1 :]}"
-    return HIDDEN if has_password else rest  # its end was cut off
-
-
-def _is_harmless(key: str, value: str) -> bool:
-    return not value or (key.lower() in _HARMLESS and _WORD.fullmatch(value) is not None)
+def _pairs(value: Any, other: Any) -> Iterator[tuple[Any, Any]]:
+    """Each single value with what is shown of it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _pairs(inner, other[key] if isinstance(other, dict) else HIDDEN)
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _pairs(inner, other[i] if isinstance(other, list) else HIDDEN)
+    else:
+        yield value, other

@@ -76,7 +76,7 @@ def from_values(values: Any) -> Document:
     def plain(value: Any) -> str:
         if isinstance(value, os.PathLike):
             return os.fspath(value)
-        raise TypeError(f"a {type(value).__name__} is not a setting: {value!r}")
+        raise TypeError(f"a {type(value).__name__} is not a setting")
 
     try:
         return Document(json.loads(json.dumps(values, default=plain)), {(): VALUES})

@@ -15,7 +15,6 @@ from pydantic_core import PydanticCustomError
 from dist_sft.config.cluster import ClusterSection, ServiceSection
 from dist_sft.config.kubernetes import KubernetesSection
 from dist_sft.config.noise import Neftune
-from dist_sft.config.redact import redact_urls
 from dist_sft.config.section import (
     ADDED,
     EXECUTION,
@@ -28,6 +27,7 @@ from dist_sft.config.section import (
     TemplateKwargs,
     matching,
 )
+from dist_sft.core.redact import redact_value
 
 
 class RunSection(Section):
@@ -179,7 +179,7 @@ class Source(Section):
         """Its path as messages say it: without secrets."""
         if self.path.startswith("hub:"):
             return f"{self.path}{f'/{self.subset}' if self.subset else ''} {self.split}"
-        return redact_urls(self.path)
+        return redact_value(self.path)
 
     @property
     def amount(self) -> float | None:

@@ -1,6 +1,7 @@
 """What settings there are, where each belongs, and the name that a misspelt one was meant to be."""
 
 import difflib
+import re
 import types
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -35,6 +36,41 @@ def section_at(root: type[Section], path: Path, value: Any) -> type[Section] | N
             return None
         section = chosen(candidates, value)
     return section
+
+
+USERS_OWN = frozenset({"environment", "template_kwargs", "deepspeed", "secrets", "node_selector"})
+"""Settings whose keys are the user's: what stands under one of these may be anything."""
+
+
+def is_setting(root: type[Section], path: Path, value: Any) -> bool:
+    """Whether a path leads to a setting of ours, or into one. value: of the whole file."""
+    section, by_number = root, False
+    for depth, part in enumerate(path):
+        value = value[part] if holds(value, part) else None
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        if field is None and by_number and re.fullmatch(r"-?\d{1,9}", part):
+            return True
+        if field is None or (part in USERS_OWN and depth + 1 < len(path)):
+            return False
+        candidates, by_number = sections_in(field.annotation), "dict[" in str(field.annotation)
+        if not candidates:
+            return by_number or all(isinstance(rest, int) for rest in path[depth + 1 :])
+        section = chosen(candidates, value)
+    return True
+
+
+def only_settings(root: type[Section], value: Any, path: Path = ()) -> bool:
+    """Whether all that stands at a path of a file with this value is settings of ours."""
+    inner = value
+    for part in path:
+        inner = inner[part] if holds(inner, part) else None
+    if path and not is_setting(root, path, value):
+        return False
+    if isinstance(inner, dict):
+        return all(only_settings(root, value, (*path, key)) for key in inner)
+    return not isinstance(inner, list) or all(only_settings(root, value, (*path, i)) for i in range(len(inner)))
 
 
 def meant(root: type[Section], path: Path, value: Any) -> list[tuple[Path, type[Section]]]:

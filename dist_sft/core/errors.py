@@ -17,6 +17,8 @@
 An error crosses process borders (Ray, multiprocessing) as itself.
 """
 
+from dist_sft.core.redact import scrubbed
+
 LONGEST = 2000
 """Characters of what an error of a row says."""
 
@@ -24,20 +26,31 @@ LONGEST = 2000
 def plainly(text: str, longest: int = LONGEST) -> str:
     """A text on one line, of a length that a person reads: what a row or a template says steers no terminal and forges
     no line of ours."""
-    if len(text) > longest:
-        text = f"{text[:longest]}..."
+    return printable(f"{text[:longest]}..." if len(text) > longest else text)
+
+
+def printable(text: str, kept: str = "") -> str:
+    """A text without letters that steer a terminal, which are spelled out; those in `kept` stay."""
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return "".join(letter if letter.isprintable() or letter in kept else ascii(letter)[1:-1] for letter in text)
+
+
+class Lines(str):
+    """What an error says on several lines, each of which was made safe by whoever put them together."""
+
+    __slots__ = ()
 
 
 class SftError(Exception):
     """The user's fault or the world's, never ours: ours is an `assert`.
 
-    what: one sentence.  where: file:line, row, key, rank or node; may be empty.  fix: what to do; may be empty.
+    what: one sentence, or `Lines`.  where: file:line, row, key, rank or node; may be empty.  fix: what to do; may be
+    empty. Whatever they hold, they are said without secrets (see `core.redact`) and on one line each.
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        what, where, fix = _sayable(what), _sayable(where), _sayable(fix)
         super().__init__(what)
         self.what, self.where, self.fix = what, where, fix
 
@@ -47,6 +60,13 @@ class SftError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+def _sayable(text: str) -> str:
+    """What an error may say: no secret, nothing that steers a terminal, and of a user's text no line of its own."""
+    if isinstance(text, Lines):
+        return Lines(printable(scrubbed(text), kept="\n\t"))
+    return printable(scrubbed(text))
 
 
 def _rebuild(kind: type[SftError], what: str, where: str, fix: str) -> SftError:

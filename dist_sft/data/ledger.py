@@ -13,6 +13,7 @@ from typing import Any
 
 from dist_sft.core.errors import DataError
 from dist_sft.core.files import atomic, json_lines, missing_lines, reading, writing
+from dist_sft.core.redact import scrubbed
 
 HELD_OUT = "held_out"
 """Reason of the rows that eval.share keeps out of training."""
@@ -119,7 +120,7 @@ def _entry(value: Any, path: Path, number: int) -> Entry:
 
 
 def _line(entry: Entry) -> bytes:
-    values = asdict(entry)
+    values = {**asdict(entry), "where": scrubbed(entry.where), "what": scrubbed(entry.what)}
     if entry.reason != HELD_OUT:
         del values["rows"]
     return json.dumps(values, ensure_ascii=False).encode() + b"\n"

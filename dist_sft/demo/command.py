@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,6 +18,7 @@ from dist_sft.cluster.runner import train
 from dist_sft.commands.export import export
 from dist_sft.core.errors import ConfigError, TrainingError
 from dist_sft.core.ownership import mark, marked_facts, remove_ours
+from dist_sft.core.terminal import Terminal
 from dist_sft.demo import dataset, model, run_file
 from dist_sft.demo.answers import Answer, ask, score, score_by_kind
 from dist_sft.demo.dataset import Row
@@ -38,7 +38,7 @@ def run(folder: Path, seed: int = 0) -> None:
         ConfigError: the folder holds something else than an earlier demo.
         TrainingError: the model learned too little.
     """
-    console, begin = Console(), time.monotonic()
+    console, begin = Terminal(), time.monotonic()
     disable_progress_bar()  # of transformers: a bar for each loading of a small model
     folder = folder.resolve()
     _start_afresh(folder)
@@ -48,7 +48,7 @@ def run(folder: Path, seed: int = 0) -> None:
         _record(folder, running=False)
 
 
-def _run(folder: Path, seed: int, console: Console, begin: float) -> None:
+def _run(folder: Path, seed: int, console: Terminal, begin: float) -> None:
     held_out = _make(folder, seed)
     _record(folder, running=True)
     console.print(f"made {TRAINING_ROWS} chats, {len(held_out)} held-out ones and a small model in {folder}")

@@ -1,4 +1,6 @@
-"""What a job gets to see of this machine: the files that its run file names by a relative path, and no others.
+"""What a job gets to see of this machine: the files that are read of what its run file names by a relative path.
+
+No other file that lies beside them, and nothing that a link outside of the folder leads to.
 
 run file ─> Package ─> .zip ─> the cluster ─> working directory of the job, on every node
 
@@ -9,20 +11,27 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dist_sft.config.document import dotted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ConfigError, DataError
 from dist_sft.data.readers.find import local_file, named_files
+from dist_sft.data.readers.needed import needed_files
 
 LIMIT = 100_000_000
 """Bytes. It is kept in the memory of the head node, whose dashboard takes no request above 100 MiB."""
 
+_MODEL = re.compile(
+    r".*\.(json|safetensors|model|jinja|tiktoken|spm|bpe)|pytorch_model.*\.bin|(merges|vocab|added_tokens|spiece)\.\w+"
+)
+"""Names of the files that a model and its tokenizer are read from."""
+
 LEFT_OUT = re.compile(r"\..*|__pycache__|venv|node_modules|runs|wandb|.*\.egg-info")
-"""Names of files and folders that are not taken along with the folder that they lie in."""
+"""Names of files and folders that are not taken along with a folder that --include names."""
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every file in a .zip: equal files make an equal package, which is uploaded once."""
@@ -39,6 +48,11 @@ class Package:
     def size(self) -> int:
         """Bytes."""
         return sum(path.stat().st_size for path in self.files.values())
+
+    @property
+    def listing(self) -> list[str]:
+        """A line for each file, in the order of their paths: the size, and the path in the package."""
+        return [f"{megabytes(path.stat().st_size):>10}  {name}" for name, path in sorted(self.files.items())]
 
     def write(self, to: Path) -> None:
         """As a .zip."""
@@ -63,48 +77,62 @@ def package(run_file: Path, config: RunConfig, include: Sequence[str] = ()) -> P
     files = {own: run_file}
     if isinstance(config.deepspeed, str) and (name := _deepspeed(Path(config.deepspeed), run_file, own)):
         files[name] = Path(config.deepspeed)
-    for key, path in [*_named(config), *(("--include", path) for path in include)]:
-        if not _same_everywhere(path) or key == "--include":
-            for file in _files(key, path):
-                files[_within(key, path, file)] = file
+    for key, path, named in _named(config):
+        if not _same_everywhere(path):
+            files.update({_within(key, path, file): file for file in _there(key, named)})
+    for path in include:
+        files.update({_within("--include", path, file): file for file in _there("--include", partial(_all, path))})
     found = Package(own, files)
     _refuse_large(found)
     return found
 
 
-def _named(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Settings that may name files, with what they name."""
-    for i, source in enumerate(config.data.sources):
-        yield f"data.sources.{i}.path", source.path
-    for place, held_out in config.eval.given.items():
-        yield dotted(("eval", *place)), held_out.path
+def _named(config: RunConfig) -> Iterator[tuple[str, str, Callable[[], Iterable[Path]]]]:
+    """Settings that may name files, with what they name, and which files of it are read."""
+    sources = {f"data.sources.{i}.path": source for i, source in enumerate(config.data.sources)}
+    sources |= {dotted(("eval", *place)): held_out for place, held_out in config.eval.given.items()}
+    for key, source in sources.items():
+        yield key, source.path, partial(needed_files, source)
     if config.data.template.endswith(".jinja"):
-        yield "data.template", config.data.template
+        yield "data.template", config.data.template, partial(named_files, config.data.template)
     if Path(config.model.path).is_dir():  # else a hub id
-        yield "model.path", config.model.path
+        yield "model.path", config.model.path, partial(_of_model, Path(config.model.path))
 
 
 def _same_everywhere(path: str) -> bool:
     return path.startswith(("/", "~", "hub:")) or bool(re.match(r"[A-Za-z][\w+.-]*(://|::)", path))
 
 
-def _files(key: str, path: str) -> Iterator[Path]:
-    """The files of a path, folder or glob."""
-    place = Path(path)
-    if place.is_dir():
-        for folder, folders, names in os.walk(place):
-            folders[:] = sorted(name for name in folders if not LEFT_OUT.fullmatch(name))
-            files = (Path(folder, name) for name in sorted(names) if not LEFT_OUT.fullmatch(name))
-            yield from (file for file in files if file.is_file())  # no socket, no link to nowhere
-        return
+def _there(key: str, found: Callable[[], Iterable[Path]]) -> list[Path]:
+    """The files that a setting names. Raises DataError, also where one is not there."""
     try:
-        for file in named_files(path):
+        files = list(found())
+        for file in files:
             if not file.exists():
                 local_file(file).open()  # says why not
-            yield file
+        return files
     except DataError as error:
         fix = f"{error.fix}; what lies on the cluster's storage is named by its absolute path"
         raise DataError(f"{error.what} on this machine", where=f"{key}: {error.where}", fix=fix) from None
+
+
+def _of_model(folder: Path) -> list[Path]:
+    """What transformers may read of a model: no other file that lies beside it."""
+    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    return sorted(file for file in files if _MODEL.fullmatch(file.name) and file.is_file())
+
+
+def _all(path: str) -> list[Path]:
+    """All files of a path, folder or glob that was asked for by --include."""
+    place = Path(path)
+    if not place.is_dir():
+        return named_files(path)
+    found: list[Path] = []
+    for folder, folders, names in os.walk(place):
+        folders[:] = sorted(name for name in folders if not LEFT_OUT.fullmatch(name))
+        files = (Path(folder, name) for name in sorted(names) if not LEFT_OUT.fullmatch(name))
+        found += [file for file in files if file.is_file()]  # no socket, no link to nowhere
+    return found
 
 
 def _within(key: str, path: str, file: Path) -> str:
@@ -116,11 +144,21 @@ def _within(key: str, path: str, file: Path) -> str:
             where=f"{key}: {path}",
             fix="submit from a folder that holds it, or name it by an absolute path on storage that all nodes see",
         )
+    named = Path(path) if Path(path).is_dir() else Path()
+    for folder in (Path(), named):  # the link may leave either
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"{file} is a link that leads out of {'the current folder' if folder == Path() else folder}, to "
+                f"{file.resolve()}",
+                where=f"{key}: {path}",
+                fix="name what it leads to by an absolute path on storage that all nodes see; or, if it may be "
+                "uploaded, put a copy in the place of the link (cp -L)",
+            )
     return name
 
 
 def _inside(file: Path) -> str | None:
-    """Path relative to the current folder, None outside of it. Links are not followed: they are packed as files."""
+    """Path relative to the current folder, None outside of it."""
     name = PurePosixPath(os.path.relpath(file))
     return None if name.parts[0] == ".." else str(name)
 

@@ -253,7 +253,7 @@ def refuse_changes(folder: Path, now: dict[str, Any], checkpoints: Path) -> None
         return
     with reading(path):
         try:
-            before = _learned(json.loads(path.read_bytes()))
+            before = redacted(_learned(json.loads(path.read_bytes())))  # an earlier version may have hidden less
         except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"the folder has checkpoints, but not what they were trained with: {error}",

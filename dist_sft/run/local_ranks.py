@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dist_sft.checkpoint.layout import newest
-from dist_sft.core.errors import ClusterError
+from dist_sft.core.errors import ClusterError, Lines
 
 LOG_SHOWN = 6000
 """Characters of a dead process's output that are shown."""
@@ -69,7 +69,7 @@ class LocalRanks:
             if any(codes):
                 logs = (folder / f"rank{rank}.log" for rank in range(world))
                 said = "\n=====\n".join(log.read_text(errors="replace")[-LOG_SHOWN:] for log in logs)
-                raise ClusterError(f"ranks ended with exit codes {codes}:\n{said}", where="local ranks")
+                raise ClusterError(Lines(f"ranks ended with exit codes {codes}:\n{said}"), where="local ranks")
             return json.loads((folder / "out").read_text())
 
     def start(self, module: str, spec: dict[str, Any], world: int, logs: Path) -> list[int]:
@@ -108,7 +108,8 @@ class LocalRanks:
             code = self.server.wait()
             self._said.seek(0)
             said = self._said.read().decode(errors="replace")[-LOG_SHOWN:]
-            raise ClusterError(f"their server ended with exit code {code}:\n{said}", where="local ranks") from error
+            what = Lines(f"their server ended with exit code {code}:\n{said}")
+            raise ClusterError(what, where="local ranks") from error
         return numbers
 
 

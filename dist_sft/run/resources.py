@@ -7,7 +7,7 @@ from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 
 RAY_STARTED = Path("/tmp/ray/ray_current_cluster")
-"""Left by `ray start`: a cluster that ray.init joins when no address is given."""
+"""Left by `ray start`, where RAY_TMPDIR names no other folder: anyone on the machine may have written it."""
 
 A_LITTLE = 1e-3
 """Of service.resource, for each member: it says where they may be, and CPUs how many."""
@@ -24,7 +24,7 @@ def encoders_of(config: RunConfig) -> int:
 
 def is_local(config: RunConfig) -> bool:
     """Whether a Ray is started on this machine, for this run alone."""
-    return ray_address(config) is None and not RAY_STARTED.exists()
+    return ray_address(config) is None
 
 
 def encoder_cpus(config: RunConfig) -> float:

@@ -8,7 +8,7 @@ left out. `kind` says which record it is; of notes, those with the text of a sta
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from dist_sft.core.errors import TrackingError
 from dist_sft.core.files import json_lines, reading
+from dist_sft.core.redact import scrubbed
 from dist_sft.core.results import HeldOut, StepResult
 
 
@@ -126,6 +127,11 @@ def line(record: Record) -> bytes:
     """A record as a line of metrics.jsonl."""
     head = {"time": round(record.time, 3), "kind": record.kind, "step": record.step}
     return json.dumps(head | figures(record)).encode() + b"\n"
+
+
+def shown(record: Record) -> Record:
+    """A record as every sink gets it: what it says in words without secrets."""
+    return replace(record, text=scrubbed(record.text)) if isinstance(record, Note) else record
 
 
 def read(path: Path, kind: type[R]) -> list[R]:

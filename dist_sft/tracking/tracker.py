@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from dist_sft.core.results import HeldOut, StepResult
 from dist_sft.tracking.json_lines import Goodput
-from dist_sft.tracking.records import Checkpoint, End, Evaluation, Note, Record, Start, Step
+from dist_sft.tracking.records import Checkpoint, End, Evaluation, Note, Record, Start, Step, shown
 
 
 class Sink(Protocol):
@@ -107,6 +107,7 @@ class RankZeroTracker:
             sink.close(failed)
 
     def _write(self, record: Record) -> None:
+        record = shown(record)
         for sink in self.sinks:
             sink.write(record)
 

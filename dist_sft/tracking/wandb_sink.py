@@ -8,6 +8,7 @@ from typing import Any
 from dist_sft.config.sections import RunSection, WandbSection
 from dist_sft.core.errors import TrackingError
 from dist_sft.core.files import atomic, writing
+from dist_sft.core.redact import scrubbed
 from dist_sft.tracking.records import Checkpoint, End, Evaluation, Record, Step, figures
 
 
@@ -25,11 +26,11 @@ class Wandb:
 
         try:
             self._run = wandb.init(
-                project=settings.project,
+                project=settings.project and scrubbed(settings.project),
                 entity=settings.entity,
-                group=settings.group,
-                tags=list(settings.tags),
-                name=run.name,
+                group=settings.group and scrubbed(settings.group),
+                tags=[scrubbed(tag) for tag in settings.tags],
+                name=scrubbed(run.name),
                 id=_run_id(folder),
                 resume="allow",
                 mode=settings.mode,

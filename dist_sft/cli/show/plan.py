@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from dist_sft.commands.planning.changes import Adjustment, recommended
 from dist_sft.commands.planning.machine import RESERVED
 from dist_sft.commands.planning.plan import Plan
+from dist_sft.core.terminal import Terminal
 from dist_sft.core.units import gib
 
 PARTS = {
@@ -23,7 +23,7 @@ PARTS = {
 }
 
 
-def show(plan: Plan, changes: Sequence[Adjustment], console: Console) -> None:
+def show(plan: Plan, changes: Sequence[Adjustment], console: Terminal) -> None:
     """Memory by part, network by collective, time, host, disk; then what to change, where it does not fit."""
     console.print(_memory(plan))
     console.print(

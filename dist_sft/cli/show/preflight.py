@@ -1,12 +1,12 @@
 """What was found on each node of a cluster."""
 
-from rich.console import Console
 from rich.table import Table
 
 from dist_sft.cluster.preflight.run import Report
+from dist_sft.core.terminal import Terminal
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Report, console: Terminal) -> None:
     """A line for each node."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     heads = ("node", "GPUs", "run.dir free", "/dev/shm", "clock", "files", "all-reduce", "python, torch")

@@ -2,13 +2,13 @@
 
 import itertools
 
-from rich.console import Console
 from rich.text import Text
 
 from dist_sft.commands.preview import RowView
+from dist_sft.core.terminal import Terminal
 
 
-def show(view: RowView, console: Console) -> None:
+def show(view: RowView, console: Terminal) -> None:
     """Learned tokens on green (darker for smaller weights), context grey; without colours, learned ones in brackets.
 
     Letters that spell a control token are red and underlined, or in brackets of their own.

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from dist_sft.chat.fields import told
 from dist_sft.commands.stats import Stats
 from dist_sft.core.errors import StorageError
+from dist_sft.core.terminal import Terminal
 
 BARS = " ▁▂▃▄▅▆▇█"
 BINS = 24
@@ -18,7 +18,7 @@ MAKER = "dist-sft data stats"
 _KEY_OF_MAKER = {".png": "Software"}
 
 
-def show(found: Stats, console: Console) -> None:
+def show(found: Stats, console: Terminal) -> None:
     """Tables for a terminal, with a line of bars for the lengths of each source."""
     table = Table(title=f"steps 1 to {found.steps} of {found.of_steps}", title_justify="left", box=None, padding=(0, 1))
     heads = ("", "rows", "epochs", "samples", "share", "tokens", "share", "learned", "median", "longest")

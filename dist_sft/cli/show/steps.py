@@ -1,12 +1,12 @@
 """The packs of each step, a line per rank."""
 
-from rich.console import Console
 from rich.table import Table
 
 from dist_sft.commands.deal import DealtStep
+from dist_sft.core.terminal import Terminal
 
 
-def show(dealt: list[DealtStep], console: Console) -> None:
+def show(dealt: list[DealtStep], console: Terminal) -> None:
     """A table for each step: a line per rank, a column per micro-step."""
     for step in dealt:
         table = Table(title=f"step {step.step}: {len(step.samples)} samples", title_justify="left")

@@ -13,7 +13,7 @@ from dist_sft.cluster.preflight.facts import NodeFacts, clock, look, versions
 from dist_sft.cluster.preflight.judge import Finding, judge
 from dist_sft.cluster.preflight.network import Reduced
 from dist_sft.config.run_config import RunConfig
-from dist_sft.core.errors import ClusterError
+from dist_sft.core.errors import ClusterError, Lines
 from dist_sft.estimate.memory import state_bytes
 from dist_sft.model.capacity import count_trained
 from dist_sft.run.opened import OpenedRun
@@ -46,7 +46,7 @@ class Report:
             return
         first, *rest = self.findings
         more = "".join(f"\n{finding.where}: {finding.what}\n  fix: {finding.fix}" for finding in rest)
-        raise ClusterError(first.what, where=first.where, fix=f"{first.fix}{more}")
+        raise ClusterError(first.what, where=first.where, fix=Lines(f"{first.fix}{more}"))
 
 
 def preflight(run: OpenedRun, run_dir: Path, short: bool = False) -> Report:

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import fsspec
 
-from dist_sft.config.redact import redact_urls
-from dist_sft.core.errors import DataError, MissingExtra
+from dist_sft.core.errors import DataError, MissingExtra, plainly
+from dist_sft.core.redact import redact_urls, redact_value
 
 Buffer = memoryview
 """uint8[bytes of the file]"""
@@ -333,7 +333,7 @@ def reached(url: str, call: Any) -> Any:
     Raises:
         DataError, MissingExtra
     """
-    shown = redact_urls(url)
+    shown = redact_value(url)
     try:
         return call()
     except FileNotFoundError as error:
@@ -348,7 +348,7 @@ def reached(url: str, call: Any) -> Any:
 
 
 def _unreadable(shown: str, error: BaseException) -> DataError:
-    what = f"cannot be read: {type(error).__name__}: {redact_urls(str(error))}"
+    what = f"cannot be read: {type(error).__name__}: {plainly(redact_urls(str(error)))}"
     return DataError(what, where=shown, fix="check the URL, the network and the credentials")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 
 import fsspec
 
-from dist_sft.config.redact import redact_urls
 from dist_sft.core.errors import DataError
+from dist_sft.core.redact import redact_urls, redact_value
 from dist_sft.data.readers.archives import members
 from dist_sft.data.readers.content import Content, Local, Remote, reached
 from dist_sft.data.readers.splits import ABOUT, files_of_split, names_files, refuse_other_split, split_of
@@ -187,7 +187,7 @@ def _neighbours(folder: Path, name: str) -> str:
 
 def _find_remote(url: str, split: str, subset: str | None) -> list[Found]:
     fs, path = reached(url, lambda: fsspec.core.url_to_fs(url))
-    shown = redact_urls(url)
+    shown = redact_value(url)
     prefix = shown[: len(shown) - len(redact_urls(path))] if shown.endswith(redact_urls(path)) else ""
 
     def remote(name: str) -> Found:

@@ -73,6 +73,12 @@ def names_files(card: str) -> bool:
     return bool(_configs(card))
 
 
+def files_of_card(names: Sequence[str], folder: str, subset: str | None, card: str) -> list[str]:
+    """The files of all splits of the configuration that is meant; none where the card names none. Raises DataError."""
+    by_split = _of_card(names, folder, subset, card) or {}
+    return list(dict.fromkeys(name for found in by_split.values() for name in found))
+
+
 def refuse_other_split(names: Sequence[str], split: str, subset: str | None) -> None:
     """Raise DataError where a file that was named is not of the split or subset that was asked for as well."""
     for name in names if split != "train" else ():
