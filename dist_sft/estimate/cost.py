@@ -6,7 +6,8 @@ matrices, plus 2 * layers * width per token and per token attended to (q k^T and
 
 from dataclasses import dataclass
 
-from dist_sft.model.architecture import Architecture, Values, head_size
+from dist_sft.model.architecture import Architecture, Values
+from dist_sft.model.sizes import head_size
 
 BYTES = {"bfloat16": 2, "float32": 4}
 """Of a number, by its dtype."""

@@ -96,16 +96,6 @@ class Architecture(Values):
         return remember(self.cache, kind, self.content + of.encode(), lambda: make(self.read()))
 
 
-def head_size(text: Any) -> int:
-    """Of an attention head; of most of them, where layers differ (Gemma 4's config then refuses to tell). text: Values,
-    or transformers' own."""
-    try:
-        size = getattr(text, "head_dim", None)
-    except Exception:  # noqa: BLE001  # transformers' own, which is no AttributeError
-        size = vars(text).get("head_dim")
-    return int(size or text.hidden_size // (getattr(text, "num_attention_heads", None) or 1))
-
-
 class _Once:
     """Reads a config.json by transformers, once, when it is first asked."""
 

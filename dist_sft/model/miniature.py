@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
-from dist_sft.model.architecture import head_size
 from dist_sft.model.configuration import auto_class
 from dist_sft.model.meta import count_parameters, laid_out
 from dist_sft.model.rounding import nudged
+from dist_sft.model.sizes import head_size
 from dist_sft.model.text_path import beside_text, is_composite
 
 LARGEST = 200_000_000

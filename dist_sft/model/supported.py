@@ -6,7 +6,8 @@ Each rule here is a way in which a model leaves something out that the rest of t
 from typing import NoReturn
 
 from dist_sft.core.errors import ModelError
-from dist_sft.model.architecture import Architecture, Values, head_size
+from dist_sft.model.architecture import Architecture, Values
+from dist_sft.model.sizes import head_size
 
 DROPOUTS = ("attention_probs_dropout_prob", "dropout", "activation_dropout")
 """Dropout that models apply in functions, from a generator. That of nn.Dropout modules is replaced instead, and that on

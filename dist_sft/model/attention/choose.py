@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from dist_sft.core.errors import ModelError
-from dist_sft.model.architecture import head_size
 from dist_sft.model.attention import flash
+from dist_sft.model.sizes import head_size
 
 SEGMENTS, VARLEN, FLASH, FLEX = "dist_sft_segments", "dist_sft_varlen", "dist_sft_fa", "dist_sft_flex"
 """Names in transformers' registry. None may contain the word that makes it load kernels of its own ("flash")."""
