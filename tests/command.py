@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dist_sft.model.remembered import WORK
 from tests.ranks import ROOT
 
 DIST_SFT = Path(sys.executable).with_name("dist-sft")
@@ -15,11 +16,18 @@ def chat(*roles):
     return json.dumps({"messages": [{"role": role, "content": f"turn {i}"} for i, role in enumerate(roles)]}) + "\n"
 
 
+def without_work(error):
+    """What a command wrote to standard error, without what it told of work that is done once for a model."""
+    return "".join(line for line in error.splitlines(keepends=True) if line.strip() not in WORK.values())
+
+
 def process(*arguments, timeout=300):
     """Run `dist-sft ARGUMENTS` to its end."""
-    return subprocess.run(
+    ended = subprocess.run(
         [DIST_SFT, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )
+    ended.stderr = without_work(ended.stderr)
+    return ended
 
 
 def start(log, *arguments):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dist_sft import cli
-from dist_sft.model.remembered import WORK
+from tests.command import without_work
 from tests.ranks import train_on_ranks
 
 
@@ -41,8 +41,7 @@ def sft(monkeypatch, capfd):
         except SystemExit as end:
             code = end.code or 0
         out, error = capfd.readouterr()
-        said = (line for line in error.splitlines(keepends=True) if line.strip() not in WORK.values())
-        return Ended(code, out, "".join(said))
+        return Ended(code, out, without_work(error))
 
     return command
 

@@ -4,6 +4,7 @@ OpenedRun -> Ray (a cluster's, or a local one) -> TorchTrainer -> work on every 
 """
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -32,6 +33,7 @@ from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import (
     check_resources,
     encoder_cpus,
+    is_local,
     ray_address,
     service_resources,
     worker_environment,
@@ -40,6 +42,7 @@ from dist_sft.run.resources import (
 from dist_sft.run.supply import Offer
 from dist_sft.run.trainable import is_here, refuse_untrainable
 from dist_sft.tracking.records import Step, read
+from dist_sft.tracking.wandb_sink import refuse_without_login
 
 PATIENCE = 60
 """Seconds by which a collective outlasts the watchdog, which can say where it was stuck."""
@@ -69,6 +72,9 @@ class RunResult:
     goodput: float
 
 
+log = logging.getLogger(__name__)
+
+
 def train(run: OpenedRun) -> RunResult:
     """Run, or go on with, what a run file describes. Raises SftError; whatever a rank raised arrives as itself.
 
@@ -84,6 +90,8 @@ def train(run: OpenedRun) -> RunResult:
     kept = run_folder.kept_text(run)
     run_folder.refuse_collisions(run_dir, config, kept)
     _look_at_model(run)
+    if is_local(config):
+        refuse_without_login(config.tracking.wandb)
     with _lock(run, kept):
         started = not ray.is_initialized()
         try:
@@ -119,8 +127,11 @@ def data_service(run: OpenedRun, nodes: Sequence[str]) -> Iterator[Offer | None]
         return
     from dist_sft.service.members import start
 
+    log.info("opening the data")
     data, config = RunData.of(run), run.config
     settings = config.service
+    rows, steps = sum(data.train.rows.lengths), len(data.train.steps)
+    log.info(f"encoding {rows:,} rows for {steps:,} steps on {len(nodes)} encoders")
     service = start(
         f"dist-sft-{uuid.uuid4().hex[:12]}",
         data.feeds,
@@ -187,6 +198,7 @@ def _trained(run: OpenedRun, run_dir: Path, records: Path, offer: Offer | None, 
             worker_runtime_env={"env_vars": worker_environment(config)},  # type: ignore[call-arg]  # of Ray Train v2
         ),
     )
+    log.info(f"starting {wanted.most} workers, which load the model")
     with Follower(run_dir / "metrics.jsonl", attempt, config.tracking.log_every) as follower:
 
         def forget() -> None:

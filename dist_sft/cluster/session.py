@@ -11,6 +11,8 @@ from dist_sft.core.errors import ClusterError
 from dist_sft.core.signals import whole
 from dist_sft.run.resources import ray_address
 
+log = logging.getLogger(__name__)
+
 
 def connect(config: RunConfig) -> None:
     """Join the cluster that the run file or RAY_ADDRESS names, or start a local Ray."""
@@ -21,6 +23,7 @@ def connect(config: RunConfig) -> None:
         address = started_here()
     if address is not None:
         _knock(address)
+    log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
     try:
         with whole(), apart():  # a signal that cut it in two would leave processes behind
             ray.init(

@@ -26,6 +26,7 @@ from dist_sft.run.held_out import probe, rows_by_name
 from dist_sft.run.opened import OpenedRun
 from dist_sft.run.resources import check_resources, is_local
 from dist_sft.run.trainable import refuse_untrainable
+from dist_sft.tracking.wandb_sink import refuse_without_login
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def _check_machine(config: RunConfig) -> None:
     if is_local(config):
         have = {"GPU": _gpus() if config.cluster.gpus_per_worker else 0.0, "CPU": float(os.cpu_count() or 1)}
         check_resources(config, have, "this machine")
+        refuse_without_login(config.tracking.wandb)
 
 
 def _gpus() -> float:

@@ -11,6 +11,19 @@ from dist_sft.core.files import atomic, writing
 from dist_sft.core.redact import scrubbed
 from dist_sft.tracking.records import Checkpoint, End, Evaluation, Record, Step, figures
 
+LOGIN = "log in (wandb login, or WANDB_API_KEY on every node), or set tracking.wandb.mode=offline"
+
+
+def refuse_without_login(settings: WandbSection | None) -> None:
+    """Raise TrackingError where W&B would be asked from this machine, and knows no key here. Nobody is contacted."""
+    if settings is None or settings.mode != "online":
+        return
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    if not wandb.login(prompt=False, verify=False):
+        raise TrackingError("W&B has no API key on this machine", where="tracking.wandb", fix=LOGIN)
+
 
 class Wandb:
     """One W&B run per run folder; a resumed run goes on with it.
@@ -42,7 +55,7 @@ class Wandb:
             raise TrackingError(
                 f"W&B cannot be used: {error}",
                 where="tracking.wandb",
-                fix="log in (wandb login, or WANDB_API_KEY on every node), or set tracking.wandb.mode=offline",
+                fix=LOGIN,
             ) from error
         for kind in ("step", "train", "eval", "checkpoint"):
             self._run.define_metric(f"{kind}/*", step_metric="step")

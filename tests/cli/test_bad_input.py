@@ -478,3 +478,18 @@ def test_libraries_add_nothing_to_what_a_command_prints(run, tmp_path):
     ended = process("export", str(run.dir), str(tmp_path / "out"))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == f"written: {tmp_path / 'out'}\n"
+
+
+@pytest.mark.parametrize("command", [("train",), ("check", "--fast")], ids=["train", "check"])
+def test_a_missing_key_of_wandb_is_said_before_anything_starts(refused, run, tmp_path, monkeypatch, command):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr("dist_sft.cluster.runner.connect", lambda config: pytest.fail("Ray was started"))
+    monkeypatch.chdir(tmp_path)
+    given = (run.file, f"run.dir={tmp_path / 'run'}", "tracking.wandb={project: p}")
+    assert refused(*command, *given) == (
+        "tracking.wandb: W&B has no API key on this machine\n"
+        "  fix: log in (wandb login, or WANDB_API_KEY on every node), or set tracking.wandb.mode=offline"
+    )
