@@ -19,7 +19,7 @@ from typing import Any
 
 from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
-from dist_sft.model.headers import is_settled, model_folder
+from dist_sft.model.headers import config_content, config_file, is_settled, model_folder
 from dist_sft.model.remembered import remember
 
 CONFIG, VOCABULARY, STOPS = "config", "vocabulary", "stops"
@@ -48,13 +48,16 @@ def kept(settings: ModelSection, cache: Path | None, part: str, here: Callable[[
     folder = model_folder(settings) if cache and is_settled(settings) else None
     if folder is None:
         return told(settings, part, here)
-    return remember(cache, part, _content(folder), lambda: told(settings, part, here))
+    return remember(cache, part, _content(settings, folder), lambda: told(settings, part, here))
 
 
-def _content(folder: Path) -> bytes:
+def _content(settings: ModelSection, folder: Path) -> bytes:
     files = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    read = [file for file in sorted(files) if file.is_file() and file.suffix not in WEIGHT_FILES]
-    return json.dumps([(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in read]).encode()
+    kept = [file for file in sorted(files) if file.is_file() and file.suffix not in WEIGHT_FILES]
+    config = config_file(settings)  # it is read once in all
+    contents = ((config_content(settings) or b"") if file == config else file.read_bytes() for file in kept)
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    return json.dumps([*zip((file.name for file in kept), digests, strict=True)]).encode()
 
 
 @functools.cache
