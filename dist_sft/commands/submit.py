@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 from ray.runtime_env import RuntimeEnv
 
 from dist_sft.cluster.secrets import secret_names
-from dist_sft.config.document import Document, parse_yaml, read_settings
+from dist_sft.config.document import BOM, Document, parse_yaml, read_settings, read_whole
+from dist_sft.config.kept import RunFile
 from dist_sft.config.overrides import apply_overrides
 from dist_sft.config.redact import redact_urls, secret_keys
 from dist_sft.config.resolve import resolved
@@ -161,10 +162,12 @@ def _as_path(name: str) -> str:
 
 def _refuse_secret_text(run_file: Path) -> None:
     """The file is sent as it is: also what overrides replace in it, and its comments."""
-    text = read_settings(run_file, "the run file")
-    _refuse_secrets(str(run_file), parse_yaml(text, str(run_file)).value)
-    for number, line in enumerate(text.splitlines(), 1):
-        if redact_urls(line) != line:
+    text = read_whole(run_file, "the run file")
+    value = parse_yaml(text.removeprefix(BOM), str(run_file)).value
+    _refuse_secrets(str(run_file), value)
+    shown = RunFile(run_file, text, value).without_secrets()
+    for number, (line, other) in enumerate(zip(text.splitlines(), shown.splitlines(), strict=False), 1):
+        if line != other:
             _refuse(f"{run_file}:{number}", "this line")
 
 

@@ -31,7 +31,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 MOST_BYTES = 256 << 10
 """Of a file of settings."""
 BOM = "\ufeff"
-MOST_VALUES = 20_000
+MOST_VALUES = 10_000
 """Values and keys of a file, with aliases (*) written out."""
 MOST_DIGITS = 100
 MOST_SHOWN = 100
@@ -136,7 +136,7 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes; refuses tags, whose meaning nobody would read, and nesting without end."""
 
     def __init__(self, text: str, name: str, lines: bool) -> None:
-        self.depth, self.file, self.lines = 0, name, lines
+        self.depth, self.nodes, self.file, self.lines = 0, 0, name, lines
         super().__init__(text)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -149,6 +149,9 @@ class _Loader(yaml.SafeLoader):
             )
         if self.depth == MOST_DEPTH:
             raise ConfigError(f"more than {MOST_DEPTH} levels within one another", where=where, fix="nest less")
+        self.nodes += 1
+        if self.nodes > 2 * MOST_VALUES:  # a key and a value each: composing more would take long
+            raise ConfigError(f"more than {MOST_VALUES:,} values", where=where, fix="name a file of settings")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

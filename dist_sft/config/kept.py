@@ -73,7 +73,7 @@ def _masked(value: Any, shown: Any) -> Any:
 
 def unfilled(document: Document) -> list[Problem]:
     """The values of a file of settings that are hidden in it, as in the copy that a run folder keeps."""
-    fix = "write the value there, or give it as an override: KEY=VALUE"
+    fix = "write the value there, or give it as an override of that key"
     return [Problem(path, f"{shortened(dotted(path))} is hidden ({MASK})", fix) for path in _masks(document.value, ())]
 
 

@@ -40,6 +40,8 @@ _PARAMETER = re.compile(r"[A-Za-z][A-Za-z_.-]{0,39}", re.ASCII)
 _HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{0,5})?", re.ASCII)
 """A host that may have a port behind it."""
 _URL = re.compile(rf"(?<![\w+.-])[A-Za-z][\w+.-]*://(?:{HIDDEN}|[^\s'\"<>])+")
+_HIDDEN_BEFORE = re.compile(rf"{HIDDEN}(:\d+)?:?")
+"""A value that was hidden already, with a line number and a colon that a message has put behind its URL."""
 _WHOLE_URL = re.compile(r"([A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://.+", re.DOTALL)
 _LOGIN = re.compile(r"(?!hub:)(?<![\w@:.+-])(?<![^/]/)[\w.+-]+:[^\s/@'\"<>]+@(?=[\w-]+\.[\w.-]+)")
 """name:password@host.org, as it stands without a scheme."""
@@ -180,6 +182,8 @@ def _is_host(text: str) -> bool:
 def _parameter(key: str, equals: str, value: str) -> str:
     if not key and not value:
         return equals
+    if _HIDDEN_BEFORE.fullmatch(value):
+        return f"{key}{equals}{value}"
     if key.lower() in _HARMLESS and (not value or _WORD.fullmatch(value)):
         return f"{key}{equals}{redact_forms(value)}"
     return f"{key}={HIDDEN}" if value and _PARAMETER.fullmatch(key) else HIDDEN

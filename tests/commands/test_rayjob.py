@@ -71,7 +71,7 @@ def test_a_cluster_that_stays_has_the_pods_of_the_job_and_no_run(sft, run_file):
 
 def test_a_pod_with_less_memory_than_the_plan_wants_is_warned_of_with_the_setting(sft, run_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    EIGHT_B.save_pretrained("models/8b")
+    EIGHT_B.configuration.save_pretrained("models/8b")
     zero = "deepspeed={zero_optimization: {stage: 3, offload_optimizer: {device: cpu}}}"
     command = ("rayjob", run_file, "model.path=models/8b", "cluster.workers=8", zero)
     little = sft(*command, "kubernetes.worker.memory=8Gi")

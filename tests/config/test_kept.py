@@ -64,7 +64,8 @@ def test_of_one_with_secrets_only_these_are_hidden(end):
     made = kept(text).without_secrets()
     assert not [secret for secret in SECRETS if secret in made]
     assert parse_yaml(made, "run.yaml").value == masked(kept(text).value)
-    for line in ("run: {name: x}", "data:", "  more: {<<: *base, mode: c}", "  base: &base {jwt: '***', mode: b}",
+    for line in ("run: {name: x}", "data:",
+                 "  more: {<<: *base, mode: '***'}", "  base: &base {jwt: '***', mode: '***'}",
                  "  api_key: &k '***'   # *** is mine", "    - https://***@host/b.jsonl#***",
                  '    - {path: "s3://***@bucket/a.jsonl?sig=***&region=eu", weight: 3}   # the first'):  # fmt: skip
         assert line in made.split(end)
@@ -83,9 +84,9 @@ def test_a_copy_with_hidden_values_is_no_run_file_until_they_are_filled_in(tmp_p
         load_config(path)
     assert str(refused.value) == (
         "2 problems in the run file\n"
-        f"{path}:6: model.path is hidden (***)\n  fix: write the value there, or give it as an override: KEY=VALUE\n"
-        f"{path}:9: data.sources.1.path is hidden (***)\n  fix: write the value there, or give it as an override: "
-        "KEY=VALUE"
+        f"{path}:6: model.path is hidden (***)\n  fix: write the value there, or give it as an override of that key\n"
+        f"{path}:9: data.sources.1.path is hidden (***)\n  fix: write the value there, or give it as an override of "
+        "that key"
     )
     assert load_config(path, ["model.path=m", "data.sources.1.path=b"]).data.sources[1].path == "b"
 
