@@ -24,7 +24,8 @@ BIG = "{% set big = 'a' * 9999999 %}"
 TALK = Conversation(
     (Message("user", "a" * 1000), Message("assistant", "b", None, (ToolCall("f", {"x": [1, {"y": 2}]}),)))
 )
-MOST_SECONDS, MOST_MEMORY = 15, 3 << 30
+MOST_SECONDS, MOST_MEMORY = 40, 3 << 30
+"""Of a processor whose threads share a core with others: 24 s were seen there for the longest, 8 s on an idle one."""
 
 REFUSED = [
     # loops
