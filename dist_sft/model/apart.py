@@ -25,6 +25,8 @@ from dist_sft.model.remembered import remember
 CONFIG, VOCABULARY, STOPS = "config", "vocabulary", "stops"
 WEIGHT_FILES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"})
 """Ends of names of files that hold weights."""
+LONGEST = 64 << 20
+"""Bytes of a file that is known by its content; a longer one, which is no part of a tokenizer, by its size and time."""
 QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
 
 
@@ -36,7 +38,7 @@ def told(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) 
     """
     if "torch" in sys.modules:
         return here()
-    answer = _asked(settings.path, settings.revision)[part]
+    answer = _asked(settings.path, settings.revision, _stamp(model_folder(settings)))[part]
     if "error" in answer:
         raise ModelError(**answer["error"])
     found: dict[str, Any] = answer["found"]
@@ -46,23 +48,50 @@ def told(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) 
 def kept(settings: ModelSection, cache: Path | None, part: str, here: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """`told`, kept by the content of all files beside the weights: which of them matter, transformers knows."""
     folder = model_folder(settings) if cache and is_settled(settings) else None
-    if folder is None:
+    try:
+        content = _content(settings, folder) if folder else None
+    except OSError:
+        content = None  # transformers says what cannot be read, if it matters
+    if content is None:
         return told(settings, part, here)
-    return remember(cache, part, _content(settings, folder), lambda: told(settings, part, here))
+    return remember(cache, part, content, lambda: told(settings, part, here))
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files of a model beside its weights."""
+    files = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    return [file for file in sorted(files) if file.is_file() and file.suffix not in WEIGHT_FILES]
 
 
 def _content(settings: ModelSection, folder: Path) -> bytes:
-    files = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    kept = [file for file in sorted(files) if file.is_file() and file.suffix not in WEIGHT_FILES]
     config = config_file(settings)  # it is read once in all
-    contents = ((config_content(settings) or b"") if file == config else file.read_bytes() for file in kept)
-    digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    return json.dumps([*zip((file.name for file in kept), digests, strict=True)]).encode()
+    digests = []
+    for file in _files(folder):
+        state = file.stat()
+        if state.st_size > LONGEST:
+            digests.append((file.name, f"{state.st_size} {state.st_mtime_ns}"))
+            continue
+        content = (config_content(settings) or b"") if file == config else file.read_bytes()
+        digests.append((file.name, hashlib.sha256(content).hexdigest()))
+    return json.dumps(digests).encode()
 
 
-@functools.cache
-def _asked(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
-    """By part: {"found": ...}, or {"error": ...}. Raises ModelError where the process says nothing."""
+def _stamp(folder: Path | None) -> tuple[tuple[str, int, int], ...]:
+    """Changes with each change of a model's files."""
+    try:
+        states = [(file.name, file.stat()) for file in _files(folder)] if folder else []
+    except OSError:
+        return ()
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+@functools.lru_cache(8)
+def _asked(path: str, revision: str | None, stamp: object) -> dict[str, dict[str, Any]]:
+    """By part: {"found": ...}, or {"error": ...}. Raises ModelError where the process says nothing.
+
+    stamp: of the model's files, which are asked about again when they have changed.
+    """
+    del stamp
     command = [sys.executable, "-m", __name__, path, *([revision] if revision else [])]
     ended = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | QUIET, check=False)
     try:

@@ -109,6 +109,7 @@ def _values(config: PretrainedConfig) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     kind = type(config)
     worked_out = [name for name in dir(kind) if not name.startswith("_") and isinstance(getattr(kind, name), property)]
+    worked_out = [name for name in worked_out if name != "torch_dtype"]  # dtype's former name: text without torch
     for name in (*config.attribute_map, *worked_out, "_commit_hash"):
         try:
             value = getattr(config, name, None)
