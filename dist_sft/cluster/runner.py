@@ -226,7 +226,7 @@ def _lock(run: OpenedRun, kept: str | None) -> Any:
     import filelock
 
     run_dir = run.folder
-    lock, wait = filelock.FileLock(run_dir / ".lock"), LEASE if JOB in os.environ else 0.0
+    lock, wait = filelock.FileLock(run_dir / run_folder.LOCK), LEASE if JOB in os.environ else 0.0
     try:
         run_folder.begin(run_dir, run.config, kept)
         try:

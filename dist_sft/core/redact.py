@@ -42,6 +42,7 @@ _HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{0,5})?", re.ASCII)
 _URL = re.compile(rf"(?<![\w+.-])[A-Za-z][\w+.-]*://(?:{HIDDEN}|[^\s'\"<>])+")
 _HIDDEN_BEFORE = re.compile(rf"{HIDDEN}(:\d+)?:?")
 """A value that was hidden already, with a line number and a colon that a message has put behind its URL."""
+_MARKS = ").,;:]}"
 _WHOLE_URL = re.compile(r"([A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://.+", re.DOTALL)
 _LOGIN = re.compile(r"(?!hub:)(?<![\w@:.+-])(?<![^/]/)[\w.+-]+:[^\s/@'\"<>]+@(?=[\w-]+\.[\w.-]+)")
 """name:password@host.org, as it stands without a scheme."""
@@ -72,7 +73,7 @@ def redact_value(text: str) -> str:
 def redact_urls(text: str) -> str:
     """A text as it may be shown, without what this process happens to know: the same everywhere and always."""
     if "://" in text:
-        text = _URL.sub(lambda match: _redact_url(match.group()), text)
+        text = _URL.sub(lambda match: _redact_in_text(match.group()), text)
     if "@" in text:
         text = _LOGIN.sub(f"{HIDDEN}@", text)
     text = _FORMS.sub(HIDDEN, text)
@@ -139,6 +140,12 @@ def _assigned(match: re.Match[str]) -> str:
     if not is_secret_name(name) or value in ("true", "false", "null", "None") or name == "key":
         return match.group()
     return f"{quote}{name}{between}{opening}{HIDDEN}"
+
+
+def _redact_in_text(url: str) -> str:
+    """A URL as it stands in a sentence: the marks behind it are the sentence's."""
+    whole = url.rstrip(_MARKS)
+    return _redact_url(whole) + url[len(whole) :]
 
 
 def _redact_url(url: str) -> str:

@@ -41,7 +41,8 @@ from dist_sft.run.opened import OpenedRun
 from dist_sft.tracking.records import Start, read
 
 RUN_FILE, RESOLVED = "run.yaml", "resolved.yaml"
-NAMES = frozenset({RESOLVED, "run.json", "metrics.jsonl", "ledger.jsonl", "session", ".lock", "tokenizer", "stacks"})
+LOCK = ".lock"
+NAMES = frozenset({RESOLVED, "run.json", "metrics.jsonl", "ledger.jsonl", "session", LOCK, "tokenizer", "stacks"})
 """What every run writes into its folder; see `wanted` for the rest."""
 ELSEWHERE = "set run.dir to another folder, or move what is there"
 END = "...\n"
@@ -120,9 +121,16 @@ def wanted(config: RunConfig, kept: str | None) -> frozenset[str]:
     return NAMES | {name for name, used in places.items() if used}
 
 
+def _overwritten(folder: Path, config: RunConfig, kept: str | None) -> frozenset[str]:
+    """`wanted`, but for a lock without content, which a lost machine leaves: nothing is lost with it."""
+    lock = folder / LOCK
+    left = lock.is_file() and not lock.is_symlink() and lock.stat().st_size == 0
+    return wanted(config, kept) - ({LOCK} if left else set())
+
+
 def refuse_collisions(folder: Path, config: RunConfig, kept: str | None) -> None:
     """Raise StorageError where a run would overwrite what is not its own. Changes nothing."""
-    refuse_foreign(folder, wanted(config, kept).__contains__, is_earlier, ELSEWHERE)
+    refuse_foreign(folder, _overwritten(folder, config, kept).__contains__, is_earlier, ELSEWHERE)
     path = folder / RUN_FILE
     if kept is not None and os.path.lexists(path) and not _is_kept(folder, kept):
         raise StorageError("it is not the copy of a run file that was kept here", where=str(path), fix=ELSEWHERE)
@@ -137,7 +145,7 @@ def begin(folder: Path, config: RunConfig, kept: str | None) -> None:
         for name, made in (("checkpoints", has_checkpoints), ("tokenizer", Path.is_dir), ("wandb", _has_run_id)):
             if made(folder / name):
                 mark(folder / name, {"kind": name})
-    claim(folder, "run", wanted(config, kept).__contains__, is_earlier, ELSEWHERE)
+    claim(folder, "run", _overwritten(folder, config, kept).__contains__, is_earlier, ELSEWHERE)
     if before:
         mark(folder, {"kind": "run", **before})
 

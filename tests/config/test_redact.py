@@ -96,3 +96,11 @@ def test_no_setting_of_a_run_file_is_hidden():
 ])  # fmt: skip
 def test_what_only_looks_like_a_secret_is_shown(text):
     assert redact_urls(text) == text and redacted({"path": text}) == {"path": text}
+
+
+@pytest.mark.parametrize("text", [
+    "http://127.0.0.1:8265: run 'a' is running", "(dist-sft job stop a --address http://127.0.0.1:8265), or wait",
+    "see https://h.org/x.", "ray://head:10001; nothing", "http://h/x.jsonl?token=<hidden>:2: not JSON",
+])  # fmt: skip
+def test_the_marks_of_a_sentence_behind_a_url_are_no_part_of_it(text):
+    assert redact_urls(text) == text

@@ -244,7 +244,7 @@ def test_a_cluster_that_stays_away_is_given_up_after_a_while(head):
 def test_without_the_token_nothing_is_started(head, here, variables, message):
     before = len(head.ask("/api/jobs/"))
     code, out, err = sft(head, "submit", "run.yaml", cwd=here, **variables)
-    assert (code, out) == (1, "") and message in err and err.startswith("error: ")
+    assert (code, out) == (1, "") and message in err and "\nerror: " in err
     assert TOKEN not in err and len(head.ask("/api/jobs/")) == before
 
 
