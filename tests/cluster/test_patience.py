@@ -16,7 +16,7 @@ from tests.ranks import local_ranks, records, wait_for_step
 
 __all__ = ["s3", "server"]
 pytestmark = pytest.mark.xdist_group("urls")
-HANG, TIMES = 2.5, 50
+HANG, TIMES = 2.5, 100
 """Seconds without a sign of life; how often the tiny rows are scored, for which the tiny model takes longer."""
 
 
