@@ -10,7 +10,7 @@ from dist_sft.chat.anatomy import Anatomy, made_id
 from dist_sft.chat.conversation import Conversation, Message, ToolCall
 
 WithoutPlace = Literal["refuse", "inline", "drop"]
-"""See config.sections.DataSection.reasoning_without_place."""
+"""See config.data.DataSection.reasoning_without_place."""
 
 
 class Adapter:

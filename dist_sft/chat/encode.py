@@ -24,8 +24,8 @@ from dist_sft.chat.spans import Supervisor, WeightedSpan, apart, row_spans, weig
 from dist_sft.chat.templates import ChatTemplate, choose
 from dist_sft.chat.tokens import RowText, TextEncoder, Tokens
 from dist_sft.chat.vocabulary import Vocabulary
+from dist_sft.config.data import LossWeights
 from dist_sft.config.learned import remembered
-from dist_sft.config.sections import LossWeights
 from dist_sft.core.errors import RowError
 from dist_sft.core.files import stable_hash
 

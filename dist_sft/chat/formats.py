@@ -67,9 +67,9 @@ def parse_row(
 
     Args:
         row: as the reader gave it.
-        format: one of config.sections.Source.format; auto looks at the row's keys.
+        format: one of config.data.Source.format; auto looks at the row's keys.
         role_names: what a role is called in these files, e.g. {"bot": "assistant"}.
-        columns: which column holds which part, e.g. {"prompt": "query"}; see config.sections.Source.columns.
+        columns: which column holds which part, e.g. {"prompt": "query"}; see config.data.Source.columns.
         native: what the run's template makes of it; None: it is not asked.
     Raises:
         RowError: unknown_format, bad_row, wrong_role, key_not_read or bad_unicode, or what `native` raises; says which

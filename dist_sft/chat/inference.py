@@ -1,4 +1,4 @@
-"""Where inference with a chat template is not what the template teaches: nothing that is learned can mend that.
+"""Where inference with a chat template differs from what the template teaches, which no training can change.
 
 A template may open answers otherwise in its generation prompt than in a whole text (Qwen3's empty thought), end earlier
 answers with a token on which generation must not stop (gpt-oss), write a stop token inside an answer (GigaChat), or

@@ -20,7 +20,7 @@ from dist_sft.chat.render import Renderer
 from dist_sft.core.errors import RowError
 
 Policy = Literal["refuse", "parse", "text"]
-"""config.sections.Source.control_tokens."""
+"""config.data.Source.control_tokens."""
 CONTROL_TOKENS = "control_tokens"
 """Reason of a RowError: its text holds turns as the template writes them, and nobody said how to read that."""
 

@@ -13,7 +13,7 @@ from dist_sft.chat.conversation import Conversation, Message
 from dist_sft.chat.marks import PATTERNS_KEPT, Located, Span, TurnPattern, render_marked
 from dist_sft.chat.render import Part, Renderer
 from dist_sft.chat.turns import NOTHING, Stops
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import RowError
 
 

@@ -25,7 +25,7 @@ from dist_sft.chat.reading import Answer, find_answer
 from dist_sft.chat.render import Renderer
 from dist_sft.chat.templates import ChatTemplate
 from dist_sft.chat.vocabulary import Vocabulary
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 
 _THOUGHT = re.compile(r"(?i)(think|thought|reason).{0,12}\Z", re.DOTALL)
 """At the end of a generation prompt: it opens a thought."""

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,7 @@ def _trained(run: OpenedRun, run_dir: Path, records: Path, offer: Offer | None, 
     )
     log.info(f"starting {wanted.most} workers, which load the model")
     with Follower(run_dir / "metrics.jsonl", attempt, config.tracking.log_every) as follower:
-
-        def forget() -> None:
-            shutil.rmtree(records, ignore_errors=True)
-
+        forget = partial(shutil.rmtree, records, ignore_errors=True)
         try:
             with watched_head(ray_address(config), (follower.stop, forget)):
                 result = trainer.fit()

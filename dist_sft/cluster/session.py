@@ -4,8 +4,8 @@ import logging
 import os
 import socket
 
+from dist_sft.cluster.auto_address import started_here
 from dist_sft.cluster.local_ray import apart
-from dist_sft.cluster.ownership import started_here
 from dist_sft.config.run_config import RunConfig
 from dist_sft.core.errors import ClusterError
 from dist_sft.core.signals import whole

@@ -40,12 +40,12 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge: bool = Fals
 
 def notes(run_dir: Path, merge: bool) -> list[str]:
     """What who serves an export must know, since nothing in it says so to transformers."""
-    from dist_sft.model.generation import generation_of
+    from dist_sft.model.generation import stops_of_base
 
-    config, stop_ids = run_folder.read_config(run_dir), run_folder.read_facts(run_dir)["stop_ids"]
+    config, stop_ids = run_folder.read_config(run_dir), run_folder.read_stop_ids(run_dir)
     found = template_settings(config)
     adapts = config.model.tuning.kind == "lora" and not merge
-    if adapts and set(stop_ids) - set(generation_of(config.model, []).eos_token_id):
+    if adapts and set(stop_ids) - set(stops_of_base(config.model)):
         found.append(
             "the base model does not stop on every token that training taught as an end, and transformers and peft use "
             "its generation config: call generate(..., generation_config=GenerationConfig.from_pretrained(OUT)), or "

@@ -4,14 +4,10 @@ RunConfig, the model's config.json -> a sentence.   No row and no weight is read
 """
 
 import math
-from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-
-from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import ModelError
 from dist_sft.kubernetes.shape import shape
+from dist_sft.model.headers import config_file
 from dist_sft.model.pretrained import Pretrained
 from dist_sft.run.opened import OpenedRun
 
@@ -24,15 +20,17 @@ def short_of_memory(run: OpenedRun) -> str | None:
         ConfigError: the DeepSpeed settings do not go with the workers.
     """
     config = run.config
-    settings, folder = config.kubernetes, _folder(config.model)
-    if settings is None or folder is None or config.cluster.gpus_per_worker == 0:
+    settings, here = config.kubernetes, config_file(config.model)
+    if settings is None or here is None or config.cluster.gpus_per_worker == 0:
         return None
     from dist_sft.commands.planning import Machine  # transformers: seconds, for which most manifests need not wait
     from dist_sft.commands.planning.plan import main_memory
     from dist_sft.core.units import gib
 
     try:
-        architecture = Pretrained(config.model.model_copy(update={"path": str(folder)}), run.model.cache).architecture
+        architecture = Pretrained(
+            config.model.model_copy(update={"path": str(here.parent)}), run.model.cache
+        ).architecture
     except ModelError:
         return None
     size = shape(config, settings)
@@ -46,14 +44,3 @@ def short_of_memory(run: OpenedRun) -> str | None:
         f"what the processes themselves take: set kubernetes.worker.memory, which counts for each of a pod's "
         f"{size.ranks} workers, to {least}Gi or more (dist-sft plan says what for)"
     )
-
-
-def _folder(model: ModelSection) -> Path | None:
-    """Where config.json is on this machine: in the model's folder, or in the hub's cache."""
-    if (Path(model.path) / "config.json").is_file():
-        return Path(model.path)
-    try:
-        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
-    except HFValidationError:  # a folder, or a URL
-        return None
-    return Path(found).parent if isinstance(found, str) else None

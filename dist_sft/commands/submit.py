@@ -21,9 +21,10 @@ from dist_sft.cluster.secrets import secret_names
 from dist_sft.config.document import BOM, Document, parse_yaml, read_settings, read_whole
 from dist_sft.config.kept import RunFile
 from dist_sft.config.overrides import apply_overrides
-from dist_sft.config.redact import redact_urls, secret_keys
+from dist_sft.config.redact import secret_keys
 from dist_sft.config.resolve import resolved
 from dist_sft.core.errors import ClusterError, ConfigError
+from dist_sft.core.redact import redact_urls
 from dist_sft.remote.follow import command
 from dist_sft.remote.jobs import Job, Jobs
 from dist_sft.remote.package import Package, package

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dist_sft.config.data import Source
 from dist_sft.config.document import Path, dotted
 from dist_sft.config.kubernetes_rules import kubernetes
 from dist_sft.config.noise import Depth
 from dist_sft.config.presets import PRESETS
 from dist_sft.config.problems import Problem
 from dist_sft.config.root import Check
-from dist_sft.config.sections import HELD_OUT, EvalSource, LoraTuning, RunSections, Source
+from dist_sft.config.sections import HELD_OUT, EvalSource, LoraTuning, RunSections
 
 
 def _length(config: RunSections) -> Iterator[Problem]:

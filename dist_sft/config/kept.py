@@ -13,7 +13,8 @@ import yaml
 
 from dist_sft.config.document import BOM, Document, Path, compose, dotted, parse_yaml, shortened
 from dist_sft.config.problems import Problem
-from dist_sft.config.redact import HIDDEN, redacted
+from dist_sft.config.redact import hidden_values, redacted
+from dist_sft.core.redact import HIDDEN
 
 MASK = "***"
 """What stands in the place of a hidden value in a file."""
@@ -38,12 +39,13 @@ class RunFile:
 
     def without_secrets(self) -> str:
         """The text, but for values that are hidden everywhere else: of these only `***` is left."""
-        shown = masked(self.value)
+        public = redacted(self.value)
+        shown = _masked(self.value, public)
         spots = dict[int, Spot]()
         node = compose(self.text, self.path.name)
         if node is not None:
-            spots = {spot[0]: spot for spot in _spots(node, self.value, redacted(self.value), self.text)}
-        secrets = [text for text in _hidden(self.value, redacted(self.value)) if len(text) >= SHORTEST]
+            spots = {spot[0]: spot for spot in _spots(node, self.value, public, self.text)}
+        secrets = [text for text in map(str, hidden_values(self.value, public)) if len(text) >= SHORTEST]
         scalars = sorted(_scalars(node)) if node is not None else []
         spots |= {spot[0]: spot for spot in _in_comments(self.text, scalars, secrets)}
         made = _replaced(self.text, sorted(spots.values()))
@@ -113,20 +115,6 @@ def _spots(node: yaml.Node, value: Any, shown: Any, text: str) -> Iterator[Spot]
             yield first, last, f"'{MASK}'" + written[len(written.rstrip()) :]  # behind a block are line breaks
         else:
             yield first, last, str(redacted(written)).replace(HIDDEN, MASK)
-
-
-def _hidden(value: Any, shown: Any) -> Iterator[str]:
-    """Texts that are hidden whole."""
-    if value == shown:
-        return
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _hidden(inner, shown.get(key, HIDDEN) if isinstance(shown, dict) else HIDDEN)
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _hidden(inner, shown[i] if isinstance(shown, list) else HIDDEN)
-    elif shown == HIDDEN:
-        yield str(value)
 
 
 def _scalars(node: yaml.Node) -> set[tuple[int, int]]:

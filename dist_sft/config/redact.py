@@ -12,9 +12,7 @@ from dist_sft.config.document import Path, dotted
 from dist_sft.config.run_config import RunConfig
 from dist_sft.config.section import Section
 from dist_sft.config.settings import chosen, sections_in
-from dist_sft.core.redact import HIDDEN, is_empty, is_secret_name, redact_urls, redact_value, remember, secrets_in
-
-__all__ = ["HIDDEN", "redact_urls", "redacted", "remember_secrets", "secret_keys"]
+from dist_sft.core.redact import HIDDEN, is_empty, is_secret_name, redact_value, remember, secrets_in
 
 _VARIABLES = re.compile(
     r"(NCCL|GLOO|UCX|UCC|FI|OMP|KMP|MKL|OPENBLAS|CUDA|NVIDIA|TORCH|PYTORCH|TORCHELASTIC|RAY|DS|TRITON|XDG|LC|MALLOC|PYTHON|OMPI)_"
@@ -47,11 +45,16 @@ def secret_keys(value: Any) -> list[str]:
 
 def remember_secrets(value: Any) -> None:
     """Let no text of this process show what is hidden of these settings from here on."""
-    for given, shown in _pairs(value, _shown(value, RunConfig, strict=False)):
+    shown = _shown(value, RunConfig, strict=False)
+    for given, _ in _pairs(value, shown):
         if isinstance(given, str):
             remember(secrets_in(given))
-        if given != shown and shown == HIDDEN:
-            remember([str(given)])
+    remember(map(str, hidden_values(value, shown)))
+
+
+def hidden_values(value: Any, shown: Any) -> Iterator[Any]:
+    """Single values of which nothing is shown. shown: what was left of `value`, see `redacted`."""
+    return (given for given, left in _pairs(value, shown) if given != left and left == HIDDEN)
 
 
 def _shown(value: Any, section: type[Section] | None, strict: bool) -> Any:

@@ -192,10 +192,5 @@ def _parameter(key: str, equals: str, value: str) -> str:
     if _HIDDEN_BEFORE.fullmatch(value):
         return f"{key}{equals}{value}"
     if key.lower() in _HARMLESS and (not value or _WORD.fullmatch(value)):
-        return f"{key}{equals}{redact_forms(value)}"
+        return f"{key}{equals}{_FORMS.sub(HIDDEN, value)}"
     return f"{key}={HIDDEN}" if value and _PARAMETER.fullmatch(key) else HIDDEN
-
-
-def redact_forms(text: str) -> str:
-    """Without tokens that their form gives away."""
-    return _FORMS.sub(HIDDEN, text)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_sft.config.sections import DataSection, OrderSection
+from dist_sft.config.data import DataSection, OrderSection
 from dist_sft.core.errors import DataError
 from dist_sft.data.curriculum import Curriculum, LeftOut, Pacing, RowOrder, Sequential, Shuffled
 from dist_sft.data.mixture import Mixture, WeightChange, sample_weights

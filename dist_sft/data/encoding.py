@@ -21,7 +21,7 @@ from dist_sft.chat.conversation import Conversation, Document, EncodedSample
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.prerendered import CONTROL_TOKENS, Policy
-from dist_sft.config.sections import DataSection, Source
+from dist_sft.config.data import DataSection, Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.core.files import stable_hash
 from dist_sft.data import readers
@@ -124,7 +124,7 @@ class Rows:
         """opened: what `open_sources` gave for the same sources, if it was called before. Raises DataError likewise."""
         self.data, self.encoder, self.encoded = data, encoder, 0
         self.layouts = [Layout.of(source) for source in sources]
-        self.cache = cache = _cache(data)
+        self.cache = cache = data.cache_folder
         self.sources = list(opened or open_sources(sources, data))
         self.stores = {layout: self._store(cache, layout) for layout in set(self.layouts)} if cache else {}
         self._open_maps()
@@ -347,14 +347,10 @@ class Rows:
 
 def open_sources(sources: Sequence[Source], data: DataSection) -> list[RowSource]:
     """Raises DataError: see `open_source`."""
-    cache = _cache(data)
+    cache = data.cache_folder
     if cache:
         trim(cache, data.cache_size)
     return [open_source(source, cache) for source in sources]
-
-
-def _cache(data: DataSection) -> Path | None:
-    return Path(data.cache).expanduser().absolute() if data.cache else None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.readers.arrow import Table
 from dist_sft.data.readers.base import File, RawRow, Rows

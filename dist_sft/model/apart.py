@@ -30,7 +30,7 @@ LONGEST = 64 << 20
 QUIET = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
 
 
-def told(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def ask(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """CONFIG: see `model.configuration.spelled_out`; VOCABULARY: the fields of a `Vocabulary`; STOPS: {"ids": those on
     which the base model stops}. Raises ModelError.
 
@@ -45,16 +45,18 @@ def told(settings: ModelSection, part: str, here: Callable[[], dict[str, Any]]) 
     return found
 
 
-def kept(settings: ModelSection, cache: Path | None, part: str, here: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """`told`, kept by the content of all files beside the weights: which of them matter, transformers knows."""
+def ask_once(
+    settings: ModelSection, cache: Path | None, part: str, here: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """`ask`, kept by the content of all files beside the weights: which of them matter, transformers knows."""
     folder = model_folder(settings) if cache and is_settled(settings) else None
     try:
         content = _content(settings, folder) if folder else None
     except OSError:
         content = None  # transformers says what cannot be read, if it matters
     if content is None:
-        return told(settings, part, here)
-    return remember(cache, part, content, lambda: told(settings, part, here))
+        return ask(settings, part, here)
+    return remember(cache, part, content, lambda: ask(settings, part, here))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_sft.config.sections import ModelSection
-from dist_sft.model.apart import CONFIG, told
+from dist_sft.model.apart import CONFIG, ask
 from dist_sft.model.headers import config_content, is_settled
 from dist_sft.model.layout import Layout
 from dist_sft.model.remembered import remember
@@ -62,11 +62,11 @@ class Architecture(Values):
         read = _Once(settings)
         content = config_content(settings) if cache and is_settled(settings) else None
         if content is None:
-            said = told(settings, CONFIG, read.spelled_out)
+            said = ask(settings, CONFIG, read.spelled_out)
             content = json.dumps(said).encode()
         else:
             content += (settings.revision or "").encode()
-            said = remember(cache, "config", content, lambda: told(settings, CONFIG, read.spelled_out))
+            said = remember(cache, "config", content, lambda: ask(settings, CONFIG, read.spelled_out))
         return cls(said["all"], _values(said["text"]), content, cache, read)
 
     def get_text_config(self) -> Values:

@@ -44,16 +44,10 @@ def count_trained(layout: Layout, tuning: FullTuning | LoraTuning) -> Trained:
     if isinstance(tuning, FullTuning):
         return Trained(base, 0, 0, 0, base - frozen, 1.0, frozen)
     refuse_absent_targets(layout.layers, tuning)
-    whole = {
-        layout.same.get(name, name)
-        for name in (*layout.parameters, *layout.same)
-        if any(_ends_in(module, end) for module in _modules(name) for end in tuning.modules_to_save)
-    }
+    whole = {layout.same.get(name, name) for name in (*layout.parameters, *layout.same) if _is_saved(name, tuning)}
     per_rank = norms = covered = linear = 0
     for layer in layout.layers:
-        inside = any(
-            _ends_in(module, end) for module in _modules(f"{layer.name}.weight") for end in tuning.modules_to_save
-        )
+        inside = _is_saved(f"{layer.name}.weight", tuning)
         adapted = not inside and _is_target(layer, tuning.targets)
         if adapted:
             per_rank += layer.into + layer.out
@@ -92,6 +86,11 @@ def tensor_sizes(layout: Layout, tuning: FullTuning | LoraTuning) -> tuple[list[
 def adapted_layers(layers: Iterable[Layer], targets: str | tuple[str, ...]) -> list[Layer]:
     """Those that an adapter is put around."""
     return [layer for layer in layers if _is_target(layer, targets)]
+
+
+def _is_saved(parameter: str, tuning: LoraTuning) -> bool:
+    """Whether a parameter is in a module that is trained in full."""
+    return any(_ends_in(module, end) for module in _modules(parameter) for end in tuning.modules_to_save)
 
 
 def _modules(parameter: str) -> Iterator[str]:

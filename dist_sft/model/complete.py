@@ -6,7 +6,6 @@ config.json ─> Layout (kept in the cache) ─┐
 weight files ─> Headers ───────────────────┴─> equal, or compared by transformers' own loader on the meta device
 """
 
-import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ def _compared(config: "PretrainedConfig", headers: Headers) -> Comparison:
 
     from dist_sft.model.meta import laid_out
 
-    model = laid_out(copy.deepcopy(config))
+    model = laid_out(config)
     if headers.tensors is None:
         state = {name: tensor for name, tensor in unpickled(headers.pickled) if isinstance(tensor, torch.Tensor)}
         integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]

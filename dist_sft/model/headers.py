@@ -93,8 +93,8 @@ def is_settled(settings: ModelSection) -> bool:
 
 def config_file(settings: ModelSection) -> Path | None:
     """config.json of a folder, or of a model of the hub that has been downloaded."""
-    folder = Path(settings.path)
-    here = folder / "config.json" if folder.is_dir() else cached(settings, "config.json")
+    folder = model_folder(settings)
+    here = folder / "config.json" if folder else None
     return here if here is not None and here.is_file() else None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.config.sections import ModelSection
-from dist_sft.model.apart import STOPS, VOCABULARY, kept
+from dist_sft.model.apart import STOPS, VOCABULARY, ask_once
 from dist_sft.model.architecture import Architecture
 from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 
@@ -41,7 +41,9 @@ class Pretrained:
         """The tokenizer without transformers, for `chat`. Raises ModelError."""
         if "tokenizer" in vars(self):
             return vocabulary_of(self.tokenizer)
-        return Vocabulary(**kept(self.settings, self.cache, VOCABULARY, lambda: asdict(vocabulary_of(self.tokenizer))))
+        return Vocabulary(
+            **ask_once(self.settings, self.cache, VOCABULARY, lambda: asdict(vocabulary_of(self.tokenizer)))
+        )
 
     @cached_property
     def stops(self) -> tuple[int, ...]:
@@ -52,4 +54,4 @@ class Pretrained:
 
             return {"ids": stops_of_base(self.settings)}
 
-        return tuple(kept(self.settings, self.cache, STOPS, here)["ids"])
+        return tuple(ask_once(self.settings, self.cache, STOPS, here)["ids"])

@@ -7,7 +7,6 @@ by what runs, not by names. Models of text alone have nothing of the kind, and a
 """
 
 import copy
-import functools
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from dist_sft.model.configuration import auto_class, first_line, quiet
 from dist_sft.model.context import PackContext
 
 TOKENS = 3
+_found: dict[str, frozenset[str]] = {}
+"""By the content of a config."""
 
 
 def is_composite(config: PretrainedConfig) -> bool:
@@ -38,7 +39,10 @@ def beside_text(config: PretrainedConfig) -> frozenset[str]:
     """
     if not is_composite(config):
         return frozenset()
-    return _beside(_Key(config.to_json_string(use_diff=False), config))
+    content = config.to_json_string(use_diff=False)
+    if content not in _found:
+        _found[content] = _beside(config)
+    return _found[content]
 
 
 def freeze_beside_text(model: Any, names: frozenset[str]) -> int:
@@ -85,21 +89,9 @@ def parts_beside_text(model: nn.Module) -> dict[str, int]:
     return parts
 
 
-class _Key(str):
-    """A config by its content."""
-
-    config: PretrainedConfig
-
-    def __new__(cls, content: str, config: PretrainedConfig) -> "_Key":
-        key = super().__new__(cls, content)
-        key.config = config
-        return key
-
-
-@functools.lru_cache(8)
-def _beside(key: _Key) -> frozenset[str]:
+def _beside(config: PretrainedConfig) -> frozenset[str]:
     attention.register()
-    config, device = copy.deepcopy(key.config), torch.device("meta")
+    config, device = copy.deepcopy(config), torch.device("meta")
     context = PackContext()
     try:
         with device, quiet():

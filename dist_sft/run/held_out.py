@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dist_sft.chat.encode import Encoder
+from dist_sft.config.data import Source
 from dist_sft.config.run_config import RunConfig
-from dist_sft.config.sections import HELD_OUT, Source
+from dist_sft.config.sections import HELD_OUT
 from dist_sft.core.errors import DataError
 from dist_sft.data.curriculum import Shuffled
 from dist_sft.data.encoding import EncodedStep, Rows, open_sources

@@ -69,7 +69,12 @@ class OpenedRun:
         document = self.deepspeed if deepspeed is None else Document(deepspeed, {(): "deepspeed"})
         config = self.config.model_copy(update=sections)
         same = (config.model.path, config.model.revision) == (self.model.settings.path, self.model.settings.revision)
-        return replace(self, config=config, deepspeed=document, model=self.model if same else _pretrained(config))
+        return replace(
+            self,
+            config=config,
+            deepspeed=document,
+            model=self.model if same else _pretrained(config),
+        )
 
     @property
     def portable(self) -> RunConfig:
@@ -88,5 +93,4 @@ def open_run(run: Source | RunConfig, overrides: Sequence[str] = ()) -> OpenedRu
 
 
 def _pretrained(config: RunConfig) -> Pretrained:
-    cache = config.data.cache
-    return Pretrained(config.model, Path(cache).expanduser().absolute() if cache else None)
+    return Pretrained(config.model, config.data.cache_folder)

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of
 from tests.chat import oracle
 

@@ -12,7 +12,7 @@ from dist_sft.chat.certificate import certify
 from dist_sft.chat.conversation import Conversation, Document, EncodedSample, Message, ToolCall
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.witness import Witness
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from tests.chat import oracle, real
 from tests.chat.real import CHAT_FILES, TOOL_FILES
 from tests.chat.test_masks import CHATML, END, TEMPLATES

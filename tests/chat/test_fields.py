@@ -13,7 +13,7 @@ from dist_sft.chat.formats import FORMATS, parse_row
 from dist_sft.chat.layouts import PAIRS
 from dist_sft.chat.recognise import GLAIVE, QUESTIONS, QUESTIONS_OF, TURNS
 from dist_sft.chat.render import template_input
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import RowError
 
 ASK, SAY = Message("user", "q"), Message("assistant", "a")

@@ -12,7 +12,7 @@ from dist_sft.chat.encode import Encoder
 from dist_sft.chat.fields import CHANGES_LEARNING, ENCODED, JUDGED, OTHERS, PREFERRED, REASONINGS, SYSTEMS
 from dist_sft.chat.formats import FORMATS, parse_row
 from dist_sft.chat.recognise import GLAIVE, MAYBE_TURNS, QUESTIONS, TURNS
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import RowError, SftError
 from dist_sft.data.readers.base import Values, checked_row, refuse_surrogates
 from tests.chat.test_hostile import HAND_MADE, NUMBERS, TURN_KEYS, WORDS, nested

@@ -15,7 +15,7 @@ from dist_sft.chat.conversation import Conversation, Message, ToolCall
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.render import Renderer
 from dist_sft.chat.sandbox import MOST_SOURCE, MOST_STEPS
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import RowError, TemplateError
 
 LOOP, END = "{% for i in range(99999) %}", "{% endfor %}"

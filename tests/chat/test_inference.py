@@ -7,7 +7,7 @@ import pytest
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.templates import ChatTemplate
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 TAIL = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dist_sft.chat.conversation import Conversation, Document, Message
 from dist_sft.chat.encode import Encoder
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import RowError, TemplateError
 
 END = "<|im_end|>"

@@ -17,7 +17,7 @@ from dist_sft.chat.conversation import Conversation, Message
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.turns import Turns
 from dist_sft.chat.witness import Witness
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import RowError
 from tests.chat.test_certificate import unchecked_weights
 

@@ -10,7 +10,7 @@ from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.render import Renderer
 from dist_sft.chat.witness import Witness
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import RowError
 from tests.chat.real import MODELS, encoder_of, vocabulary
 

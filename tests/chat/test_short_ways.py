@@ -7,7 +7,7 @@ import pytest
 from dist_sft.chat.conversation import Conversation, Message
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.render import Renderer
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import RowError
 from tests.chat import oracle, real
 from tests.chat.test_masks import TEMPLATES, encoder

@@ -2,8 +2,9 @@
 
 import pytest
 
-from dist_sft.config.redact import redact_urls, redacted, secret_keys
+from dist_sft.config.redact import redacted, secret_keys
 from dist_sft.config.run_config import RunConfig
+from dist_sft.core.redact import redact_urls
 
 
 def test_values_of_secret_keys_are_hidden():

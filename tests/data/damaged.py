@@ -28,7 +28,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.sources import open_source
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_sft.config.sections import DataSection, OrderSection, PacingSection, Source
+from dist_sft.config.data import DataSection, OrderSection, PacingSection, Source
 from dist_sft.core.errors import DataError
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.curriculum import BLOCKS, Curriculum, Pacing, Sequential

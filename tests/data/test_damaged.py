@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import DataError
 from dist_sft.data.readers import sound
 from dist_sft.data.sources import open_source
@@ -65,7 +65,7 @@ def test_an_arrow_file_that_is_cut_off_under_a_run_is_our_error(tmp_path, stream
 
 CUT = """
 import os, sys
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.data.readers.content import Local
 from dist_sft.data.sources import open_source
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import DataError
 from dist_sft.core.results import GroupLoss
 from dist_sft.data.groups import LONGEST, MOST, Groups, GroupTotals, RowGroups, added, refuse_unknown, totals_of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dist_sft.chat.conversation import Conversation, Document, Message
 from dist_sft.chat.encode import Encoder
-from dist_sft.config.sections import DataSection, LossWeights, OrderSection, PacingSection, Source
+from dist_sft.config.data import DataSection, LossWeights, OrderSection, PacingSection, Source
 from dist_sft.core import seeds
 from dist_sft.core.errors import DataError
 from dist_sft.data import hold_out as module

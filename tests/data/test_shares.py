@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dist_sft.chat.encode import Encoder
-from dist_sft.config.sections import DataSection, LossWeights, Source
+from dist_sft.config.data import DataSection, LossWeights, Source
 from dist_sft.core.errors import DataError
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import Rows

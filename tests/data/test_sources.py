@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.data.sources import open_source
 
 ROWS = [{"prompt": f"p{i}\n", "completion": f"ç{i}"} for i in range(5)]

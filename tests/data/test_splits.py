@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import DataError
 from dist_sft.data.readers.splits import split_of
 from dist_sft.data.sources import open_source

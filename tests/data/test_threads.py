@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_sft.chat.formats import parse_row
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data.readers.arrow import Table
 from dist_sft.data.sources import open_source

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dist_sft.chat.conversation import EncodedSample
 from dist_sft.chat.encode import Encoder
-from dist_sft.config.sections import DataSection, LossWeights, Source
+from dist_sft.config.data import DataSection, LossWeights, Source
 from dist_sft.core.errors import DataError, RowError
 from dist_sft.data import token_store
 from dist_sft.data.encoding import Layout, Rows

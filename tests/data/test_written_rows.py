@@ -5,9 +5,9 @@ import json
 import pytest
 
 from dist_sft.chat.encode import Encoder
+from dist_sft.config.data import DataSection, LossWeights, Source
 from dist_sft.config.learned import learned
 from dist_sft.config.run_config import RunConfig
-from dist_sft.config.sections import DataSection, LossWeights, Source
 from dist_sft.core.errors import RowError
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import FIRST_ROWS, Rows, Told

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dist_sft.chat.encode import Encoder
-from dist_sft.config.sections import DataSection, ModelSection, Source
+from dist_sft.config.data import DataSection, Source
+from dist_sft.config.sections import ModelSection
 from dist_sft.data.encoding import Rows
 from dist_sft.data.groups import RowGroups
 from dist_sft.data.ledger import Ledger

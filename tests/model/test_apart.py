@@ -52,9 +52,9 @@ def test_both_ways_to_ask_say_the_same(model, monkeypatch):
     settings = ModelSection(path=str(model))
     here = Pretrained(settings)
     monkeypatch.delitem(sys.modules, "torch")
-    there = apart.told(settings, apart.VOCABULARY, pytest.fail)
+    there = apart.ask(settings, apart.VOCABULARY, pytest.fail)
     assert Vocabulary(**there) == here.vocabulary
-    said = apart.told(settings, apart.CONFIG, pytest.fail)
+    said = apart.ask(settings, apart.CONFIG, pytest.fail)
     monkeypatch.undo()
     assert said == here.architecture.read.spelled_out()
 
@@ -64,4 +64,4 @@ def test_an_error_there_is_the_error_here(model, monkeypatch):
     (model / "tokenizer_config.json").unlink()
     monkeypatch.delitem(sys.modules, "torch")
     with pytest.raises(ModelError, match="the folder holds no tokenizer"):
-        apart.told(ModelSection(path=str(model)), apart.VOCABULARY, pytest.fail)
+        apart.ask(ModelSection(path=str(model)), apart.VOCABULARY, pytest.fail)

@@ -18,7 +18,8 @@ from dist_sft.chat.encode import Encoder
 from dist_sft.chat.formats import parse_row
 from dist_sft.chat.render import TODAY
 from dist_sft.chat.templates import ChatTemplate
-from dist_sft.config.sections import LossWeights, ModelSection
+from dist_sft.config.data import LossWeights
+from dist_sft.config.sections import ModelSection
 from dist_sft.core.errors import RowError
 from dist_sft.model.saved import save_full
 from dist_sft.model.tokenizer import save_tokenizer, vocabulary_of

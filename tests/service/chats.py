@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dist_sft.chat.encode import Encoder
 from dist_sft.chat.vocabulary import Vocabulary
-from dist_sft.config.sections import DataSection, LossWeights, OrderSection, Source
+from dist_sft.config.data import DataSection, LossWeights, OrderSection, Source
 from dist_sft.data.arrange import order_of, streams_of
 from dist_sft.data.encoding import Rows
 from dist_sft.data.order import Steps

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dist_sft.chat.conversation import EncodedSample
-from dist_sft.config.sections import WeightChange
+from dist_sft.config.data import WeightChange
 from dist_sft.core.errors import ClusterError, ConfigError, DataError, RowError
 from dist_sft.data.encoding import EncodedStep, Layout, step_hash
 from dist_sft.data.ledger import Ledger

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dist_sft.chat.encode import Encoder
-from dist_sft.config.sections import DataSection, LossWeights, Source
+from dist_sft.config.data import DataSection, LossWeights, Source
 from dist_sft.data.encoding import Rows
 from dist_sft.data.order import SampleId
 from dist_sft.data.pack import build_pack

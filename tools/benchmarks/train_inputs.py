@@ -137,7 +137,7 @@ def _draw(data: Path, pool: Path, model: Path, pack: int, steps: int) -> None:
 def _encoded(pool: Path, model: Path) -> list[tuple[Any, Any]]:
     """Tokens and loss weights of each chat, as our encoder makes them."""
     from dist_sft.chat.encode import Encoder
-    from dist_sft.config.sections import DataSection, LossWeights, Source
+    from dist_sft.config.data import DataSection, LossWeights, Source
     from dist_sft.data.encoding import Rows
     from dist_sft.data.order import SampleId
     from dist_sft.model.tokenizer import load_tokenizer, vocabulary_of

@@ -5,7 +5,7 @@ Source ─ the readers' own search ─> paths.   No row is read; of an archive i
 
 from pathlib import Path
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.data.readers.find import CARD, Found, find_files, local_file, named_files
 from dist_sft.data.readers.saved import saved_files
 from dist_sft.data.readers.splits import files_of_card

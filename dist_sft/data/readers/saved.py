@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_sft.config.sections import Source
+from dist_sft.config.data import Source
 from dist_sft.core.errors import DataError
 from dist_sft.data.readers.base import Values, canonical
 from dist_sft.data.readers.typed import as_written

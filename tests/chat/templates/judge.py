@@ -13,7 +13,7 @@ from dist_sft.chat.formats import parse_row
 from dist_sft.chat.templates import ChatTemplate
 from dist_sft.chat.vocabulary import Vocabulary
 from dist_sft.chat.witness import Witness
-from dist_sft.config.sections import LossWeights
+from dist_sft.config.data import LossWeights
 from dist_sft.core.errors import SftError
 from tests.chat.templates.conversations import KINDS, rows
 from tests.chat.templates.listing import Entry

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_sft.cluster.ownership import started_here
+from dist_sft.cluster.auto_address import started_here
 from dist_sft.core.errors import ClusterError
 from tests.command import DIST_SFT, without_work
 from tests.ranks import ROOT
