@@ -55,6 +55,7 @@ def test_looking_at_data_imports_no_torch_even_the_first_time(command, words):
 
 
 def test_what_was_read_once_is_not_read_again(command):
+    command(("preview",))
     assert WORK["vocabulary"] not in command(("preview",)).stderr
 
 
